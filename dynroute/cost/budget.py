@@ -1,0 +1,57 @@
+"""The budget: what the routing is asked to spend, as a loss (SPEC, "Cost")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dynroute.cost.ledger import CostTables
+from dynroute.models.space import CLOSED_BELOW
+
+BUDGET_START = 0.40
+BUDGET_WARMUP = 0.02
+MEASURES = ("expected", "real")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """lambda2 * warmup * (C(Space)/C - mu)^2.
+
+    Attributes:
+        weight: lambda2.
+        target: mu, the share of C to spend.
+        full_mflops: C in MFLOPs; None takes the network's own all-open expected cost at the input's size.
+        measure: "expected" is the published loss.  "real" counts what a runtime would execute: the value uses the
+            indicators of the real cost, the gradient goes straight through to the alphas, so that the pressure
+            stays on until paths close and stops where they have (docs/budget.md).
+    """
+
+    weight: float
+    target: float
+    full_mflops: float | None = None
+    measure: str = "expected"
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise ValueError(f"budget.measure: wanted one of {', '.join(MEASURES)}, got {self.measure!r}")
+        if self.full_mflops is not None and self.full_mflops <= 0:
+            raise ValueError(f"budget.full_mflops: wanted a positive number or None, got {self.full_mflops}")
+
+    def warmup(self, progress: float) -> float:
+        """0 before 40% of training, then linear to 1 over the next 2%."""
+        return min(max((progress - BUDGET_START) / BUDGET_WARMUP, 0.0), 1.0)
+
+    def loss(self, gates: Tensor, tables: CostTables, progress: float) -> Tensor:
+        """gates [N,L+1,4,3] -> scalar; C(Space) is the batch's mean."""
+        full = tables.all_open if self.full_mflops is None else self.full_mflops
+        spent = tables.expected(gates).mean()
+        if self.measure == "real":
+            spent = tables.expected(_straight_through(gates)).mean()
+        return self.weight * self.warmup(progress) * (spent / full - self.target) ** 2
+
+
+def _straight_through(gates: Tensor) -> Tensor:
+    """1 where a path is open, 0 where closed; gradient 1 to each open alpha."""
+    indicator = (gates > CLOSED_BELOW).to(gates.dtype)
+    return gates + (indicator - gates).detach()

@@ -1,0 +1,71 @@
+"""Cells: what a node computes before its paths.  SepConv is the network's; the others are the paper's study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dynroute.models.layers import ConvNorm, depthwise
+
+
+def _sepconv(c: int, stacks: int = 2, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
+    """`stacks` times depthwise -> pointwise -> BN, with ReLU between stacks and none at the end."""
+    layers: list[nn.Module] = []
+    for i in range(stacks):
+        layers += [depthwise(c, kernel, dilation=dilation), ConvNorm(c, c, relu=i + 1 < stacks)]
+    return nn.Sequential(*layers)
+
+
+def _bottleneck(c: int) -> nn.Sequential:
+    return nn.Sequential(ConvNorm(c, c // 4, relu=True), ConvNorm(c // 4, c // 4, 3, relu=True), ConvNorm(c // 4, c))
+
+
+def _mbconv(c: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvNorm(c, 4 * c, relu=True), ConvNorm(4 * c, 4 * c, 3, groups=4 * c, relu=True), ConvNorm(4 * c, c)
+    )
+
+
+CELL_OPS: dict[str, Callable[[int], nn.Sequential]] = {
+    "sepconv": _sepconv,
+    "sepconv1": lambda c: _sepconv(c, stacks=1),
+    "sepconv3": lambda c: _sepconv(c, stacks=3),
+    "sepconv5x5": lambda c: _sepconv(c, kernel=5),
+    "sepconv7x7": lambda c: _sepconv(c, kernel=7),
+    "dilconv": lambda c: _sepconv(c, stacks=1, dilation=2),
+    "bottleneck": _bottleneck,
+    "mbconv": _mbconv,
+    "basic": lambda c: nn.Sequential(ConvNorm(c, c, 3)),
+}
+
+
+def scaled_drop(x: Tensor, keep_prob: float) -> Tensor:
+    """x [N,...] times Bernoulli(keep_prob)/keep_prob, drawn per sample (scheduled drop path)."""
+    mask = torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep_prob)
+    return x * mask.div_(keep_prob)
+
+
+class Cell(nn.Module):
+    """H = X + sum of the cell's operations on X (SPEC, "Node").
+
+    Args:
+        channels: C' of the node's scale.
+        ops: names from `CELL_OPS`; identity is always there.
+    """
+
+    def __init__(self, channels: int, ops: Sequence[str] = ("sepconv",)) -> None:
+        super().__init__()
+        unknown = [op for op in ops if op not in CELL_OPS]
+        if unknown or not ops:
+            raise ValueError(f"cell: wanted names from {', '.join(CELL_OPS)}, got {', '.join(ops) or 'none'}")
+        self.op_names = tuple(ops)
+        self.ops = nn.ModuleList(CELL_OPS[op](channels) for op in ops)
+
+    def forward(self, x: Tensor, keep_prob: float = 1.0) -> Tensor:
+        """x [N,C',h,w] -> H of the same shape; keep_prob < 1 drops the operations' sum per sample (not identity)."""
+        y = self.ops[0](x)
+        for op in self.ops[1:]:
+            y = y + op(x)
+        return x + (scaled_drop(y, keep_prob) if keep_prob < 1.0 else y)

@@ -1,0 +1,31 @@
+"""From the last layer's four maps to class logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dynroute.models.layers import ConvNorm, upsample
+from dynroute.models.space import SCALES
+
+
+class Decoder(nn.Module):
+    """From 1/32 to 1/4: f = ReLU(BN(1x1(f_s + up(f_{s+1})))), channels halve (kept at scale 0); conv3x3; bilinear x4.
+
+    Args:
+        channels: C at 1/4 scale.
+        num_classes: K.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.merge = nn.ModuleList(ConvNorm(channels << s, channels << max(s - 1, 0), relu=True) for s in range(SCALES))
+        self.predictor = nn.Conv2d(channels, num_classes, 3, padding=1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """maps: [N, C*2^s, h/2^s, w/2^s] for s = 0..3 -> logits [N,K,4h,4w]; an absent map comes as zeros."""
+        f = self.merge[3](maps[3])
+        for s in (2, 1, 0):
+            f = self.merge[s](maps[s] + upsample(f, 2))
+        return upsample(self.predictor(f), 4)

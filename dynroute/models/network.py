@@ -1,0 +1,274 @@
+"""The routed network: stem, init cell, grid of gated nodes, decoder, in plain PyTorch.
+
+This is the definition (SPEC) and the trainer's forward; `dynroute.optimize` makes the runtime that skips.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dynroute.cost.ledger import CostTables, cost_tables
+from dynroute.models.cell import CELL_OPS, Cell
+from dynroute.models.decoder import Decoder
+from dynroute.models.gate import ACTIVATIONS, Gate
+from dynroute.models.layers import ConvNorm, init_weights, upsample
+from dynroute.models.space import CLOSED_BELOW, DOWN, KEEP, SCALES, UP, Node, build_space
+from dynroute.models.stem import Stem, pad_images
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What defines a network; saved as `config.json` beside its weights.
+
+    Attributes:
+        layers: L >= 4.
+        channels: C at 1/4 scale, a multiple of 8.
+        num_classes: K.
+        gate: "tanh", "sigmoid", "softmax" or "fixed".
+        small_gate: gates read a quarter-size input.
+        stem_width: channels inside the stem.
+        cell: names from `dynroute.models.cell.CELL_OPS`, summed.
+        drop_prob: scheduled drop path's final probability at the last layer.
+    """
+
+    layers: int = 16
+    channels: int = 64
+    num_classes: int = 19
+    gate: str = "tanh"
+    small_gate: bool = False
+    stem_width: int = 64
+    cell: tuple[str, ...] = ("sepconv",)
+    drop_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, ok, wanted in (
+            ("layers", self.layers >= 4, "at least 4"),
+            ("channels", self.channels >= 8 and self.channels % 8 == 0, "a positive multiple of 8"),
+            ("num_classes", 1 <= self.num_classes <= 255, "1 to 255 (labels are bytes, 255 is ignored)"),
+            ("gate", self.gate in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
+            ("stem_width", self.stem_width >= 8 and self.stem_width % 8 == 0, "a positive multiple of 8"),
+            ("cell", bool(self.cell) and all(c in CELL_OPS for c in self.cell), f"names from {', '.join(CELL_OPS)}"),
+            ("drop_prob", 0.0 <= self.drop_prob < 1.0, "0 <= drop_prob < 1"),
+        ):
+            if not ok:
+                raise ValueError(f"{name}: wanted {wanted}, got {getattr(self, name)!r}")
+
+
+@dataclass
+class Output:
+    """What a network returns for images [N,3,H,W].
+
+    Attributes:
+        logits: [N,K,H,W].
+        gates: float32 [N,L+1,4,3], alphas in the order up, keep, down; row 0 the init cell; 0 where there is no path
+            or the node is absent.
+        expected_mflops: [N], soft cost of the space; real_mflops: [N], cost by open/closed, all at the padded size.
+    """
+
+    logits: Tensor
+    gates: Tensor
+    expected_mflops: Tensor
+    real_mflops: Tensor
+
+
+class RoutedNode(nn.Module):
+    """A node: gate, cell, and its up and down paths (keep has no weights)."""
+
+    def __init__(self, node: Node, config: NetworkConfig) -> None:
+        super().__init__()
+        c = config.channels << node.scale
+        self.node = node
+        self.gate = Gate(c, node, config.gate, config.small_gate)
+        self.cell = Cell(c, config.cell)
+        if node.paths[UP]:
+            self.up = ConvNorm(c, c // 2, relu=True)
+        if node.paths[DOWN]:
+            self.down = ConvNorm(c, 2 * c, 1, 2, relu=True)
+
+    def forward(self, x: Tensor, alphas: Tensor, keep_prob: float = 1.0) -> list[Tensor | None]:
+        """x [N,C',h,w], alphas [N,3] -> outputs of up, keep, down (None where there is no path).
+
+        A sample whose alphas sum to less than 1e-4 passes x itself through keep and nothing through the others.
+        """
+        a = alphas.to(x.dtype)[:, :, None, None, None]
+        closed = (alphas.sum(1) < CLOSED_BELOW)[:, None, None, None]
+        h = F.relu(self.cell(x, keep_prob))
+        out: list[Tensor | None] = [None, torch.where(closed, x, h * a[:, KEEP]), None]
+        if self.node.paths[UP]:
+            out[UP] = upsample(self.up(h), 2) * a[:, UP]
+        if self.node.paths[DOWN]:
+            out[DOWN] = self.down(h) * a[:, DOWN]
+        return out
+
+
+class DynamicNetwork(nn.Module):
+    """Dynamic routing network (Li et al., CVPR 2020).  See `create_model` and `NetworkConfig`."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.space = build_space(config.layers)
+        self.stem = Stem(config.channels, config.stem_width)
+        self.init = RoutedNode(self.space[0][0], config)
+        self.grid = nn.ModuleList(nn.ModuleList(RoutedNode(node, config) for node in nodes) for nodes in self.space[1:])
+        self.decoder = Decoder(config.channels, config.num_classes)
+        init_weights(self)
+        for gate in self.gates():
+            gate.reset_bias()
+
+    def rows(self) -> list[list[RoutedNode]]:
+        """The init cell's row, then the grid's."""
+        return [[self.init], *(list(row) for row in self.grid)]  # type: ignore[arg-type, list-item]
+
+    def gates(self) -> Iterable[Gate]:
+        return (m for m in self.modules() if isinstance(m, Gate))
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """Parameters of all gates, for a learning rate of their own."""
+        return [p for gate in self.gates() for p in gate.parameters()]
+
+    def costs(self, height: int, width: int, *, published_decoder: bool = False) -> CostTables:
+        """Cost tables at an input of height x width pixels (padded here as the network pads)."""
+        c = self.config
+        h, w = padded_size(height, width, c.small_gate)
+        return cost_tables(
+            c.layers, c.channels, c.num_classes, h, w, small_gate=c.small_gate, fixed_gates=c.gate == "fixed",
+            stem_width=c.stem_width, cell=c.cell, published_decoder=published_decoder,
+        )  # fmt: skip
+
+    def forward(self, images: Tensor, gates: Tensor | None = None, progress: float | None = None) -> Output:
+        """Runs the network.
+
+        Args:
+            images: float [N,3,H,W], already normalised, any H and W >= 1.
+            gates: float [N,L+1,4,3] or [L+1,4,3] alphas to force; ignored where there is no path.
+            progress: 0..1, position in training, for scheduled drop path (training mode only; None: no drop).
+
+        Raises:
+            ValueError: images or gates of another shape.
+        """
+        forced = check_inputs(images, gates, self.config)
+        x = pad_images(images, self.config.small_gate)
+        maps, alphas = self._route(self.stem(x), forced, progress)
+        logits = self.decoder(maps)[..., : images.shape[-2], : images.shape[-1]]
+        tables = self.costs(*images.shape[-2:])
+        return Output(logits, alphas, tables.expected(alphas), tables.real(alphas))
+
+    def _route(self, x: Tensor, forced: Tensor | None, progress: float | None) -> tuple[list[Tensor], Tensor]:
+        """Stem map [N,C,h,w] -> the last row's maps per scale, and the gates [N,L+1,4,3].
+
+        In evaluation a node whose inputs are all absent is absent, per sample: masks, since everything is dense here.
+        """
+        n = x.shape[0]
+        zero = torch.zeros(n, 3, device=x.device)
+        inputs: list[Tensor] = [x]
+        present = [torch.ones(n, dtype=torch.bool, device=x.device)]
+        table: list[Tensor] = []
+        rows = self.rows()
+        for r, nodes in enumerate(rows):
+            row_alphas, outputs, closed = [], [], []
+            for node, x_s, here in zip(nodes, inputs, present, strict=True):
+                if forced is None:
+                    alphas = node.gate(x_s)
+                else:
+                    alphas = forced[:, r, node.node.scale]
+                if not self.training:
+                    alphas = torch.where(here[:, None], alphas, 0.0)
+                outputs.append(node(x_s, alphas, self._keep_prob(r, progress)))
+                closed.append(alphas.sum(1) < CLOSED_BELOW)
+                row_alphas.append(alphas)
+            table.append(torch.stack(row_alphas + [zero] * (SCALES - len(nodes)), dim=1))
+            if r + 1 < len(rows):
+                inputs, present = _pull(self.space[r + 1], outputs, closed, present)
+        last = [out[KEEP] for out in outputs]
+        return last, torch.stack(table, dim=1)  # type: ignore[return-value]
+
+    def _keep_prob(self, row: int, progress: float | None) -> float:
+        """p = 1 - progress * (l+1)/L * drop_prob; the init cell is l = -1 and never dropped."""
+        if not self.training or progress is None:
+            return 1.0
+        return 1.0 - progress * row / self.config.layers * self.config.drop_prob
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes `config.json` and `model.safetensors` into `folder` (made if missing)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().contiguous().cpu() for k, v in self.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        return folder
+
+
+def _pull(
+    nodes: tuple[Node, ...], outputs: list[list[Tensor | None]], closed: list[Tensor], present: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Each next node's input, summed in the fixed order down, keep, up, and in which samples it is present."""
+    inputs, there = [], []
+    for node in nodes:
+        s, terms, masks = node.scale, [], []
+        for path, source in ((DOWN, s - 1), (KEEP, s), (UP, s + 1)):
+            if node.sources[path]:
+                terms.append(outputs[source][path])
+                # keep passes whatever its source has; up and down come only out of a node that is not closed
+                masks.append(present[source] if path == KEEP else ~closed[source])
+        x, mask = terms[0], masks[0]
+        for term, m in zip(terms[1:], masks[1:], strict=True):
+            x, mask = x + term, mask | m  # type: ignore[operator]
+        inputs.append(x)
+        there.append(mask)
+    return inputs, there  # type: ignore[return-value]
+
+
+def padded_size(height: int, width: int, small_gate: bool) -> tuple[int, int]:
+    """Size after `pad_images`."""
+    shape = pad_images(torch.empty(1, 1, height, width, device="meta"), small_gate).shape
+    return shape[-2], shape[-1]
+
+
+def check_inputs(images: Tensor, gates: Tensor | None, config: NetworkConfig) -> Tensor | None:
+    """Checks images [N,3,H,W] and forced gates; returns the gates as float32 [N,L+1,4,3] with 0 where no path is."""
+    from dynroute.models.space import path_exists
+
+    if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 1 or not images.is_floating_point():
+        raise ValueError(f"images: wanted float [N,3,H,W], got {images.dtype} {list(images.shape)}")
+    if gates is None:
+        return None
+    wanted = (images.shape[0], config.layers + 1, SCALES, 3)
+    if tuple(gates.shape) == wanted[1:]:
+        gates = gates.expand(wanted)
+    if tuple(gates.shape) != wanted:
+        raise ValueError(f"gates: wanted [N,L+1,4,3] = {list(wanted)} or without N, got {list(gates.shape)}")
+    exists = path_exists(config.layers).to(gates.device)
+    return torch.where(exists, gates.to(images.device, torch.float32), 0.0)
+
+
+def from_pretrained(folder: str | Path) -> DynamicNetwork:
+    """Loads a folder written by `save_pretrained`, in evaluation mode.
+
+    Raises:
+        ValueError: a file is missing or does not fit; the message names it.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: wanted a folder made by save_pretrained, but {name} is missing")
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+        config = NetworkConfig(**{**raw, "cell": tuple(raw["cell"])})
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'}: not a network's configuration: {error}") from None
+    net = DynamicNetwork(config)
+    try:
+        net.load_state_dict(load_file(folder / "model.safetensors"))
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{folder / 'model.safetensors'}: does not fit config.json: {first}") from None
+    return net.eval()

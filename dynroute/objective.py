@@ -1,0 +1,48 @@
+"""The training objective: segmentation loss plus budget loss."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynroute.cost.budget import Budget
+from dynroute.models.network import DynamicNetwork, Output
+
+IGNORED_LABEL = 255
+
+
+class Losses(dict[str, Tensor]):
+    """Scalar losses by name, to be summed; `output` is what the network returned."""
+
+    def __init__(self, losses: dict[str, Tensor], output: Output) -> None:
+        super().__init__(losses)
+        self.output = output
+
+
+def objective(
+    net: DynamicNetwork, images: Tensor, labels: Tensor, progress: float, budget: Budget | None = None
+) -> Losses:
+    """Runs the network and prices the result (SPEC, "Cost" and "Training").
+
+    Args:
+        images: float [N,3,H,W], normalised.
+        labels: int64 [N,H,W], 0..K-1, 255 ignored.
+        progress: 0..1, position in training; the budget acts from 0.40 on, drop path grows with it.
+        budget: None leaves the "budget" key out.
+
+    Returns: {"segmentation": scalar, "budget": scalar}, with the network's output as `.output`.
+
+    Raises:
+        ValueError: labels whose shape is not the images', or progress out of range.
+    """
+    if labels.shape != (images.shape[0], *images.shape[2:]):
+        raise ValueError(f"labels: wanted [N,H,W] = {[images.shape[0], *images.shape[2:]]}, got {list(labels.shape)}")
+    if not 0.0 <= progress <= 1.0:
+        raise ValueError(f"progress: wanted 0..1, got {progress}")
+    out = net(images, progress=progress)
+    total = F.cross_entropy(out.logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    # a crop can be all padding: 0 instead of 0/0
+    losses = {"segmentation": total / (labels != IGNORED_LABEL).sum().clamp(min=1)}
+    if budget is not None:
+        losses["budget"] = budget.loss(out.gates, net.costs(*images.shape[-2:]), progress)
+    return Losses(losses, out)
