@@ -1,0 +1,20 @@
+"""Data sets, augmentation and the deterministic training stream."""
+
+from dynroute.data.augment import BGR_MEAN, Augmentation, Normalise
+from dynroute.data.folder import FolderDataset
+from dynroute.data.loader import Stream, batches
+from dynroute.data.scenes import ScenesDataset
+from dynroute.data.source import IGNORE, DataError, Source
+
+__all__ = [
+    "BGR_MEAN",
+    "IGNORE",
+    "Augmentation",
+    "DataError",
+    "FolderDataset",
+    "Normalise",
+    "ScenesDataset",
+    "Source",
+    "Stream",
+    "batches",
+]
