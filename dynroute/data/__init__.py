@@ -3,6 +3,7 @@
 from dynroute.data.augment import BGR_MEAN, Augmentation, Normalise
 from dynroute.data.folder import FolderDataset
 from dynroute.data.loader import Stream, batches
+from dynroute.data.preprocess import load_preprocess, save_preprocess
 from dynroute.data.scenes import ScenesDataset
 from dynroute.data.source import IGNORE, DataError, Source
 
@@ -17,4 +18,6 @@ __all__ = [
     "Source",
     "Stream",
     "batches",
+    "load_preprocess",
+    "save_preprocess",
 ]

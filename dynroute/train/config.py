@@ -1,0 +1,214 @@
+"""The configuration of a training run: one tree of dataclasses, from a YAML file and `key.sub=value` overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dynroute.data import BGR_MEAN
+from dynroute.train.parse import ConfigError, build, set_override
+
+SHIPPED = Path(__file__).parent / "configs"
+
+
+@dataclass
+class ModelConfig:
+    """Which network; None leaves a field as the named network has it (see `dynroute.create_model`)."""
+
+    name: str = "dynamic_raw_l16"
+    num_classes: int | None = None
+    """None: as many as the data set has."""
+    channels: int | None = None
+    layers: int | None = None
+    small_gate: bool | None = None
+    gate: str | None = None
+    stem_width: int | None = None
+    drop_prob: float | None = None
+    init: str | None = None
+    """A folder of `save_pretrained` to start from; `name` and the fields above are then not looked at."""
+
+
+@dataclass
+class DataConfig:
+    """Which images, and how training changes them."""
+
+    kind: Literal["folder", "scenes"] = "folder"
+    root: str | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    cache: bool | None = None
+    """Keep decoded images in memory; None: when the split is small."""
+    crop: tuple[int, int] = (768, 768)
+    scale: tuple[float, float] = (0.5, 2.0)
+    short_sides: tuple[int, ...] = ()
+    """Scale the shortest side to one of these instead of by `scale`."""
+    flip: bool = True
+    jitter: float = 0.0
+    mean: tuple[float, float, float] = BGR_MEAN
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    order: Literal["bgr", "rgb"] = "bgr"
+    workers: int = 1
+    scenes_size: int = 160
+    scenes_train: int = 4096
+    scenes_val: int = 128
+
+
+@dataclass
+class OptimiserConfig:
+    """SGD as SPEC "Training" has it."""
+
+    batch: int = 8
+    lr: float = 0.05
+    gate_lr_factor: float = 1.0
+    """2.5 with a pretrained backbone."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    """Of everything but normalisation parameters."""
+    clip_norm: float = 5.0
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over time: linear warm-up times polynomial decay."""
+
+    steps: int = 190_000
+    warmup_steps: int = 1000
+    warmup_factor: float = 0.001
+    power: float = 0.9
+
+
+@dataclass
+class BudgetConfig:
+    """The budget loss; see `dynroute.Budget`."""
+
+    weight: float = 0.0
+    """lambda2; 0: no budget."""
+    target: float = 0.1
+    full_mflops: float | None = None
+    measure: str = "expected"
+
+
+@dataclass
+class EvaluationConfig:
+    """What happens after training, and now and then during it."""
+
+    every: int = 0
+    """Steps between evaluations during training; 0: only at the end."""
+    precise_bn_batches: int = 200
+    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    max_images: int | None = None
+
+
+@dataclass
+class RunConfig:
+    """Where the run goes and how it is carried out."""
+
+    folder: str = "runs/run"
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    """None: as many as torch takes."""
+    bf16: bool = False
+    compile: bool = False
+    log_every: int = 20
+    checkpoint_every: int = 500
+
+
+@dataclass
+class Config:
+    """Everything that defines a run; written resolved to `<run folder>/config.yaml`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionaries, lists and scalars."""
+        return _plain(asdict(self))
+
+    def save(self, path: str | Path) -> None:
+        """Write as YAML; `load_config` reads it back to an equal configuration."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: a YAML file, the name of a shipped one (`camvid`, see `list_configs`), or None for the defaults.
+        overrides: `key.sub=value` each, the value written as in YAML; applied in order, after the file.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key (with the nearest known one), a value of the wrong type, or
+            values that do not make sense together.
+    """
+    tree = {} if path is None else _read(path)
+    for override in overrides:
+        set_override(tree, override)
+    config = build(Config, tree)
+    _check(config)
+    return config
+
+
+def list_configs() -> list[str]:
+    """Names of the shipped configurations."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file() and str(path) in list_configs():
+        file = SHIPPED / f"{path}.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{path}: no such file, wanted a YAML file or one of {', '.join(list_configs())}")
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid YAML ({' '.join(str(error).split())})") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: wanted keys such as 'model:' at the top, got {type(tree).__name__}")
+    return tree
+
+
+def _check(config: Config) -> None:
+    data, optimiser, schedule = config.data, config.optimiser, config.schedule
+    checks = [
+        (data.kind != "folder" or data.root is not None, "data.root: wanted the folder of the data set"),
+        (min(data.crop) >= 1, f"data.crop: wanted positive sizes, got {list(data.crop)}"),
+        (0 < data.scale[0] <= data.scale[1], f"data.scale: wanted 0 < low <= high, got {list(data.scale)}"),
+        (min(data.std) > 0, f"data.std: wanted positive numbers, got {list(data.std)}"),
+        (0 <= data.jitter < 1, f"data.jitter: wanted 0 <= jitter < 1, got {data.jitter}"),
+        (data.workers >= 0, f"data.workers: wanted 0 or more, got {data.workers}"),
+        (data.scenes_size >= 32, f"data.scenes_size: wanted 32 or more, got {data.scenes_size}"),
+        (min(data.scenes_train, data.scenes_val) >= 1, "data.scenes_train, data.scenes_val: wanted 1 or more"),
+        (optimiser.batch >= 1, f"optimiser.batch: wanted 1 or more, got {optimiser.batch}"),
+        (optimiser.lr > 0, f"optimiser.lr: wanted a positive number, got {optimiser.lr}"),
+        (optimiser.clip_norm > 0, f"optimiser.clip_norm: wanted a positive number, got {optimiser.clip_norm}"),
+        (schedule.steps >= 1, f"schedule.steps: wanted 1 or more, got {schedule.steps}"),
+        (schedule.warmup_steps >= 0, f"schedule.warmup_steps: wanted 0 or more, got {schedule.warmup_steps}"),
+        (config.budget.weight >= 0, f"budget.weight: wanted 0 or more, got {config.budget.weight}"),
+        (bool(config.evaluation.scales), "evaluation.scales: wanted at least one scale, such as [1.0]"),
+        (all(s > 0 for s in config.evaluation.scales), "evaluation.scales: wanted positive numbers"),
+        (config.run.log_every >= 1, f"run.log_every: wanted 1 or more, got {config.run.log_every}"),
+        (config.run.checkpoint_every >= 1, f"run.checkpoint_every: wanted 1 or more, got {config.run.checkpoint_every}"),
+    ]
+    for holds, message in checks:
+        if not holds:
+            raise ConfigError(message)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

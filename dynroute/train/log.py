@@ -1,0 +1,112 @@
+"""What a run tells while it goes: a progress bar, TensorBoard, and one JSON record each log interval."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dynroute.data import IGNORE
+from dynroute.train.metrics import confusion_matrix, scores
+from dynroute.train.parse import ConfigError
+
+# mIoU of training batches is smoothed over about this many steps.
+MIOU_WINDOW = 100
+# Of the logits, every 4th pixel each way: the network predicts at 1/4 size, the rest is interpolation.
+MIOU_STRIDE = 4
+
+
+class TrainingLog:
+    """Gathers values of steps and writes their means every `every` steps.
+
+    Values stay tensors until a record is written, so that a GPU is not waited for at each step.
+    """
+
+    def __init__(self, folder: Path, num_classes: int, every: int, steps: int, start: int, quiet: bool = False) -> None:
+        self.path = folder / "log.jsonl"
+        _keep_records(self.path, start)
+        self.writer = SummaryWriter(str(folder / "tb"), purge_step=start if start else None)
+        self.bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", disable=quiet, dynamic_ncols=True)
+        self.every, self.num_classes = every, num_classes
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.float64)
+        self._elapsed, self._since = 0.0, time.perf_counter()
+
+    @torch.no_grad()
+    def step(self, step: int, rate: float, values: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
+        """Take in step number `step` (1 after the first): scalars `values`, logits [N, K, H, W], labels [N, H, W].
+
+        Raises ConfigError when the loss is no longer a number; seen at the next record, not at once.
+        """
+        for key, value in values.items():
+            value = value.detach().double()
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+        self._count += 1
+        predicted = logits.detach()[..., ::MIOU_STRIDE, ::MIOU_STRIDE].argmax(1)
+        kept = torch.where(labels < self.num_classes, labels, IGNORE)[..., ::MIOU_STRIDE, ::MIOU_STRIDE]
+        counts = confusion_matrix(predicted, kept, self.num_classes)
+        self._confusion = self._confusion.to(counts.device) * (1 - 1 / MIOU_WINDOW) + counts
+        self.bar.update()
+        if step % self.every == 0:
+            self._write(step, rate)
+
+    def event(self, step: int, **values: Any) -> None:
+        """Write a record of its own, such as an evaluation's."""
+        self._append({"step": step, **values})
+        for key, value in values.items():
+            if isinstance(value, (int, float)):
+                self.writer.add_scalar(key, value, step)
+        self.writer.flush()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for the records after it to be those of an uninterrupted run."""
+        seconds = self._elapsed + time.perf_counter() - self._since
+        return {"sums": self._sums, "count": self._count, "confusion": self._confusion, "seconds": seconds}
+
+    def load_state(self, state: dict[str, Any], device: torch.device) -> None:
+        """Put back what `state` returned."""
+        self._sums = {key: value.to(device) for key, value in state["sums"].items()}
+        self._count, self._confusion = state["count"], state["confusion"].to(device)
+        self._elapsed, self._since = state["seconds"], time.perf_counter()
+
+    def close(self) -> None:
+        self.bar.close()
+        self.writer.close()
+
+    def _write(self, step: int, rate: float) -> None:
+        means = {key: float(value) / self._count for key, value in self._sums.items()}
+        if means["loss"] != means["loss"]:
+            raise ConfigError(f"step {step}: the loss is not a number any more; a lower optimiser.lr may help")
+        means["miou"] = scores(self._confusion).miou
+        seconds = self._elapsed + time.perf_counter() - self._since
+        self._append({"step": step, "lr": rate, **means, "seconds": round(seconds, 3)})
+        for key, value in {"lr": rate, **means}.items():
+            self.writer.add_scalar(f"train/{key}", value, step)
+        shown = {"loss": "loss", "miou": "mIoU", "expected_share": "expected", "real_share": "real"}
+        self.bar.set_postfix_str(" ".join(f"{word} {means[key]:.3f}" for key, word in shown.items() if key in means))
+        self._sums, self._count = {}, 0
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _keep_records(path: Path, last: int) -> None:
+    """Drop records after step `last`: a resumed run writes them again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= last:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue  # a line cut short by a crash
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
