@@ -1,0 +1,41 @@
+# `make quickstart` and `make test` need Python >= 3.10 and a C++17 compiler; everything else goes into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := runs/quickstart
+
+.PHONY: help quickstart test lint bench clean
+
+help:
+	@echo "make quickstart  train a small routed network without and with a budget, print what was saved, write a report"
+	@echo "make test        build, lint and run all tests"
+	@echo "make lint        ruff, mypy"
+	@echo "make bench       operators against eager PyTorch on this machine"
+
+# The stamps keep a second `make` from installing again; the native library is rebuilt when a source changed.
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python >= 3.10 is needed, this is " + sys.version.split()[0]'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+quickstart: $(VENV)/.built
+	$(BIN)/python -m dynroute.quickstart --out $(RUN)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.built
+	$(BIN)/python benchmarks/ops_vs_eager.py
+
+clean:
+	rm -rf $(VENV) build dynroute/lib *.egg-info
