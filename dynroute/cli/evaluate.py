@@ -1,0 +1,64 @@
+"""Quality and costs over a data set: expected and real cost are the paper's, in MFLOPs (multiply-accumulates, 1e6);
+executed work is counted by the runtime as it computes.  A run is evaluated on its own validation images unless --data
+names others: a folder with images/<split>/ and masks/<split>/, or 'scenes'."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dynroute.cli.common import BACKENDS, add_target, check_device, load_target, open_data, positive, print_table
+
+HELP = "evaluate a trained network: IoU of each class, and what it cost"
+EXAMPLES = (
+    "dynroute eval runs/scenes_quick",
+    "dynroute eval runs/camvid/model --data /data/camvid --split test --json eval.json",
+    "dynroute eval runs/camvid --backend eager     # the plain PyTorch network, everything computed",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_target(parser)
+    parser.add_argument("--data", metavar="ROOT", help="data set folder, or 'scenes' (default: the run's own)")
+    parser.add_argument("--split", default="val", help="split of --data (default: val)")
+    parser.add_argument("--backend", default="auto", choices=[*BACKENDS, "eager"], help="default: auto")
+    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images at once (default: 1)")
+    parser.add_argument("--images", type=positive, metavar="N", help="only the first N images")
+    parser.add_argument("--device", default="cpu", help="cpu; GPUs are not supported yet")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from dynroute.report.work import open_model
+    from dynroute.train.evaluate import evaluate
+
+    check_device(args.device)
+    target = load_target(args.model, args.small_gate)
+    source = open_data(target, args.data, args.split)
+    model = open_model(target.net, args.backend)
+    total = len(source) if args.images is None else min(args.images, len(source))
+    with tqdm(total=total, desc="eval", unit="image", delay=2, leave=False, dynamic_ncols=True) as bar:
+        result = evaluate(
+            model, source, target.normalise, batch=args.batch, max_images=args.images,
+            each=lambda done, _: bar.update(done - bar.n),
+        )  # fmt: skip
+    shares = {}
+    for key in ("expected_mflops", "real_mflops", "executed_macs"):
+        full = result.get(f"all_open_{key}")
+        if full:
+            shares[key] = result[key] / full
+    print(f"{args.model}: {total} images, {model.label}")
+    names = [(name, "-" if value is None else f"{value:.4f}") for name, value in result["iou"].items()]
+    print_table(("class", "IoU"), [*names, ("mIoU", f"{result['miou'] or 0:.4f}")])
+    print(f"\npixel accuracy {result['pixel_accuracy'] or 0:.4f}\n")
+    words = {"expected_mflops": "expected (space)", "real_mflops": "real (paper)", "executed_macs": "executed"}
+    print_table(
+        ("cost per image", "MMACs", "of all open"),
+        [
+            (word, f"{result[key] * (1e-6 if key == 'executed_macs' else 1):.1f}", f"{shares[key]:.1%}")
+            for key, word in words.items()
+            if key in shares
+        ],
+    )
+    return {**result, "shares": shares, "backend": model.label, "model": args.model}

@@ -1,0 +1,187 @@
+"""Counts multiply-accumulates of a network at an image size or on images, node by node.
+
+dense     the paper's count with everything open
+expected  the paper's soft cost of the routing space: each cell and path weighted by its alpha; what a budget acts on
+real      the paper's count by open and closed, with all gates, stem and decoder
+executed  the convolutions that the runtime really did, counted as they were done
+
+--gates open (default) opens everything; a run's folder opens the paths that are open in more than half of its
+validation images; a fixed network's name (unet, hrnetv2, ...) opens that; own takes the network's own gates on --images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynroute.cli.common import (
+    BACKENDS,
+    Target,
+    add_target,
+    input_tensor,
+    load_target,
+    parse_size,
+    positive,
+    print_table,
+)
+from dynroute.models.space import DOWN, PART_NAMES, SCALES, UP, build_space
+
+HELP = "count a network's cost: expected, real, executed, by layer and scale"
+EXAMPLES = (
+    "dynroute flops dynamic_raw_l16 --size 768x768",
+    "dynroute flops fix_l16 --size 1024x2048 --published-decoder   # as the published figures count",
+    "dynroute flops dynamic_raw_l16 --size 512x1024 --gates unet",
+    "dynroute flops runs/camvid --images photos/ --json flops.json",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_target(parser)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--size", type=parse_size, metavar="HxW", help="image size in pixels")
+    where.add_argument("--images", type=Path, metavar="IMAGE_OR_FOLDER", help="a trained network's own gates on these")
+    parser.add_argument(
+        "--gates", metavar="open|RUN|NAME|own", help="which paths are open (default: open; own on images)"
+    )
+    parser.add_argument("--classes", type=positive, metavar="K", help="classes of a named model (default: 19)")
+    parser.add_argument(
+        "--published-decoder", action="store_true",
+        help="count the decoder with its height for its width, as the published code does",
+    )  # fmt: skip
+    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="what counts the executed work")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from dynroute.report.work import open_model, space_macs
+
+    target = load_target(args.model, args.small_gate, args.classes)
+    if args.classes is not None and args.classes != target.net.config.num_classes:
+        raise ValueError(f"--classes {args.classes}: {args.model} has {target.net.config.num_classes}")
+    names, batches = _inputs(args, target)
+    choice = args.gates or ("own" if args.images is not None else "open")
+    if choice == "own" and args.images is None:
+        raise ValueError("--gates own: wanted --images to compute the gates on")
+    gates = None if choice == "own" else chosen_gates(choice, target)
+    model = open_model(target.net, args.backend)
+    samples, tables, seen = [], None, torch.zeros(0)
+    for name, images in zip(names, batches):
+        height, width = images.shape[-2:]
+        tables = target.net.costs(height, width, published_decoder=args.published_decoder)
+        out = model(images, gates=gates)
+        full = model.all_open_work(height, width)
+        assert full is not None
+        fixed = float(tables.gate.sum()) + tables.stem + tables.decoder
+        samples.append(
+            {
+                "name": name,
+                "size": [height, width],
+                "expected_mflops": float(tables.expected(out.gates.double())[0]),
+                "real_mflops": float(tables.real(out.gates)[0]),
+                "executed_mmacs": int(out.executed_macs[0]) / 1e6,
+                "executed_space_mmacs": int(space_macs(out.executed_nodes)[0]) / 1e6,
+                "halo_mmacs": int(out.halo_macs[0]) / 1e6,
+                "dense": {
+                    "expected_mflops": tables.all_open,
+                    "real_mflops": tables.all_open + fixed,
+                    "executed_mmacs": full[0] / 1e6,
+                    "executed_space_mmacs": int(space_macs(full[1])) / 1e6,
+                },
+                "parts": {"gates": float(tables.gate.sum()), "stem": tables.stem, "decoder": tables.decoder},
+            }
+        )
+        seen = out.executed_nodes.double() if not len(seen) else torch.cat([seen, out.executed_nodes.double()])
+    _print(args.model, model.label, choice, samples)
+    nodes = seen.mean(0) / 1e6
+    _print_nodes(target.net.config.layers, nodes)
+    return {
+        "model": args.model,
+        "backend": model.label,
+        "gates": choice,
+        "published_decoder": args.published_decoder,
+        "samples": samples,
+        "executed_nodes_mmacs": {"parts": list(PART_NAMES), "values": nodes.tolist()},
+    }
+
+
+def chosen_gates(choice: str, target: Target) -> Tensor:
+    """Alphas [L+1,4,3] for `open`, a fixed network's name, or the paths most images of a run open."""
+    from dynroute import routes
+
+    layers = target.net.config.layers
+    if choice == "open":
+        return torch.ones(layers + 1, SCALES, 3)
+    if choice in routes.list_fixed():
+        return routes.fixed(choice, layers).float()
+    record = Path(choice) / "eval.json"
+    if not record.is_file():
+        raise ValueError(
+            f"--gates {choice}: wanted open, own, a run's folder (with eval.json), or one of {', '.join(routes.list_fixed())}"
+        )
+    try:
+        probability = torch.tensor(json.loads(record.read_text())["gates"]["open_probability"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{record}: wanted an evaluation with gates.open_probability ({error!r})") from None
+    if tuple(probability.shape) != (layers + 1, SCALES, 3):
+        raise ValueError(
+            f"{record}: gates of shape {list(probability.shape)}, but {target.label} has {[layers + 1, SCALES, 3]}"
+        )
+    return routes.common(probability).float()
+
+
+def _inputs(args: argparse.Namespace, target: Target) -> tuple[list[str], list[Tensor]]:
+    if args.images is None:
+        return [f"{args.size[0]}x{args.size[1]}"], [torch.zeros(1, 3, *args.size)]
+    from dynroute.cli.segment import find_images, read_image
+
+    if not target.trained:
+        raise ValueError(
+            f"{args.model}: a name gives random weights, whose gates on images mean nothing; wanted --size"
+        )
+    files = find_images(args.images)
+    return [file.name for file in files], [input_tensor(target.normalise, [read_image(file)]) for file in files]
+
+
+def _print(label: str, backend: str, choice: str, samples: list[dict[str, Any]]) -> None:
+    print(f"{label}, gates {choice}, {backend}; millions of multiply-accumulates (the paper's MFLOPs)\n")
+
+    def share(sample: dict[str, Any], key: str) -> str:
+        return f"{sample[key]:.1f} ({sample[key] / sample['dense'][key]:.0%})"
+
+    keys = ("expected_mflops", "real_mflops", "executed_mmacs", "executed_space_mmacs")
+    rows = [
+        (sample["name"], f"{sample['dense']['real_mflops']:.1f}", *[share(sample, key) for key in keys])
+        for sample in samples
+    ]
+    print_table(("sample", "dense", "expected (space)", "real", "executed", "executed (space)"), rows)
+    parts = samples[0]["parts"]
+    print(
+        f"\nexpected, all open: {samples[0]['dense']['expected_mflops']:.1f};  gates {parts['gates']:.1f}, "
+        f"stem {parts['stem']:.1f}, decoder {parts['decoder']:.1f} (paper's count; always in real)"
+    )
+
+
+def _print_nodes(layers: int, nodes: Tensor) -> None:
+    """nodes float64 [L+1,4,5]."""
+    print("\nexecuted by node, mean over samples: cell + up + down (gate), M; '.' computed nothing\n")
+    rows = []
+    for members in build_space(layers):
+        row = members[0].row
+        cells = []
+        for scale in range(SCALES):
+            if scale >= len(members):
+                cells.append("")
+                continue
+            gate, cell, up, _, down = nodes[row, scale].tolist()
+            if gate + cell + up + down == 0:
+                cells.append(".")
+                continue
+            paths = [f"{cell:.1f}"]
+            paths += [f"{up:.1f}" if members[scale].paths[UP] else "-"]
+            paths += [f"{down:.1f}" if members[scale].paths[DOWN] else "-"]
+            cells.append(" + ".join(paths) + (f" ({gate:.1f})" if gate else ""))
+        rows.append(["init" if row == 0 else f"layer {row - 1}", *cells, f"{float(nodes[row].sum()):.1f}"])
+    print_table(["", *[f"1/{4 << s}" for s in range(SCALES)], "sum"], rows)

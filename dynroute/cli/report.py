@@ -1,0 +1,87 @@
+"""Writes one HTML file that needs nothing else: the run's facts, what routing saved (expected, executed, on the clock),
+images with their errors and route maps, path probabilities, training curves, IoU by class.  Timings come from
+RUN/bench.json where `dynroute bench RUN --json RUN/bench.json` made one; otherwise they are measured briefly."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dynroute.cli.common import BACKENDS, load_target, open_data, positive, run_config
+
+HELP = "write an HTML report of a training run"
+EXAMPLES = ("dynroute report runs/scenes_quick", "dynroute report runs/camvid --images 5 --out camvid.html")
+# Enough for a stable table; a big validation set need not be gone through again.
+OBSERVED = 128
+BRIEF_REPEATS = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="RUN", help="folder of a finished training run")
+    parser.add_argument("--images", type=positive, default=3, metavar="N", help="images shown (default: 3)")
+    parser.add_argument(
+        "--observe", type=positive, default=OBSERVED, metavar="N",
+        help=f"validation images to run and count (default: {OBSERVED})",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
+    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="default: auto")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    out = make_report(Path(args.folder), args.images, args.out, args.observe, args.backend)
+    print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    return {"run": args.folder, "report": str(out)}
+
+
+def make_report(
+    folder: Path, images: int = 3, out: Path | None = None, observed: int = OBSERVED, backend: str = "auto"
+) -> Path:
+    """Gathers what the run left behind, measures what is missing, writes the report; returns its path."""
+    from dynroute.cli.bench import IMAGES, data_images, measure
+    from dynroute.provenance import provenance
+    from dynroute.report import Material, observe, open_model, read_log, write_report
+
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder}: wanted a training run's folder (config.yaml, model/, eval.json, log.jsonl)")
+    target = load_target(str(folder))
+    out = out or folder / "report.html"
+    if not out.resolve().parent.is_dir():
+        raise ValueError(f"--out {out}: wanted a file in a folder that exists")
+    evaluation = _read_json(folder / "eval.json", "miou")
+    bench = _read_json(folder / "bench.json", "results") if (folder / "bench.json").is_file() else None
+    source = open_data(target, None, "val")
+    model = open_model(target.net, backend)
+    count = min(observed, len(source))
+    with tqdm(total=count, desc="observe", unit="image", delay=2, leave=False, dynamic_ncols=True) as bar:
+        findings = observe(model, source, target.normalise, count, lambda: bar.update())
+    if bench is None:
+        bench = measure(target, data_images(target, None, "val", IMAGES), [1, 8], BRIEF_REPEATS, backend)
+    material = Material(
+        title=folder.resolve().name,
+        model=model,
+        source=source,
+        normalise=target.normalise,
+        findings=findings,
+        config=run_config(target),
+        evaluation=evaluation,
+        log=read_log(folder / "log.jsonl"),
+        bench=bench,
+        provenance=provenance(),
+    )
+    return write_report(material, out, images)
+
+
+def _read_json(path: Path, key: str) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; wanted a run whose training has finished") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(record, dict) or key not in record:
+        raise ValueError(f"{path}: wanted a JSON object with {key!r}")
+    return record

@@ -1,0 +1,48 @@
+"""CONFIG is a YAML file or the name of a shipped configuration.  The run's folder gets config.yaml, log.jsonl, tb/
+(TensorBoard), checkpoint.pt, and at the end model/ and eval.json.  Ctrl-C ends after the step at hand, with a
+checkpoint; --resume goes on from it, with the same losses as without the interruption."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HELP = "train a network as a configuration says"
+EXAMPLES = (
+    "dynroute train scenes_quick                                    # minutes on a CPU, nothing to download",
+    "dynroute train scenes_quick --set budget.weight=0 --run runs/no_budget",
+    "dynroute train camvid_budget --set data.root=/data/camvid --set optimiser.batch=4",
+    "dynroute train runs/camvid/config.yaml --resume                # go on after an interruption",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from dynroute.train.config import list_configs
+
+    parser.add_argument("config", metavar="CONFIG", help=f"a YAML file, or one of: {', '.join(list_configs())}")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", nargs="+",
+        help="change a value of the configuration, such as optimiser.lr=0.02",
+    )  # fmt: skip
+    parser.add_argument("--run", type=Path, metavar="FOLDER", dest="run_folder", help="the run's folder (run.folder)")
+    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from dynroute.train.config import load_config
+    from dynroute.train.loop import train
+
+    overrides = [item for group in args.overrides for item in group]
+    if args.run_folder is not None:
+        overrides.append(f"run.folder={json.dumps(str(args.run_folder))}")
+    folder = train(load_config(args.config, overrides), resume=args.resume)
+    result = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    print(f"run: {folder}")
+    print(f"mIoU {result['miou'] or 0:.4f} on {result['images']} images")
+    for key, word in (("expected_mflops", "expected"), ("real_mflops", "real")):
+        share = result[key] / result[f"all_open_{key}"] if result.get(f"all_open_{key}") else None
+        print(f"{word} cost {result[key]:.1f} MFLOPs" + (f", {share:.1%} of all open" if share is not None else ""))
+    print(f"next: dynroute report {folder}")
+    return {"run": str(folder), **result}

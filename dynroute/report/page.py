@@ -1,0 +1,324 @@
+"""The report: one HTML file that needs nothing else, with images, route maps, curves and the table of savings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dynroute.data import IGNORE, Normalise, Source
+from dynroute.report.collect import Findings, Sample, choose, error_map, predict
+from dynroute.report.palette import class_map, data_uri, palette
+from dynroute.report.svg import Series, line_chart, probability_marks, route_map, sample_marks, scatter
+from dynroute.report.work import Model
+
+THUMBNAIL = 320
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+@dataclass
+class Material:
+    """What a report is made of.
+
+    Attributes:
+        title: the run's name.
+        model: with a runtime; source, normalise: the validation images.
+        findings: see `observe`.
+        config: the run's configuration, plain values.
+        evaluation: eval.json; log: records of log.jsonl; bench: what `dynroute bench` found.
+        provenance: of this report.
+    """
+
+    title: str
+    model: Model
+    source: Source
+    normalise: Normalise
+    findings: Findings
+    config: dict[str, Any]
+    evaluation: dict[str, Any]
+    log: list[dict[str, Any]]
+    bench: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def write_report(material: Material, out: Path, images: int = 3) -> Path:
+    """Writes the report with `images` images, from least to most work; returns `out`."""
+    chosen = choose(material.findings.samples, images)
+    body = "\n".join(
+        [
+            _header(material),
+            _savings(material),
+            _images(material, chosen),
+            _probabilities(material),
+            _curves(material, chosen),
+            _classes(material),
+            _footer(material),
+        ]
+    )
+    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(f"{material.title} – dynroute report"), body=body
+    )
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _header(m: Material) -> str:
+    f, c, rows = m.findings, m.model.net.config, m.bench["results"]
+    open_share = f.mean("executed") / f.mean("full_executed")
+    tiles = [
+        (f"{m.evaluation.get('miou') or f.miou:.1%}", f"mIoU on {m.evaluation.get('images', len(f.samples))} images"),
+        (f"{open_share:.0%}", "of the all-open multiply-accumulates executed"),
+    ]
+    for row in rows:
+        tiles.append((f"{1 / row['time_ratio']:.0%}", f"of the all-open time, batch {row['batch']}"))
+    low, high = min(r["realised_share"] for r in rows), max(r["realised_share"] for r in rows)
+    realised = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}–{high:.2f}"
+    tiles.append((realised, "of the saving shows on the clock (1.00: all of it)"))
+    data, schedule = m.config.get("data", {}), m.config.get("schedule", {})
+    budget, machine = m.config.get("budget", {}), m.evaluation.get("machine", {})
+    facts = [
+        (
+            "model",
+            f"{m.config.get('model', {}).get('name', '')}: {c.layers} layers, {c.channels} channels at 1/4, "
+            f"{c.gate} gates{' on quarter-size inputs' if c.small_gate else ''}, {c.num_classes} classes",
+        ),
+        ("data", f"{data.get('kind')} {data.get('root') or ''} ({len(m.source)} validation images)"),
+        (
+            "training",
+            f"{schedule.get('steps')} steps of {m.config.get('optimiser', {}).get('batch')} crops "
+            f"of {'x'.join(map(str, data.get('crop', [])))}",
+        ),
+        (
+            "budget",
+            f"weight {budget['weight']:g}, target {budget['target']:.0%} of the {budget.get('measure', 'expected')} cost"
+            if budget.get("weight")
+            else "none",
+        ),
+        ("trained on", _machine(machine)),
+        ("commit", str(m.evaluation.get("commit") or "not in a checkout")[:13]),
+    ]
+    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
+    boxes = "".join(f'<div class="tile"><b>{value}</b><span>{escape(text)}</span></div>' for value, text in tiles)
+    return (
+        f'<h1>{escape(m.title)}</h1><p class="soft">Dynamically routed segmentation: for each image, gates choose which '
+        f'cells and scale changes are computed.</p><div class="tiles">{boxes}</div><dl>{items}</dl>'
+    )
+
+
+def _savings(m: Material) -> str:
+    f = m.findings
+    rows = [
+        _row(
+            "Expected cost of the space, MFLOPs",
+            f.mean("full_expected"),
+            f.mean("expected"),
+            "computed from the alphas",
+        ),
+        _row(
+            "Real cost as the paper counts, MFLOPs",
+            f.mean("full_real"),
+            f.mean("real"),
+            "computed from open and closed",
+        ),
+        _row(
+            "Executed in the space, M MACs", f.mean("full_space") / 1e6, f.mean("space") / 1e6, "counted by the kernels"
+        ),
+        _row(
+            "Executed in all, M MACs", f.mean("full_executed") / 1e6, f.mean("executed") / 1e6, "counted by the kernels"
+        ),
+    ]
+    for result in m.bench["results"]:
+        ms = result["ms_per_image"]
+        how = f"timed, {result['images']} images, {result['repeats']} rounds"
+        label = f"Time per image at batch {result['batch']}, ms"
+        rows.append(_row(label, ms["all_open"]["median"], ms["routed"]["median"], how, ms["all_open"], ms["routed"]))
+    shares = []
+    for result in m.bench["results"]:
+        low, high = result["realised_spread"]
+        eager = result["ms_per_image"].get("eager")
+        beside = f"; eager PyTorch, channels_last: {eager['median']:.2f} ms" if eager else ""
+        shares.append(
+            f"<li>Batch {result['batch']}: {result['time_ratio']:.2f}x less time for {result['work_ratio']:.2f}x less work, "
+            f"realised share <b>{result['realised_share']:.2f}</b> (p10–p90 {low:.2f}–{high:.2f}){beside}.</li>"
+        )
+    machine = _machine(m.bench.get("machine") or m.provenance["machine"])
+    return (
+        "<h2>What routing saved</h2>"
+        f'<p class="soft">Means over {len(f.samples)} validation images, batches of one.  Computed: from the gates by a '
+        "formula.  Counted: added up by the runtime as convolutions finished.  Timed: by the clock, the contestants "
+        "taking turns.</p>"
+        '<div class="scroll"><table><tr><th></th><th>all open</th><th>routed</th><th>routed / all open</th>'
+        f'<th style="text-align:left;padding-left:12px">how it is known</th></tr>{"".join(rows)}</table></div>'
+        f"<ul>{''.join(shares)}</ul>"
+        f'<p class="note">Realised share = (T_open / T_routed) / (work_open / work_routed), work = executed MACs of the timed '
+        "images.  The space is the grid's cells and all paths; stem, decoder and gates come on top and are never skipped "
+        "(but an absent node's gate is).  All open: the same network, every gate given as 1, so that no gate is "
+        f"computed.  Timed on {escape(machine)}, {m.bench['threads']} threads, {escape(m.bench['backend'])}.</p>"
+    )
+
+
+def _row(
+    label: str,
+    full: float,
+    routed: float,
+    how: str,
+    full_spread: dict[str, float] | None = None,
+    routed_spread: dict[str, float] | None = None,
+) -> str:
+    def cell(value: float, spread: dict[str, float] | None) -> str:
+        if spread is None:
+            return f"<td>{value:,.1f}</td>"
+        return f'<td title="p10 {spread["p10"]:.2f}, p90 {spread["p90"]:.2f}">{value:,.2f}</td>'
+
+    return (
+        f"<tr><td>{escape(label)}</td>{cell(full, full_spread)}{cell(routed, routed_spread)}"
+        f'<td>{routed / full:.1%}</td><td class="how">{escape(how)}</td></tr>'
+    )
+
+
+def _images(m: Material, chosen: list[tuple[int, str]]) -> str:
+    classes = m.source.class_names
+    colours = palette(len(classes))
+    legend = "".join(
+        f'<span><i class="swatch" style="background:rgb({r},{g},{b})"></i>{escape(name)}</span>'
+        for name, (r, g, b) in zip(classes, colours[: len(classes)].tolist())
+    )
+    blocks = [_image(m, m.findings.samples[place], word) for place, word in chosen]
+    return (
+        "<h2>Images and their routes</h2>"
+        f'<p class="soft">Chosen by executed work out of {len(m.findings.samples)} validation images.  In a route map, layers '
+        "go across and scales down; hover for the numbers.</p>"
+        f'<div class="legend">{legend}<span><i class="swatch" style="background:rgb(214,48,49)"></i>wrong (error map)</span>'
+        f'</div><div class="legend">{_route_legend()}</div>{"".join(blocks)}'
+    )
+
+
+def _image(m: Material, sample: Sample, word: str) -> str:
+    image, truth = m.source.read(sample.index)
+    predicted, _ = predict(m.model, m.source, m.normalise, sample.index)
+    labels = predicted.numpy()
+    classes = len(m.source.class_names)
+    wrong = Image.fromarray(error_map(image, labels, truth))
+    pictures = [
+        ("input", Image.fromarray(image), True),
+        ("truth", class_map(np.where(truth == IGNORE, 255, truth).astype(np.uint8), classes), False),
+        ("prediction", class_map(labels, classes), False),
+        ("errors", wrong, True),
+    ]
+    figures = "".join(
+        f'<figure><img{"" if photo else " class=flat"} src="{data_uri(picture, THUMBNAIL, photo)}" alt="{name} of '
+        f'{escape(sample.name)}"><figcaption>{name}</figcaption></figure>'
+        for name, picture, photo in pictures
+    )
+    right = f"{sample.right:.1%} of pixels right" if sample.right is not None else "nothing labelled"
+    return (
+        f'<section class="image"><h3>{escape(word)} <small>{escape(sample.name)}, {image.shape[1]}x{image.shape[0]}: '
+        f"{sample.executed / 1e6:,.1f} M MACs executed, {sample.share:.0%} of all open; {right}</small></h3>"
+        f'<div class="four">{figures}</div>'
+        f"{route_map(sample_marks(sample.gates, sample.nodes), f'Route of {sample.name}')}</section>"
+    )
+
+
+def _route_legend() -> str:
+    line = '<svg viewBox="0 0 34 14"><line class="{}" x1="2" y1="7" x2="32" y2="7"{}/></svg>'
+    dot = '<svg viewBox="0 0 34 14">{}</svg>'
+    items = [(line.format(kind, ' stroke-width="4"'), kind) for kind in ("up", "keep", "down")]
+    items += [
+        ('<svg viewBox="0 0 34 14"><path fill="var(--keep)" d="M2 6.6 L32 4 V10 L2 7.4 Z"/></svg>', "width: alpha"),
+        (
+            dot.format('<circle class="cell" cx="17" cy="7" r="6"/><circle class="fill" cx="17" cy="7" r="6"/>'),
+            "cell computed",
+        ),
+        (dot.format('<circle class="cell" cx="17" cy="7" r="6"/>'), "cell closed"),
+        (line.format("passed", ""), "closed cell hands its input on"),
+        (line.format("shut", ""), "path closed"),
+        (dot.format('<circle class="absent" cx="17" cy="7" r="3"/>'), "absent: nothing reaches it"),
+    ]
+    return "".join(f"<span>{picture}{escape(text)}</span>" for picture, text in items)
+
+
+def _probabilities(m: Material) -> str:
+    f = m.findings
+    same = all(bool(((s.gates > 1e-4) == (f.samples[0].gates > 1e-4)).all()) for s in f.samples)
+    remark = "  Every image took the same route." if same and len(f.samples) > 1 else ""
+    return (
+        "<h2>How often each path is open</h2>"
+        f'<p class="soft">Over {len(f.samples)} validation images: line width and fill are probabilities of being open; '
+        f"mean alphas in the tooltips.{remark}</p>"
+        f"{route_map(probability_marks(f.open_probability, f.mean_alpha), 'Probability of each path being open')}"
+    )
+
+
+def _curves(m: Material, chosen: list[tuple[int, str]]) -> str:
+    def series(name: str, key: str, kind: str, dashed: bool = False) -> Series:
+        points = [(float(r["step"]), float(r[key])) for r in m.log if isinstance(r.get(key), (int, float))]
+        return Series(name, [p for p in points if p[1] == p[1]], kind, dashed)
+
+    steps = max([float(r["step"]) for r in m.log], default=1.0)
+    budget = m.config.get("budget", {})
+    costs = [series("expected", "expected_share", "two"), series("real", "real_share", "one")]
+    if budget.get("weight"):
+        costs.append(Series("target", [(0.0, budget["target"]), (steps, budget["target"])], "mark", dashed=True))
+    charts = [
+        line_chart(
+            "Loss", [series("segmentation", "segmentation", "one"), series("budget", "budget", "two")], log=False
+        ),
+        line_chart("mIoU", [series("training batches", "miou", "one"), series("validation", "val_miou", "two")], "%"),
+        line_chart("Cost, share of all open", costs, "%"),
+    ]
+    samples = [s for s in m.findings.samples if s.right is not None]
+    if samples:
+        marked = {samples.index(m.findings.samples[i]): word for i, word in chosen if m.findings.samples[i] in samples}
+        points = [(s.share, s.right or 0.0, s.name) for s in samples]
+        charts.append(scatter(points, "executed work, share of all open", "Pixels right", marked))
+    return (
+        "<h2>Training, and work against quality</h2>"
+        '<p class="soft">Over training steps, from the run\'s log.  The budget acts from 40% of training on; its share is of the '
+        "space alone, the real cost's of the whole network.</p>"
+        f'<div class="charts">{"".join(charts)}</div>'
+    )
+
+
+def _classes(m: Material) -> str:
+    iou = m.evaluation.get("iou") or dict(zip(m.source.class_names, m.findings.iou))
+    colours = palette(len(iou))
+    rows = []
+    for (name, value), (r, g, b) in zip(iou.items(), colours[: len(iou)].tolist()):
+        known = isinstance(value, float) and value == value
+        width = round(180 * value) if known else 0
+        rows.append(
+            f'<tr><td><i class="swatch" style="background:rgb({r},{g},{b})"></i>{escape(name)}</td>'
+            f"<td>{f'{value:.1%}' if known else 'not seen'}</td>"
+            f'<td style="text-align:left"><span class="track"><i class="bar" style="width:{width}px"></i></span></td></tr>'
+        )
+    accuracy = m.evaluation.get("pixel_accuracy") or m.findings.pixel_accuracy
+    return (
+        "<h2>Quality by class</h2>"
+        f"<table><tr><th>class</th><th>IoU</th><th></th></tr>{''.join(rows)}"
+        f"<tr><td><b>mean</b></td><td><b>{m.evaluation.get('miou') or m.findings.miou:.1%}</b></td><td></td></tr></table>"
+        f'<p class="note">Pixel accuracy {accuracy:.1%}; over {m.evaluation.get("images", len(m.findings.samples))} validation '
+        "images, by the evaluation at the end of training.</p>"
+    )
+
+
+def _footer(m: Material) -> str:
+    versions = m.provenance["versions"]
+    command = " ".join(m.evaluation.get("command") or [])
+    return (
+        f"<footer>dynroute {escape(versions['dynroute'])}, torch {escape(versions['torch'])}, Python "
+        f"{escape(versions['python'])}; report made on {escape(_machine(m.provenance['machine']))}"
+        + (f", commit {escape(str(m.provenance['commit'])[:13])}" if m.provenance.get("commit") else "")
+        + f".<br>Seed {escape(str(m.evaluation.get('seed')))}; trained by <code>{escape(command)}</code></footer>"
+    )
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    if not machine:
+        return "unknown machine"
+    gpu = f", {machine['gpu']}" if machine.get("gpu") else ""
+    return f"{machine.get('cpu')}, {machine.get('cores')} cores{gpu}"

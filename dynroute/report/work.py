@@ -1,0 +1,71 @@
+"""Networks opened for running and counting, with what the same network does when everything is open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynroute.cost import CostTables
+from dynroute.models import DynamicNetwork
+
+
+class Model:
+    """A network behind one of the backends, or in plain PyTorch: what `evaluate` and the commands call.
+
+    Attributes:
+        net: the network, in evaluation mode.
+        runtime: None for plain PyTorch.
+        label: one phrase that says what computes.
+    """
+
+    def __init__(self, net: DynamicNetwork, backend: str = "auto") -> None:
+        self.net = net.eval()
+        self.runtime: Any = None
+        self._all_open: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        if backend == "eager":
+            self.net.to(memory_format=torch.channels_last)
+            self.label = "eager PyTorch (computes everything, whatever the routes)"
+            return
+        from dynroute.runtime import optimize
+
+        self.runtime = optimize(net, backend=backend)
+        self.label = f"backend {self.runtime.backend}"
+        if backend == "auto" and self.runtime.backend == "reference":
+            self.label += f" ({self.runtime.reason})"
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, gates: Tensor | None = None) -> Any:
+        """images [N,3,H,W] -> the network's or the runtime's output."""
+        return (self.runtime or self.net)(images, gates=gates)
+
+    def costs(self, height: int, width: int) -> CostTables:
+        """Cost tables at an image size, as the network's own."""
+        return self.net.costs(height, width)
+
+    def open_gates(self) -> Tensor:
+        """float32 [L+1,4,3] of ones: every path that exists, open."""
+        return torch.ones(self.net.config.layers + 1, 4, 3)
+
+    def all_open_work(self, height: int, width: int) -> tuple[int, Tensor] | None:
+        """Executed MACs of one image with all paths forced open: total and int64 [L+1,4,5]; None in plain PyTorch.
+
+        The gates are given, so the total holds none of theirs.
+        """
+        if self.runtime is None:
+            return None
+        if (height, width) not in self._all_open:
+            out = self(torch.zeros(1, 3, height, width), gates=self.open_gates())
+            self._all_open[height, width] = (int(out.executed_macs[0]), out.executed_nodes[0])
+        return self._all_open[height, width]
+
+
+def open_model(net: DynamicNetwork, backend: str = "auto") -> Model:
+    """`net` behind `backend`: auto, cpu, reference, or eager. Raises ValueError where it does not run here."""
+    return Model(net, backend)
+
+
+def space_macs(nodes: Tensor) -> Tensor:
+    """executed_nodes [...,L+1,4,5] -> [...]: cells of the grid and all paths; no gates, no init cell."""
+    return nodes[..., 1:].sum((-1, -2, -3)) - nodes[..., 0, :, 1].sum(-1)
