@@ -1,0 +1,82 @@
+// X = down_weight * down + keep_weight * keep + up_weight * bilinear_x2(up), in one pass, in this order.
+// Unit of work: a band of rows; within a row, blocks of 8 source pixels of `up` (16 of X), so that the rows in use stay
+// in L1. The x2 bilinear has the weights 1/4 and 3/4, first down the columns, then along the row; beyond the border the
+// border is repeated. Bound by memory: what counts is that every source is read once and X written once.
+#include "target.h"
+
+namespace dynroute::DYNROUTE_TARGET {
+namespace {
+
+// inputs: one row of each source, null if its weight is 0
+template <class T>
+struct Sources {
+  const T* down;             // [w, c]
+  const T* keep;             // [w, c]
+  const T *up_near, *up_far;  // [w/2, c]: the rows weighing 3/4 and 1/4
+  T down_weight, keep_weight, up_weight;
+};
+
+template <class T, class Load>
+DYNROUTE_INLINE Vec<T> weighted(const Sources<T>& in, int64_t at, Load load) {
+  Vec<T> sum = Vec<T>::set(0);
+  if (in.down) sum = Vec<T>::set(in.down_weight) * load(in.down + at);
+  if (in.keep) sum = fma(Vec<T>::set(in.keep_weight), load(in.keep + at), sum);
+  return sum;
+}
+
+template <class T>
+void row_without_up(const Sources<T>& in, int64_t size, T* out /* [size] */) {
+  // size is at most 2^31: a row
+  for_channels<T>(int(size), [&](int c, auto load, auto store)
+                                 __attribute__((always_inline)) { store(out + c, weighted(in, c, load)); });
+}
+
+template <class T>
+void row_with_up(const Sources<T>& in, int w, int channels, T* out /* [w, channels] */) {
+  const int half = w / 2;
+  const Vec<T> near = Vec<T>::set(T(0.75)), far = Vec<T>::set(T(0.25)), alpha = Vec<T>::set(in.up_weight);
+  for (int begin = 0; begin < half; begin += 8) {
+    const int end = least(begin + 8, half);
+    for_channels<T>(channels, [&](int c, auto load, auto store) __attribute__((always_inline)) {
+      const auto column = [&](int x) __attribute__((always_inline)) {
+        const int64_t at = int64_t(x) * channels + c;
+        return fma(near, load(in.up_near + at), far * load(in.up_far + at));
+      };
+      Vec<T> left = column(most(begin - 1, 0)), middle = column(begin);
+      for (int x = begin; x < end; ++x) {
+        const Vec<T> right = column(least(x + 1, half - 1));
+        const int64_t at = int64_t(2 * x) * channels + c;
+        store(out + at, fma(alpha, fma(near, middle, far * left), weighted(in, at, load)));
+        store(out + at + channels, fma(alpha, fma(near, middle, far * right), weighted(in, at + channels, load)));
+        left = middle;
+        middle = right;
+      }
+    });
+  }
+}
+
+}  // namespace
+
+template <class T>
+void aggregate(const AggregateJob<T>& job, int band) {
+  const int rows = plan::aggregate_rows(job.w, job.c);
+  const int64_t size = int64_t(job.w) * job.c, up_size = size / 2;
+  for (int y = band * rows; y < least((band + 1) * rows, job.h); ++y) {
+    Sources<T> in = {};
+    in.down_weight = job.down_weight, in.keep_weight = job.keep_weight, in.up_weight = job.up_weight;
+    if (job.down_weight != 0) in.down = job.down + y * size;
+    if (job.keep_weight != 0) in.keep = job.keep + y * size;
+    if (job.up_weight != 0) {
+      const int near = y / 2, far = least(most(y % 2 ? near + 1 : near - 1, 0), job.h / 2 - 1);
+      in.up_near = job.up + near * up_size;
+      in.up_far = job.up + far * up_size;
+      row_with_up(in, job.w, job.c, job.out + y * size);
+    } else {
+      row_without_up(in, size, job.out + y * size);
+    }
+  }
+}
+
+DYNROUTE_INSTANTIATE(aggregate, AggregateJob)
+
+}  // namespace dynroute::DYNROUTE_TARGET

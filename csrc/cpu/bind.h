@@ -1,0 +1,91 @@
+// What the CPU bindings share: torch's threads, packed weights, the mask of open samples, the counters of a call.
+#pragma once
+#include <cstring>
+#include <vector>
+
+#include "../checks.h"
+#include "kernels.h"
+#include "pack.h"
+#include "plan.h"
+#include "tasks.h"
+
+namespace dynroute {
+
+// Threads are torch's: their number is torch.get_num_threads(), and inside a parallel region everything runs in line.
+struct TorchParallel final : Parallel {
+  int threads() const override { return int(torch::stable::get_num_threads()); }
+  void each(int threads, const std::function<void()>& body) const override {
+    if (threads == 1) return body();
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      for (; begin < end; ++begin) body();
+    });
+  }
+};
+
+// A contiguous copy (or the tensor itself), kept alive beside its pointer.
+template <class T>
+struct Values {
+  Tensor tensor;
+  explicit Values(const Tensor& from) : tensor(torch::stable::contiguous(from)) {}
+  const T* data() const { return tensor.template const_data_ptr<T>(); }
+};
+
+// A [N] bool mask; absent means all.
+class Mask {
+ public:
+  Mask(const std::string& what, const std::optional<Tensor>& mask, int64_t n) {
+    if (!mask) return;
+    check(what, *mask, ScalarType::Bool, {n});
+    tensor_ = torch::stable::contiguous(*mask);
+    values_ = static_cast<const bool*>(tensor_->const_data_ptr());
+  }
+  bool operator[](int64_t i) const { return !values_ || values_[i]; }
+
+ private:
+  std::optional<Tensor> tensor_;
+  const bool* values_ = nullptr;
+};
+
+// Packed weights of one call, in one allocation; packing is work for the threads too.
+template <class T>
+class Packed {
+ public:
+  explicit Packed(int64_t size) : memory_(new_tensor({size + kPanel}, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float)) {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.mutable_data_ptr());
+    next_ = reinterpret_cast<T*>(round_up(int64_t(address), 64));
+  }
+  static int64_t pointwise_size(int64_t n, int64_t k) { return panels_size(n, k) + round_up(n, kPanel); }
+  static int64_t depthwise_size(int64_t channels) { return round_up(9 * channels, kPanel); }
+
+  Pointwise<T> pointwise(const T* weight /* [n][k] */, const T* scale, const T* shift, int n, int k) {
+    T* panels = take(panels_size(n, k));
+    T* shifts = take(round_up(n, kPanel));
+    pack_shift(shift, n, shifts);
+    tasks_.add([=](int panel) { pack_panel(weight, scale, n, k, panel, panels + int64_t(panel) * k * kPanel); },
+               int(ceil_div(n, kPanel)));
+    return {panels, shifts, k, n};
+  }
+  const T* depthwise(const T* weight /* [channels][9] */, int channels) {
+    T* packed = take(depthwise_size(channels));
+    tasks_.add([=](int) { pack_depthwise(weight, channels, packed); }, 1);
+    return packed;
+  }
+  void run(const Parallel& parallel) { Runner(parallel, false).run(tasks_); }
+
+ private:
+  T* take(int64_t size) { return std::exchange(next_, next_ + size); }
+  Tensor memory_;
+  T* next_;
+  TaskList tasks_;
+};
+
+// What the last call on this thread counted: [executed macs, halo macs].
+inline thread_local int64_t last_macs[2] = {0, 0};
+
+struct CallCounters {
+  CallCounters() { last_macs[0] = last_macs[1] = 0; }
+  int64_t* macs = &last_macs[0];
+  int64_t* halo = &last_macs[1];
+};
+
+}  // namespace dynroute

@@ -1,0 +1,110 @@
+// The whole network, and what the library says about itself.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "bind.h"
+#include "engine.h"
+#include "routing.h"
+
+namespace dynroute {
+namespace {
+
+NetworkConfig parse_config(const std::vector<int64_t>& config, const char* op) {
+  const std::string what = std::string(op) + ": config: ";
+  require(config.size() == 7, what + "wanted [layers, channels, stem_width, num_classes, activation, small_gate, cell_stacks], got " +
+                                  std::to_string(config.size()) + " numbers");
+  const NetworkConfig parsed = {int(config[0]), int(config[1]), int(config[2]), int(config[3]), int(config[4]), config[5] != 0, int(config[6])};
+  require(parsed.layers >= 4, what + "wanted at least 4 layers, got " + std::to_string(parsed.layers));
+  check_channels(what + "channels", parsed.channels, 8);
+  check_channels(what + "stem_width", parsed.stem_width, 8);
+  require(parsed.classes >= 1, what + "wanted at least 1 class, got " + std::to_string(parsed.classes));
+  require(parsed.activation >= 0 && parsed.activation <= 3, what + "wanted an activation of 0 to 3, got " + std::to_string(parsed.activation));
+  require(parsed.cell_stacks >= 1 && parsed.cell_stacks <= 3, what + "wanted 1 to 3 cell_stacks, got " + std::to_string(parsed.cell_stacks));
+  return parsed;
+}
+
+void check_size(const char* op, const NetworkConfig& config, int64_t h, int64_t w) {
+  const int64_t least = config.small_gate ? 128 : 32;
+  require(h >= least && w >= least && h % 32 == 0 && w % 32 == 0,
+          std::string(op) + ": images: wanted height and width in multiples of 32, at least " + std::to_string(least) + ", got " +
+              std::to_string(h) + "x" + std::to_string(w));
+}
+
+int64_t workspace_op(int64_t n, int64_t h, int64_t w, std::vector<int64_t> config) {
+  const NetworkConfig parsed = parse_config(config, "network_workspace");
+  check_size("network_workspace", parsed, h, w);
+  return network_workspace(parsed, int(n), int(h), int(w));
+}
+
+template <class T>
+T* zeroed(const Tensor& tensor) {
+  T* data = tensor.mutable_data_ptr<T>();
+  std::memset(data, 0, size_t(tensor.numel()) * sizeof(T));
+  return data;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_op(const Tensor& images, const Tensor& weights, const Tensor& table,
+                                                      std::vector<int64_t> config, std::optional<Tensor> gates,
+                                                      Tensor workspace, int64_t out_h, int64_t out_w) {
+  const std::string op = "network_forward: ";
+  const NetworkConfig parsed = parse_config(config, "network_forward");
+  check(op + "images", images, ScalarType::Float, {-1, 3, -1, -1});
+  const int64_t n = images.size(0), h = images.size(2), w = images.size(3), rows = parsed.layers + 1;
+  check_size("network_forward", parsed, h, w);
+  require(out_h >= 1 && out_h <= h && out_w >= 1 && out_w <= w,
+          op + "out_h, out_w: wanted at most " + std::to_string(h) + "x" + std::to_string(w) + ", got " + std::to_string(out_h) + "x" + std::to_string(out_w));
+  check(op + "weights", weights, ScalarType::Float, {-1});
+  check(op + "table", table, ScalarType::Long, {table_rows(parsed.layers), kTableFields});
+  if (gates) check(op + "gates", *gates, ScalarType::Float, {n, rows, kScales, kPaths});
+  const int64_t floats = network_workspace(parsed, int(n), int(h), int(w));
+  check(op + "workspace", workspace, ScalarType::Float, {-1});
+  require(workspace.size(0) >= floats, op + "workspace: wanted " + std::to_string(floats) + " floats, got " + std::to_string(workspace.size(0)));
+  for (const auto& [tensor, name] : {std::pair{&images, "images"}, {&weights, "weights"}, {&table, "table"}, {static_cast<const Tensor*>(&workspace), "workspace"}})
+    require(tensor->is_contiguous(), op + name + ": wanted a contiguous tensor");
+  const int64_t *offsets = table.const_data_ptr<int64_t>(), size = weights.size(0);
+  for (int64_t i = 0; i < table.numel(); ++i)
+    require(offsets[i] >= -1 && offsets[i] < size, op + "table: wanted offsets within weights (" + std::to_string(size) + " floats), got " + std::to_string(offsets[i]));
+
+  Tensor logits = new_tensor({n, parsed.classes, out_h, out_w}, ScalarType::Float);
+  Tensor alphas = new_tensor({n, rows, kScales, kPaths}, ScalarType::Float);
+  Tensor nodes = new_tensor({n, rows, kScales, 5}, ScalarType::Long), other = new_tensor({n, 3}, ScalarType::Long);
+  std::optional<Values<float>> forced;
+  if (gates) forced.emplace(*gates);
+  NetworkArgs args = {};
+  args.images = images.const_data_ptr<float>();
+  args.weights = weights.const_data_ptr<float>();
+  args.table = offsets;
+  args.gates = forced ? forced->data() : nullptr;
+  args.n = int(n), args.h = int(h), args.w = int(w), args.out_h = int(out_h), args.out_w = int(out_w);
+  args.workspace = workspace.mutable_data_ptr<float>();
+  args.logits = logits.mutable_data_ptr<float>();
+  args.alphas = zeroed<float>(alphas);
+  args.nodes = zeroed<int64_t>(nodes);
+  args.other = zeroed<int64_t>(other);
+  network_forward(parsed, args, TorchParallel());
+  return {logits, alphas, nodes, other};
+}
+
+std::string build_info() {
+  const std::string quote = "\"";
+  const auto field = [&](const char* key, const std::string& value) { return quote + key + "\": \"" + value + quote; };
+  return "{" + field("compiler", DYNROUTE_COMPILER) + ", " + field("flags", DYNROUTE_FLAGS) + ", \"isas\": " + compiled_isas() + ", " +
+         field("isa", chosen_isa()) + ", " + field("why", why_chosen_isa()) + ", " + field("torch_target", DYNROUTE_TORCH_TARGET) + "}";
+}
+
+std::vector<int64_t> last_macs_op() { return {last_macs[0], last_macs[1]}; }
+
+void debug_skip_tile(int64_t index) { debug_skipped_task = index; }
+
+}  // namespace
+}  // namespace dynroute
+
+STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) { m.impl("network_forward", TORCH_BOX(&dynroute::forward_op)); }
+
+STABLE_TORCH_LIBRARY_IMPL(dynroute, CompositeExplicitAutograd, m) {
+  m.impl("network_workspace", TORCH_BOX(&dynroute::workspace_op));
+  m.impl("build_info", TORCH_BOX(&dynroute::build_info));
+  m.impl("last_macs", TORCH_BOX(&dynroute::last_macs_op));
+  m.impl("debug_skip_tile", TORCH_BOX(&dynroute::debug_skip_tile));
+}

@@ -1,0 +1,65 @@
+// Depthwise 3x3 of a run of pixels of one output row, into a panel for the pointwise product.
+// Unit of work: P neighbouring pixels x one vector of channels in registers, so that an input is loaded once for three
+// outputs (stride 1). A pixel's nine taps are always added in the order ky, kx; taps outside the map are left out.
+#pragma once
+#include "target.h"
+
+namespace dynroute::DYNROUTE_TARGET {
+
+// inputs: up to three rows of a map, each [w_in][channels]; null is a row outside the map
+template <class T>
+struct Rows {
+  const T* row[3];
+};
+
+template <class T, int P, int Stride>
+DYNROUTE_INLINE void depthwise_pixels(const Rows<T>& in, int x_in, int kx_begin, int kx_end, int channels,
+                                      const T* weights /* [9][channels] */, T* out, int64_t out_stride) {
+  for_channels<T>(channels, [&](int c, auto load, auto store) __attribute__((always_inline)) {
+    Vec<T> sum[P];
+    DYNROUTE_UNROLL for (int i = 0; i < P; ++i) sum[i] = Vec<T>::set(0);
+    for (int ky = 0; ky < 3; ++ky) {
+      if (!in.row[ky]) continue;
+      const T* row = in.row[ky] + int64_t(x_in) * channels + c;
+      const T* w = weights + ky * 3 * channels + c;
+      if constexpr (P == 1) {
+        for (int kx = kx_begin; kx < kx_end; ++kx)
+          sum[0] = fma(load(row + int64_t(kx) * channels), load(w + kx * channels), sum[0]);
+      } else {
+        Vec<T> tap[3], x[(P - 1) * Stride + 3];
+        DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) tap[kx] = load(w + kx * channels);
+        DYNROUTE_UNROLL for (int i = 0; i < (P - 1) * Stride + 3; ++i) x[i] = load(row + int64_t(i) * channels);
+        DYNROUTE_UNROLL for (int i = 0; i < P; ++i)
+          DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) sum[i] = fma(x[i * Stride + kx], tap[kx], sum[i]);
+      }
+    }
+    DYNROUTE_UNROLL for (int i = 0; i < P; ++i) store(out + i * out_stride + c, sum[i]);
+  });
+}
+
+// Output pixels [x, x + count) of a row.
+template <class T, int Stride>
+DYNROUTE_INLINE void depthwise_run(const Rows<T>& in, int w_in, int pad, int channels, const T* weights, int x, int count,
+                                   T* out, int64_t out_stride) {
+#if defined(DYNROUTE_TARGET_AVX512) || defined(DYNROUTE_TARGET_NEON)
+  constexpr int P = Stride == 1 ? 6 : 4;
+#else
+  constexpr int P = Stride == 1 ? 4 : 2;
+#endif
+  const int end = x + count;
+  while (x < end) {
+    const int x_in = x * Stride - pad;
+    if (x_in >= 0 && x + P <= end && x_in + (P - 1) * Stride + 3 <= w_in) {
+      depthwise_pixels<T, P, Stride>(in, x_in, 0, 3, channels, weights, out, out_stride);
+      x += P, out += P * out_stride;
+    } else if (x_in >= 0 && x + 2 <= end && x_in + Stride + 3 <= w_in) {
+      depthwise_pixels<T, 2, Stride>(in, x_in, 0, 3, channels, weights, out, out_stride);
+      x += 2, out += 2 * out_stride;
+    } else {
+      depthwise_pixels<T, 1, Stride>(in, x_in, most(0, -x_in), least(3, w_in - x_in), channels, weights, out, out_stride);
+      x += 1, out += out_stride;
+    }
+  }
+}
+
+}  // namespace dynroute::DYNROUTE_TARGET

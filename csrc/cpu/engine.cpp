@@ -1,0 +1,345 @@
+// The engine: decides, layer by layer and sample by sample, what is open, and hands the kernels task lists in which the
+// four scales and all samples of a layer lie together. Nothing is copied for what is closed.
+//
+// Memory of one (scale, sample): two maps and one pair of halves. The keep source of a layer lies in one map; X goes to
+// the other, or *is* the first where keep alone passes with weight 1; an open cell writes over the map X is not in; a
+// closed cell's X becomes the next keep source where it lies. The halves hold the paths up and down (half a map each),
+// and, while neither is alive, the intermediate map of a cell that runs one stage at a time.
+// As every reader of a cell's output H wants ReLU(H), the cell writes that.
+#include "engine.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels.h"
+#include "plan.h"
+#include "routing.h"
+
+namespace dynroute {
+namespace {
+
+struct Shape {
+  int h, w, c;
+  int64_t size() const { return int64_t(h) * w * c; }
+};
+
+// What a node leaves to the next layer, for one sample.
+struct Node {
+  bool present = false, closed = false;
+  float weight[kPaths] = {0, 0, 0};  // of each outgoing path; 0: closed or none
+  int held = 0;                      // which map the keep source (or X) lies in
+};
+
+struct Layout {
+  Shape shape[kScales];
+  int64_t map[kScales][2], halves[kScales], partials[kScales], logits, total;
+
+  Layout(const NetworkConfig& config, int h, int w) {
+    total = 0;
+    const auto take = [&](int64_t size) {
+      const int64_t at = total;
+      total += round_up(size, 16);
+      return at;
+    };
+    for (int s = 0; s < kScales; ++s) {
+      shape[s] = {h >> (s + 2), w >> (s + 2), config.channels << s};
+      for (int64_t& map_ : map[s]) map_ = take(shape[s].size());
+      halves[s] = take(shape[s].size());
+      partials[s] = take(plan::gate_tasks(shape[s].h, shape[s].w, config.small_gate) * round_up(shape[s].c / 2, kPanel));
+    }
+    // the small logits take a free map of scale 1/4 unless there are more classes than channels
+    logits = config.classes <= config.channels ? -1 : take(int64_t(shape[0].h) * shape[0].w * config.classes);
+  }
+};
+
+class Network {
+ public:
+  Network(const NetworkConfig& config, const NetworkArgs& args, const Parallel& parallel)
+      : config_(config), args_(args), layout_(config, args.h, args.w), kernels_(kernels<float>()), runner_(parallel),
+        nodes_(size_t(args.n) * kScales), before_(nodes_.size()), lists_(size_t(config.cell_stacks) + 1) {}
+
+  void run() {
+    stem();
+    for (int row = 0; row <= config_.layers; ++row) {
+      if (row > 0) aggregate(row);
+      gate(row);
+      cells(row);
+    }
+    decoder();
+  }
+
+ private:
+  const NetworkConfig& config_;
+  const NetworkArgs& args_;
+  const Layout layout_;
+  const Kernels<float>& kernels_;
+  Runner runner_;
+  std::vector<Node> nodes_, before_;  // [n][4]: of this layer and of the one before
+  std::vector<TaskList> lists_;
+  TaskList list_;
+
+  // row 0 is the init cell; row l + 1 is layer l
+  int scales(int row) const { return row == 0 ? 1 : std::min(row + 1, kScales); }
+  bool has_path(int row, int s, int path) const {
+    if (path == kKeep) return true;
+    if (row == config_.layers) return false;
+    return path == kUp ? s > 0 : s < kScales - 1;
+  }
+  Node& node(int i, int s) { return nodes_[size_t(i) * kScales + s]; }
+
+  float* at(int i, int64_t offset) const { return args_.workspace + i * layout_.total + offset; }
+  float* map(int i, int s, int which) const { return at(i, layout_.map[s][which]); }
+  float* up_half(int i, int s) const { return at(i, layout_.halves[s]); }
+  float* down_half(int i, int s) const { return at(i, layout_.halves[s] + layout_.shape[s].size() / 2); }
+
+  const float* weight(int table_row, int field) const {
+    const int64_t offset = args_.table[int64_t(table_row) * kTableFields + field];
+    return offset < 0 ? nullptr : args_.weights + offset;
+  }
+  Pointwise<float> pointwise(int table_row, int field, int k, int n) const {
+    return {weight(table_row, field), weight(table_row, field + 1), k, n};
+  }
+  int64_t row_index(int i, int row, int s) const { return (int64_t(i) * (config_.layers + 1) + row) * kScales + s; }
+  float* alphas(int i, int row, int s) const { return args_.alphas + row_index(i, row, s) * kPaths; }
+  int64_t* macs(int i, int row, int s, int what) const { return args_.nodes + row_index(i, row, s) * 5 + what; }
+  int64_t* other(int i, int what) const { return args_.other + int64_t(i) * 3 + what; }
+
+  void stem() {
+    const int row = (config_.layers + 1) * kScales, width = config_.stem_width, c = config_.channels;
+    const int h = args_.h, w = args_.w, h2 = (h - 3) / 2 + 1, w2 = (w - 3) / 2 + 1;
+    const Shape& out = layout_.shape[0];
+    for (int i = 0; i < args_.n; ++i) {
+      SepconvJob<float> job = {};
+      job.stages = 3;
+      job.stage[0] = {nullptr, pointwise(row, kStemConv, 27, width), 3, 2, 0, h, w, h2, w2, true};
+      job.stage[1] = {weight(row, kStemStage1), pointwise(row, kStemStage1 + 1, width, width), width, 1, 1, h2, w2, h2, w2, true};
+      job.stage[2] = {weight(row, kStemStage2), pointwise(row, kStemStage2 + 1, width, c), width, 2, 1, h2, w2, out.h, out.w, true};
+      job.x = args_.images + int64_t(i) * 3 * h * w;
+      job.planar = true;
+      job.out = map(i, 0, 0);
+      job.band_rows = plan::kStemRows;
+      job.macs = other(i, 0);
+      job.halo = other(i, 2);
+      list_.add(kernels_.sepconv, job, plan::sepconv_tasks(job));
+      node(i, 0).present = true;
+    }
+    runner_.run(list_);
+  }
+
+  // X of every present node: pulled from its sources of the layer before.
+  void aggregate(int row) {
+    std::swap(nodes_, before_);
+    for (int i = 0; i < args_.n; ++i)
+      for (int s = 0; s < kScales; ++s) {
+        Node& now = node(i, s);
+        now = Node{};
+        if (s >= scales(row)) continue;
+        const Node* before = &before_[size_t(i) * kScales];
+        // a path that was not there, or was of an absent node, has weight 0 and its node is not present
+        const auto passes = [&](int from, int path) {
+          return from >= 0 && from < scales(row - 1) && has_path(row - 1, from, path) && before[from].present && !before[from].closed;
+        };
+        now.present = passes(s - 1, kDown) || before[s].present || passes(s + 1, kUp);
+        if (!now.present) continue;
+        const float down = passes(s - 1, kDown) ? before[s - 1].weight[kDown] : 0;
+        const float up = passes(s + 1, kUp) ? before[s + 1].weight[kUp] : 0;
+        const float keep = before[s].present ? before[s].weight[kKeep] : 0;
+        now.held = before[s].held;
+        if (keep == 1 && down == 0 && up == 0) continue;  // X is the keep source
+        now.held = 1 - now.held;
+        const Shape& shape = layout_.shape[s];
+        AggregateJob<float> job = {};
+        job.down = down != 0 ? down_half(i, s - 1) : nullptr;
+        job.keep = keep != 0 ? map(i, s, before[s].held) : nullptr;
+        job.up = up != 0 ? up_half(i, s + 1) : nullptr;
+        job.down_weight = down, job.keep_weight = keep, job.up_weight = up;
+        job.out = map(i, s, now.held);
+        job.h = shape.h, job.w = shape.w, job.c = shape.c;
+        list_.add(kernels_.aggregate, job, plan::aggregate_tasks(job));
+      }
+    runner_.run(list_);
+  }
+
+  // Alphas, and from them each node's route.
+  void gate(int row) {
+    const bool computed = !args_.gates && Activation(config_.activation) != Activation::kFixed;
+    if (computed) {
+      for (int i = 0; i < args_.n; ++i)
+        for (int s = 0; s < scales(row); ++s) {
+          if (!node(i, s).present) continue;
+          const Shape& shape = layout_.shape[s];
+          GateJob<float> job = {map(i, s, node(i, s).held), pointwise(row * kScales + s, kGateConv, shape.c, shape.c / 2),
+                                shape.h, shape.w, config_.small_gate, at(i, layout_.partials[s]), macs(i, row, s, 0)};
+          list_.add(kernels_.gate, job, plan::gate_tasks(shape.h, shape.w, config_.small_gate));
+        }
+      runner_.run(list_);
+    }
+    for (int i = 0; i < args_.n; ++i)
+      for (int s = 0; s < scales(row); ++s) {
+        Node& now = node(i, s);
+        if (!now.present) continue;
+        float* alpha = alphas(i, row, s);
+        if (computed) compute_alphas(i, row, s, alpha);
+        for (int path = 0; path < kPaths; ++path) {
+          if (!has_path(row, s, path)) continue;
+          if (args_.gates) alpha[path] = args_.gates[row_index(i, row, s) * kPaths + path];
+          else if (!computed) alpha[path] = 1;
+        }
+        now.closed = is_closed(alpha);
+        for (int path = 0; path < kPaths; ++path)
+          now.weight[path] = !now.closed && path_is_open(alpha[path]) ? alpha[path] : 0;
+        if (now.closed) now.weight[kKeep] = 1;  // X itself
+      }
+  }
+
+  void compute_alphas(int i, int row, int s, float* alpha /* [3] */) const {
+    // the published order of a gate's outputs
+    static constexpr int order[kPaths] = {kKeep, kUp, kDown};
+    int paths[kPaths], gates = 0;
+    for (int path : order)
+      if (has_path(row, s, path)) paths[gates++] = path;
+    const Shape& shape = layout_.shape[s];
+    const bool small = config_.small_gate;
+    const int channels = shape.c / 2, table_row = row * kScales + s;
+    float values[kPaths];
+    finish_gate(at(i, layout_.partials[s]), plan::gate_tasks(shape.h, shape.w, small), int(round_up(channels, kPanel)),
+                channels, int64_t(plan::gate_height(shape.h, small)) * plan::gate_height(shape.w, small),
+                weight(table_row, kGateFc), weight(table_row, kGateFc + 1), gates, Activation(config_.activation), values);
+    for (int g = 0; g < gates; ++g) alpha[paths[g]] = values[g];
+    *macs(i, row, s, 0) += int64_t(channels) * gates;
+  }
+
+  // Cells and outgoing paths of open nodes. Fused cells need one list, others one per stage; paths follow their cell.
+  void cells(int row) {
+    for (int i = 0; i < args_.n; ++i)
+      for (int s = 0; s < scales(row); ++s) {
+        Node& now = node(i, s);
+        if (!now.present || now.closed) continue;
+        const int done = cell(i, row, s);
+        paths(i, row, s, lists_[size_t(done)]);
+      }
+    for (TaskList& list : lists_) runner_.run(list);
+  }
+
+  // Returns the list after which the output is whole.
+  int cell(int i, int row, int s) {
+    const Shape& shape = layout_.shape[s];
+    const int table_row = row * kScales + s, stacks = config_.cell_stacks;
+    Node& now = node(i, s);
+    const float* x = map(i, s, now.held);
+    now.held = 1 - now.held;
+    float* out = map(i, s, now.held);
+    SepconvJob<float> job = {};
+    job.macs = macs(i, row, s, 1);
+    job.halo = other(i, 2);
+    const auto stage = [&](int k) -> RowStage<float> {
+      const int field = kCell + 3 * k;
+      return {weight(table_row, field), pointwise(table_row, field + 1, shape.c, shape.c), shape.c, 1, 1,
+              shape.h, shape.w, shape.h, shape.w, true};
+    };
+    if (plan::fuse_stages(shape.c, shape.h, shape.w)) {
+      job.stages = stacks;
+      for (int k = 0; k < stacks; ++k) job.stage[k] = stage(k);
+      job.x = job.residual = x;
+      job.out = out;
+      job.band_rows = plan::kFusedRows;
+      lists_[0].add(kernels_.sepconv, job, plan::sepconv_tasks(job));
+      return 1;
+    }
+    // the last stage writes `out`; those before alternate between it and the halves
+    job.stages = 1;
+    job.band_rows = plan::stage_rows(shape.h, shape.w);
+    for (int k = 0; k < stacks; ++k) {
+      job.stage[0] = stage(k);
+      job.x = k == 0 ? x : job.out;
+      job.out = (stacks - 1 - k) % 2 == 0 ? out : up_half(i, s);
+      job.residual = k == stacks - 1 ? x : nullptr;
+      lists_[size_t(k)].add(kernels_.sepconv, job, plan::sepconv_tasks(job));
+    }
+    return stacks;
+  }
+
+  void paths(int i, int row, int s, TaskList& list) {
+    const Shape& shape = layout_.shape[s];
+    const Node& now = node(i, s);
+    for (int path : {kUp, kDown}) {
+      if (now.weight[path] == 0) continue;
+      const bool down = path == kDown;
+      TransformJob<float> job = {};
+      job.x = map(i, s, now.held);
+      job.out = down ? down_half(i, s) : up_half(i, s);
+      job.pointwise = pointwise(row * kScales + s, down ? kDownWeight : kUpWeight, shape.c, down ? 2 * shape.c : shape.c / 2);
+      job.h_in = shape.h, job.w_in = shape.w;
+      job.stride = down ? 2 : 1;
+      job.h_out = shape.h / job.stride, job.w_out = shape.w / job.stride;
+      job.relu = true;
+      job.macs = macs(i, row, s, down ? 4 : 2);
+      list.add(kernels_.transform, job, plan::transform_tasks(job));
+    }
+  }
+
+  // From 1/32 to 1/4: f = ReLU(1x1(f_s + up(f))), then the predictor and a bilinear x4. Runs in full: absent is zero.
+  void decoder() {
+    const int first = (config_.layers + 1) * kScales + 1;
+    for (int s = kScales - 1; s >= 0; --s) {
+      const Shape& shape = layout_.shape[s];
+      for (int i = 0; i < args_.n; ++i) {
+        Node& now = node(i, s);
+        AggregateJob<float> job = {};
+        job.keep_weight = now.present ? now.weight[kKeep] : 0;
+        job.up_weight = s < kScales - 1 ? 1 : 0;
+        if (job.keep_weight == 1 && job.up_weight == 0) continue;
+        job.keep = map(i, s, now.held);
+        job.up = s < kScales - 1 ? up_half(i, s + 1) : nullptr;
+        now.held = 1 - now.held;
+        job.out = map(i, s, now.held);
+        job.h = shape.h, job.w = shape.w, job.c = shape.c;
+        list_.add(kernels_.aggregate, job, plan::aggregate_tasks(job));
+      }
+      runner_.run(list_);
+      for (int i = 0; i < args_.n; ++i) {
+        TransformJob<float> job = {};
+        job.x = map(i, s, node(i, s).held);
+        job.out = up_half(i, s);
+        job.pointwise = pointwise(first + s, 0, shape.c, s == 0 ? shape.c : shape.c / 2);
+        job.h_in = job.h_out = shape.h, job.w_in = job.w_out = shape.w;
+        job.stride = 1;
+        job.relu = true;
+        job.macs = other(i, 1);
+        list_.add(kernels_.transform, job, plan::transform_tasks(job));
+      }
+      runner_.run(list_);
+    }
+    const Shape& shape = layout_.shape[0];
+    const auto small_logits = [&](int i) { return layout_.logits < 0 ? map(i, 0, 0) : at(i, layout_.logits); };
+    for (int i = 0; i < args_.n; ++i) {
+      SepconvJob<float> job = {};
+      job.stages = 1;
+      job.stage[0] = {nullptr, pointwise(first + kScales, 0, 9 * shape.c, config_.classes), shape.c, 1, 1,
+                      shape.h, shape.w, shape.h, shape.w, false};
+      job.x = up_half(i, 0);
+      job.out = small_logits(i);
+      job.band_rows = plan::stage_rows(shape.h, shape.w);
+      job.macs = other(i, 1);
+      job.halo = other(i, 2);
+      list_.add(kernels_.sepconv, job, plan::sepconv_tasks(job));
+    }
+    runner_.run(list_);
+    for (int i = 0; i < args_.n; ++i) {
+      UpsampleJob<float> job = {small_logits(i), args_.logits + int64_t(i) * config_.classes * args_.out_h * args_.out_w,
+                                shape.h, shape.w, config_.classes, args_.out_h, args_.out_w};
+      list_.add(kernels_.upsample, job, plan::upsample_tasks(job));
+    }
+    runner_.run(list_);
+  }
+};
+
+}  // namespace
+
+int64_t network_workspace(const NetworkConfig& config, int n, int h, int w) { return Layout(config, h, w).total * n; }
+
+void network_forward(const NetworkConfig& config, const NetworkArgs& args, const Parallel& parallel) {
+  Network(config, args, parallel).run();
+}
+
+}  // namespace dynroute

@@ -1,0 +1,32 @@
+// The table of kernels of one instruction set, and how the running machine's is chosen.
+#pragma once
+#include <cstddef>
+#include <string>
+
+#include "../params.h"
+
+namespace dynroute {
+
+// A kernel runs one task of a job, on any thread.
+template <class T>
+struct Kernels {
+  void (*sepconv)(const SepconvJob<T>& job, int band);
+  void (*transform)(const TransformJob<T>& job, int tile);
+  void (*aggregate)(const AggregateJob<T>& job, int band);
+  void (*gate)(const GateJob<T>& job, int band);
+  void (*upsample)(const UpsampleJob<T>& job, int band);
+};
+
+// The table for float is the best the machine has, or what DYNROUTE_CPU_ISA names; double is always portable.
+// Throws std::runtime_error if DYNROUTE_CPU_ISA names something unknown, not compiled in, or not supported.
+template <class T>
+const Kernels<T>& kernels();
+
+std::string chosen_isa();      // e.g. "avx2"
+std::string why_chosen_isa();  // one line
+std::string compiled_isas();   // JSON list
+
+// At least `bytes` of this thread's own memory, 64-byte aligned, kept between calls. Not zeroed.
+void* thread_scratch(size_t bytes);
+
+}  // namespace dynroute

@@ -1,0 +1,34 @@
+// [ReLU] -> 1x1 (stride 1 or 2) -> shift -> [ReLU].
+// Unit of work: a run of output pixels, in tiles. Where the input can be used as it lies (stride 1, no ReLU) the product
+// reads it in place; else the tile's pixels go through a panel in L1/L2 first: only pixels that are used are read.
+#include "target.h"
+
+namespace dynroute::DYNROUTE_TARGET {
+
+template <class T>
+void transform(const TransformJob<T>& job, int task) {
+  const int pixels = job.h_out * job.w_out, per_task = plan::transform_pixels(job.h_out, job.w_out);
+  const int begin = task * per_task, end = least(begin + per_task, pixels);
+  const int k = job.pointwise.k, n = job.pointwise.n, tile = k <= 128 ? 64 : 128;
+  const bool in_place = job.stride == 1 && !job.relu_input;
+  const int64_t stride = in_place ? k : panel_stride<T>(k);
+  T* panel = in_place ? nullptr : scratch<T>(tile * stride);
+  for (int p = begin; p < end; p += tile) {
+    const int m = least(tile, end - p);
+    for (int i = 0; !in_place && i < m; ++i) {
+      const int y = (p + i) / job.w_out, x = (p + i) % job.w_out;
+      const T* from = job.x + (int64_t(y) * job.stride * job.w_in + x * job.stride) * k;
+      T* to = panel + i * stride;
+      for_channels<T>(k, [&](int c, auto load, auto store) __attribute__((always_inline)) {
+        store(to + c, job.relu_input ? relu(load(from + c)) : load(from + c));
+      });
+    }
+    const T* a = in_place ? job.x + int64_t(p) * k : panel;
+    pointwise<T>({a, stride, m, job.pointwise, job.out + int64_t(p) * n, nullptr, job.relu, nullptr});
+  }
+  count(job.macs, int64_t(end - begin) * k * n);
+}
+
+DYNROUTE_INSTANTIATE(transform, TransformJob)
+
+}  // namespace dynroute::DYNROUTE_TARGET

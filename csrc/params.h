@@ -1,0 +1,87 @@
+// What the kernels are told: plain structs, no torch. A job is one sample's work at one place; it is cut into tasks whose
+// boundaries depend on the map's shape alone, so neither the batch nor the number of threads can change a result.
+// Maps are [height, width, channels], one sample each. Panels are pointwise weights packed 16 output channels wide.
+#pragma once
+#include <cstdint>
+
+namespace dynroute {
+
+constexpr int kPanel = 16;  // output channels of a packed panel; shifts are padded to a multiple of it
+
+constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+constexpr int64_t ceil_div(int64_t value, int64_t step) { return (value + step - 1) / step; }
+
+template <class T>
+struct Pointwise {
+  const T* panels;  // [ceil(n/16)][k][16], columns beyond n are zero
+  const T* shift;   // [round_up(n, 16)], zeros beyond n
+  int k, n;         // input and output channels
+};
+
+// One stage of a sepconv: depthwise 3x3 -> pointwise -> shift -> [ReLU].
+template <class T>
+struct RowStage {
+  const T* depthwise;      // [9][c_in]; null: a full 3x3 convolution, pointwise.k = 9 * c_in, index (ky*3+kx)*c_in + c
+  Pointwise<T> pointwise;  //
+  int c_in, stride, pad;
+  int h_in, w_in, h_out, w_out;
+  bool relu;
+};
+
+// A stack of stages over one sample; a task is a band of rows of the last stage's output.
+template <class T>
+struct SepconvJob {
+  RowStage<T> stage[3];
+  int stages;
+  const T* x;         // [h_in, w_in, c_in], or [c_in, h_in, w_in] if planar
+  bool planar;        // only for a full convolution (the stem's image)
+  const T* residual;  // [h_out, w_out, c_out] or null
+  T* out;             // [h_out, w_out, c_out]
+  int band_rows;
+  int64_t* macs;  // executed multiply-accumulates are added here as bands finish
+  int64_t* halo;  // and here those that another band does too
+};
+
+// [ReLU] -> 1x1 with stride 1 or 2 -> shift -> [ReLU]; a task is a run of output pixels.
+template <class T>
+struct TransformJob {
+  const T* x;  // [h_in, w_in, k]
+  T* out;      // [h_out, w_out, n]
+  Pointwise<T> pointwise;
+  int h_in, w_in, h_out, w_out, stride;
+  bool relu_input, relu;
+  int64_t* macs;
+};
+
+// The sum of up to three weighted sources in the fixed order down, keep, up; a task is a band of rows.
+// A source with weight 0 is not read, and may be null.
+template <class T>
+struct AggregateJob {
+  const T* down;  // [h, w, c]
+  const T* keep;  // [h, w, c]
+  const T* up;    // [h/2, w/2, c], read through a bilinear x2
+  T down_weight, keep_weight, up_weight;
+  T* out;  // [h, w, c]
+  int h, w, c;
+};
+
+// Column sums over a map of ReLU(1x1(x) + shift); a task is a band of rows and writes its own partial sum.
+template <class T>
+struct GateJob {
+  const T* x;  // [h, w, k]
+  Pointwise<T> pointwise;
+  int h, w;
+  bool small;   // sum over the map at a quarter of the size
+  T* partials;  // [gate_bands][round_up(n, 16)]
+  int64_t* macs;
+};
+
+// Bilinear x4 of [h, w, c] into planes, cropped; a task is a band of input rows.
+template <class T>
+struct UpsampleJob {
+  const T* x;  // [h, w, c]
+  T* out;      // [c, out_h, out_w]
+  int h, w, c, out_h, out_w;
+};
+
+}  // namespace dynroute

@@ -1,0 +1,19 @@
+"""The operators of dynamic routing. Each has a plain PyTorch formula in `dynroute.ops.reference`."""
+
+from dynroute.ops.aggregate import aggregate
+from dynroute.ops.gate import gate
+from dynroute.ops.network import network_forward, network_workspace
+from dynroute.ops.route import Routes, route
+from dynroute.ops.sepconv import sepconv
+from dynroute.ops.transform import transform
+
+__all__ = [
+    "Routes",
+    "aggregate",
+    "gate",
+    "network_forward",
+    "network_workspace",
+    "route",
+    "sepconv",
+    "transform",
+]

@@ -1,0 +1,79 @@
+"""The input of a node: the weighted sum of what its neighbours of the layer before pass on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from dynroute import _native
+from dynroute.ops import _backend, reference
+
+
+def aggregate(
+    down: Tensor | None, keep: Tensor | None, up: Tensor | None, alphas: Tensor, backend: str = "auto"
+) -> Tensor:
+    """alpha_down * down + alpha_keep * keep + alpha_up * bilinear_x2(up), summed in this order.
+
+    Args:
+        down: [N, C, H, W] or None, C a multiple of 4.
+        keep: [N, C, H, W] or None.
+        up: [N, C, H/2, W/2] or None, H and W even; read through a bilinear x2, align_corners=False.
+        alphas: [N, 3], columns in the order up, keep, down; a source whose alpha is 0 is not read.
+        backend: "auto", "cpu" or "reference".
+
+    Returns:
+        [N, C, H, W] in channels_last.
+
+    Raises:
+        RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
+        ValueError: an unknown backend, or (reference) no source.
+    """
+    if _backend.use_native("aggregate", backend, alphas):
+        return torch.ops.dynroute.aggregate(down, keep, up, alphas)
+    return reference.aggregate(down, keep, up, alphas)
+
+
+def _register() -> None:
+    @torch.library.register_fake("dynroute::aggregate")
+    def _(down, keep, up, alphas):  # type: ignore[no-untyped-def]
+        first = next(source for source in (down, keep, up) if source is not None)
+        n, c, h, w = first.shape
+        factor = 2 if down is None and keep is None else 1
+        return _backend.nhwc_empty(alphas, (n, c, h * factor, w * factor))
+
+    @torch.library.custom_op("dynroute::aggregate_backward", mutates_args=())
+    def aggregate_backward(
+        grad: Tensor, down: Tensor | None, keep: Tensor | None, up: Tensor | None, alphas: Tensor
+    ) -> list[Tensor]:
+        there = [source is not None for source in (down, keep, up)]
+
+        def formula(alphas: Tensor, *sources: Tensor) -> Tensor:
+            left = iter(sources)
+            return reference.aggregate(*[next(left) if t else None for t in there], alphas)
+
+        return _backend.recompute_grads(grad, [alphas, *[s for s in (down, keep, up) if s is not None]], formula)
+
+    @aggregate_backward.register_fake
+    def _(grad, down, keep, up, alphas):  # type: ignore[no-untyped-def]
+        return _backend.like_inputs([alphas, *[s for s in (down, keep, up) if s is not None]])
+
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        grads = torch.ops.dynroute.aggregate_backward(grad, *ctx.saved_tensors)
+        sources = iter(grads[1:])
+        return *[None if s is None else next(sources) for s in ctx.saved_tensors[:3]], grads[0]
+
+    torch.library.register_autograd("dynroute::aggregate", backward, setup_context=setup_context)
+
+    @register_flop_formula(torch.ops.dynroute.aggregate)
+    def _(down, keep, up, alphas, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return 0  # like torch's counter for its own elementwise and interpolation operators
+
+
+if _native.why_not_loaded() is None:
+    _register()

@@ -1,0 +1,100 @@
+"""The gate of a node: how much each of its paths weighs, for each sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from dynroute import _native
+from dynroute.ops import _backend, reference
+
+
+def gate(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    fc_weight: Tensor,
+    fc_bias: Tensor,
+    activation: str = "tanh",
+    small: bool = False,
+    present: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """[Bilinear x1/4] -> 1x1 -> scale and shift -> ReLU -> mean over the map -> 1x1 + bias -> activation.
+
+    Args:
+        x: [N, C, H, W], C a multiple of 8; absent samples are not read.
+        weight: [M, C, 1, 1], M = C / 2 in the published network.
+        scale: [M].
+        shift: [M].
+        fc_weight: [g, M, 1, 1].
+        fc_bias: [g].
+        activation: "tanh" (which means max(0, tanh)), "sigmoid" or "softmax".
+        small: work on the map at a quarter of its size, floor(H/4) x floor(W/4); H and W at least 4.
+        present: bool [N], or None for all.
+        backend: "auto", "cpu" or "reference".
+
+    Returns:
+        alphas [N, g]; zeros for absent samples.
+
+    Raises:
+        RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
+        ValueError: an unknown backend or (reference) activation.
+    """
+    if _backend.use_native("gate", backend, x):
+        return torch.ops.dynroute.gate(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present)
+    return reference.gate(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present)
+
+
+def _register() -> None:
+    @torch.library.register_fake("dynroute::gate")
+    def _(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present):  # type: ignore[no-untyped-def]
+        return x.new_empty((x.shape[0], fc_weight.shape[0]))
+
+    @torch.library.custom_op("dynroute::gate_backward", mutates_args=())
+    def gate_backward(
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        fc_weight: Tensor,
+        fc_bias: Tensor,
+        activation: str,
+        small: bool,
+        present: Tensor | None,
+    ) -> list[Tensor]:
+        return _backend.recompute_grads(
+            grad,
+            [x, weight, scale, shift, fc_weight, fc_bias],
+            lambda *inputs: reference.gate(*inputs, activation, small, present),
+        )
+
+    @gate_backward.register_fake
+    def _(grad, x, weight, scale, shift, fc_weight, fc_bias, activation, small, present):  # type: ignore[no-untyped-def]
+        return _backend.like_inputs([x, weight, scale, shift, fc_weight, fc_bias])
+
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        *tensors, ctx.activation, ctx.small, present = inputs
+        ctx.save_for_backward(*tensors, present)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        *tensors, present = ctx.saved_tensors
+        grads = torch.ops.dynroute.gate_backward(grad, *tensors, ctx.activation, ctx.small, present)
+        return *grads, None, None, None
+
+    torch.library.register_autograd("dynroute::gate", backward, setup_context=setup_context)
+
+    @register_flop_formula(torch.ops.dynroute.gate)
+    def _(x, weight, scale, shift, fc_weight, fc_bias, activation, small, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        n, c, h, w = x
+        pixels = (h // 4) * (w // 4) if small else h * w
+        return 2 * n * weight[0] * (pixels * c + fc_weight[0])
+
+
+if _native.why_not_loaded() is None:
+    _register()

@@ -1,0 +1,72 @@
+"""The whole network as one operator: no Python between layers. What a runtime hands it is described in csrc/cpu/engine.h."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dynroute import _native
+
+CONFIG_FIELDS = ("layers", "channels", "stem_width", "num_classes", "activation", "small_gate", "cell_stacks")
+ACTIVATIONS = ("tanh", "sigmoid", "softmax", "fixed")
+TABLE_FIELDS = 17
+
+
+def table_rows(layers: int) -> int:
+    """Rows of the weight table: 4 per layer (the init cell is a layer of its own), stem, 4 decoder merges, predictor."""
+    return (layers + 1) * 4 + 6
+
+
+def network_workspace(n: int, h: int, w: int, config: Sequence[int]) -> int:
+    """Floats of workspace that `network_forward` needs for images [n, 3, h, w]."""
+    return torch.ops.dynroute.network_workspace(n, h, w, list(config))
+
+
+def network_forward(
+    images: Tensor,
+    weights: Tensor,
+    table: Tensor,
+    config: Sequence[int],
+    gates: Tensor | None,
+    workspace: Tensor,
+    out_h: int,
+    out_w: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Runs the network; closed cells and paths are not computed, for each sample by itself.
+
+    Args:
+        images: float32 [N, 3, H, W], contiguous, H and W multiples of 32 (at least 128 with the small gate).
+        weights: float32, flat: packed weights (`dynroute.ops.packing`) with BatchNorm folded in.
+        table: int64 [(L+1)*4 + 6, 17]: offsets into weights, -1 where there is none.
+        config: numbers in the order of CONFIG_FIELDS.
+        gates: float32 [N, L+1, 4, 3] to force the alphas, in the order up, keep, down, or None. Gates are then not run.
+        workspace: float32 of at least `network_workspace(...)` elements; its contents do not matter.
+        out_h: rows of the logits, at most H.
+        out_w: columns of the logits, at most W.
+
+    Returns:
+        logits [N, K, out_h, out_w]; alphas [N, L+1, 4, 3]; int64 [N, L+1, 4, 5] executed multiply-accumulates of gate,
+        cell, up, keep (0) and down; int64 [N, 3] those of stem, decoder and halo.
+
+    Raises:
+        RuntimeError: a shape, dtype or number is wrong (naming the argument).
+    """
+    return torch.ops.dynroute.network_forward(images, weights, table, list(config), gates, workspace, out_h, out_w)
+
+
+def _register() -> None:
+    @torch.library.register_fake("dynroute::network_forward")
+    def _(images, weights, table, config, gates, workspace, out_h, out_w):  # type: ignore[no-untyped-def]
+        n, rows = images.shape[0], config[0] + 1
+        return (
+            images.new_empty((n, config[3], out_h, out_w)),
+            images.new_empty((n, rows, 4, 3)),
+            images.new_empty((n, rows, 4, 5), dtype=torch.int64),
+            images.new_empty((n, 3), dtype=torch.int64),
+        )
+
+
+if _native.why_not_loaded() is None:
+    _register()

@@ -1,0 +1,122 @@
+"""What each operator means, in a few lines of plain PyTorch: differentiable, any device, any dtype.
+
+Tests compare kernels with these, and the kernels' backward passes differentiate them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+THRESHOLD = 1e-4
+UP, KEEP, DOWN = 0, 1, 2
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+
+
+def _only(mask: Tensor | None, value: Tensor) -> Tensor:
+    """`value` where the mask is set, zeros (even for NaN) where it is not."""
+    if mask is None:
+        return value
+    return torch.where(mask.view(-1, *[1] * (value.dim() - 1)), value, value.new_zeros(()))
+
+
+def sepconv(
+    x: Tensor,
+    depthwise: Sequence[Tensor],
+    pointwise: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    shift: Sequence[Tensor],
+    open: Tensor | None = None,
+    stride: int = 1,
+    residual: bool = False,
+    final_relu: bool = False,
+) -> Tensor:
+    x = y = _only(open, x)
+    for k, (dw, pw) in enumerate(zip(depthwise, pointwise)):
+        y = F.conv2d(y, dw, padding=1, stride=stride if k == 0 else 1, groups=y.shape[1])
+        y = _affine(F.conv2d(y, pw), scale[k], shift[k])
+        if k < len(depthwise) - 1:
+            y = y.relu()
+    if residual:
+        y = y + x
+    return _only(open, y.relu() if final_relu else y)
+
+
+def transform(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, open: Tensor | None = None, stride: int = 1
+) -> Tensor:
+    y = F.conv2d(_only(open, x).relu(), weight, stride=stride)
+    return _only(open, _affine(y, scale, shift).relu())
+
+
+def gate(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    fc_weight: Tensor,
+    fc_bias: Tensor,
+    activation: str = "tanh",
+    small: bool = False,
+    present: Tensor | None = None,
+) -> Tensor:
+    x = _only(present, x)
+    if small:
+        x = F.interpolate(x, scale_factor=0.25, mode="bilinear", align_corners=False, recompute_scale_factor=False)
+    y = _affine(F.conv2d(x, weight), scale, shift).relu().mean((2, 3), keepdim=True)
+    y = F.conv2d(y, fc_weight, fc_bias).flatten(1)
+    if activation == "tanh":
+        y = y.tanh().relu()
+    elif activation == "sigmoid":
+        y = y.sigmoid()
+    elif activation == "softmax":
+        y = y.softmax(1)
+    else:
+        raise ValueError(f"gate: activation: wanted 'tanh', 'sigmoid' or 'softmax', got {activation!r}")
+    return _only(present, y)
+
+
+def aggregate(down: Tensor | None, keep: Tensor | None, up: Tensor | None, alphas: Tensor) -> Tensor:
+    total = None
+    for path, source in ((DOWN, down), (KEEP, keep), (UP, up)):
+        if source is None:
+            continue
+        alpha = alphas[:, path]
+        source = _only(alpha != 0, source)
+        if path == UP:
+            source = F.interpolate(source, scale_factor=2, mode="bilinear", align_corners=False)
+        term = alpha.view(-1, 1, 1, 1) * source
+        total = term if total is None else total + term
+    if total is None:
+        raise ValueError("aggregate: down, keep, up: wanted at least one source, got none")
+    return total
+
+
+def _lists(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the set entries along the last dimension, in order, -1 behind them; and their number."""
+    n = mask.shape[-1]
+    index = torch.arange(n, device=mask.device).expand(mask.shape)
+    ordered = torch.where(mask, index, n).sort(-1).values
+    return torch.where(ordered == n, -1, ordered).to(torch.int32), mask.sum(-1).to(torch.int32)
+
+
+def route(
+    alphas: Tensor, present: Tensor, path_exists: Tensor, slots: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    masked = torch.where(present[:, :, None] & path_exists, alphas, alphas.new_zeros(()))
+    closed = present & (masked.sum(-1) < THRESHOLD)
+    is_open = present & ~closed
+    open_list, open_count = _lists(is_open.T)
+    path_list, path_count = _lists((is_open[:, :, None] & path_exists & (masked > THRESHOLD)).permute(1, 2, 0))
+    given = torch.stack([is_open, present, is_open], -1) & path_exists  # which targets become present
+    after = given[:, :, KEEP].clone()
+    after[:, :-1] |= given[:, 1:, UP]
+    after[:, 1:] |= given[:, :-1, DOWN]
+    next_slots = torch.where(is_open, 1 - slots, slots)
+    return masked, open_list, open_count, path_list, path_count, closed, after, next_slots

@@ -1,0 +1,82 @@
+"""A path between scales: ReLU -> 1x1 -> scale and shift -> ReLU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from dynroute import _native
+from dynroute.ops import _backend, reference
+
+
+def transform(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    open: Tensor | None = None,
+    stride: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """ReLU -> 1x1 convolution with a stride -> scale and shift -> ReLU, over the open samples.
+
+    Args:
+        x: [N, C, H, W], C a multiple of 8; samples that are not open are not read.
+        weight: [Cout, C, 1, 1], Cout a multiple of 4.
+        scale: [Cout].
+        shift: [Cout].
+        open: bool [N], or None for all.
+        stride: 1 or 2; with 2 only every second pixel and row is read.
+        backend: "auto", "cpu" or "reference".
+
+    Returns:
+        [N, Cout, ceil(H / stride), ceil(W / stride)] in channels_last; zeros for samples that are not open.
+
+    Raises:
+        RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
+        ValueError: an unknown backend.
+    """
+    if _backend.use_native("transform", backend, x):
+        return torch.ops.dynroute.transform(x, weight, scale, shift, open, stride)
+    return reference.transform(x, weight, scale, shift, open, stride)
+
+
+def _register() -> None:
+    @torch.library.register_fake("dynroute::transform")
+    def _(x, weight, scale, shift, open, stride):  # type: ignore[no-untyped-def]
+        n, _, h, w = x.shape
+        return _backend.nhwc_empty(x, (n, weight.shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1))
+
+    @torch.library.custom_op("dynroute::transform_backward", mutates_args=())
+    def transform_backward(
+        grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, open: Tensor | None, stride: int
+    ) -> list[Tensor]:
+        return _backend.recompute_grads(
+            grad, [x, weight, scale, shift], lambda *inputs: reference.transform(*inputs, open, stride)
+        )
+
+    @transform_backward.register_fake
+    def _(grad, x, weight, scale, shift, open, stride):  # type: ignore[no-untyped-def]
+        return _backend.like_inputs([x, weight, scale, shift])
+
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        *tensors, ctx.stride = inputs
+        ctx.save_for_backward(*tensors)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        grads = torch.ops.dynroute.transform_backward(grad, *ctx.saved_tensors, ctx.stride)
+        return *grads, None, None
+
+    torch.library.register_autograd("dynroute::transform", backward, setup_context=setup_context)
+
+    @register_flop_formula(torch.ops.dynroute.transform)
+    def _(x, weight, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        n, c, h, w = x
+        return 2 * n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1) * c * weight[0]
+
+
+if _native.why_not_loaded() is None:
+    _register()

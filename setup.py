@@ -1,0 +1,34 @@
+"""Builds the native library with CMake and ninja; everything else about the package is in pyproject.toml.
+
+Use the torch that is installed: ``pip install --no-build-isolation -e .``
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    """Runs CMakeLists.txt and puts ``libdynroute_cpu.so`` into ``dynroute/lib`` of the package being built."""
+
+    def run(self) -> None:
+        build = Path(self.build_temp).resolve() / "cmake"
+        lib = (ROOT if self.editable_mode else Path(self.build_lib).resolve()) / "dynroute" / "lib"
+        configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), f"-DPython_EXECUTABLE={sys.executable}"]
+        subprocess.run([*configure, f"-DDYNROUTE_LIB={lib}"], check=True)
+        subprocess.run(["cmake", "--build", str(build)], check=True)
+        subprocess.run(["cmake", "--install", str(build)], check=True)
+
+    def get_source_files(self) -> list[str]:
+        return []
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+
+setup(ext_modules=[Extension("dynroute._cpu", sources=[])], cmdclass={"build_ext": CMakeBuild})
