@@ -46,7 +46,7 @@ def _cpu_name() -> str:
 
 def _commit() -> str | None:
     folder = Path(__file__).resolve().parent
-    # Asked of the package's own folder, not the working directory; and only if the package is what that repository holds.
+    # Asked of the package's own folder, not the working directory; an installed copy may lie in some other repository.
     head = _git(folder, "rev-parse", "HEAD")
     if not head or not _git(folder, "ls-files", Path(__file__).name):
         return None

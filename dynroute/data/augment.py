@@ -61,9 +61,7 @@ class Augmentation:
     jitter: float = 0.0
     normalise: Normalise = Normalise()
 
-    def __call__(
-        self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Augment one sample.
 
         Args:
@@ -75,7 +73,7 @@ class Augmentation:
             image float32 [crop height, crop width, 3], normalised, 0 where padded; labels uint8 of the same size, 255
             where padded. What is too small for the crop is padded on the right and at the bottom, as the network does.
         """
-        # Every number is drawn whether needed or not, so that switching one augmentation leaves the others as they were.
+        # Every number is drawn, needed or not, so that switching one augmentation leaves the others as they were.
         draws = rng.random(8)
         crop_h, crop_w = self.crop
         height, width = mask.shape
@@ -124,7 +122,7 @@ def _resample(
 
 
 def _jitter(image: np.ndarray, amount: float, draws: np.ndarray) -> np.ndarray:
-    """Brightness, contrast and saturation, each by a factor in [1 - amount, 1 + amount]; float32 [H, W, 3] in 0..255."""
+    """Brightness, contrast and saturation, each by a factor of 1 +- amount at most; float32 [H, W, 3] in 0..255."""
     brightness, contrast, saturation = (1.0 + amount * (2.0 * draws - 1.0)).astype(np.float32)
     out = image.astype(np.float32) * brightness
     out = (out - out.mean()) * contrast + out.mean()

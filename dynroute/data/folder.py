@@ -31,9 +31,7 @@ class FolderDataset:
         DataError: something is missing or malformed; one line that names the file.
     """
 
-    def __init__(
-        self, root: str | Path, split: str, num_classes: int | None = None, cache: bool | None = None
-    ) -> None:
+    def __init__(self, root: str | Path, split: str, num_classes: int | None = None, cache: bool | None = None) -> None:
         self.root, self.split = Path(root), split
         self._pairs = _pairs(self.root, split)
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -101,7 +99,8 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     found = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise DataError(f"{images}: no image found, wanted files ending in {', '.join(IMAGE_SUFFIXES)}")
-    pairs, seen = [], {}
+    pairs: list[tuple[Path, Path]] = []
+    seen: dict[str, Path] = {}
     for path in found:
         if path.stem in seen:
             raise DataError(f"{path}: two images share the stem of {seen[path.stem].name}, wanted one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -24,7 +25,7 @@ class Stream(Dataset):
     def __init__(self, source: Source, augment: Augment, seed: int) -> None:
         self.source, self.augment, self.seed = source, augment, seed
         self._epoch = -1
-        self._order = np.empty(0, dtype=np.int64)
+        self._order: np.ndarray = np.empty(0, dtype=np.int64)
 
     def index(self, position: int) -> int:
         """Which sample of the source stands at `position`."""
@@ -40,7 +41,7 @@ class Stream(Dataset):
 
 
 def collate(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack samples: images float32 [N, 3, H, W] in channels_last memory (as they lie already), labels uint8 [N, H, W]."""
+    """Stack samples: images float32 [N, 3, H, W] in channels_last (as they lie already), labels uint8 [N, H, W]."""
     images = torch.from_numpy(np.stack([image for image, _ in samples])).permute(0, 3, 1, 2)
     return images, torch.from_numpy(np.stack([mask for _, mask in samples]))
 
@@ -83,8 +84,15 @@ def batches(
         # The loader draws a seed for its workers; from a generator of its own, so that the global one, which drop path
         # draws from, is the same whether a run was interrupted or not.
         generator=torch.Generator(),
+        worker_init_fn=_detach,
     )
     yield from loader
+
+
+def _detach(worker: int) -> None:
+    """Keep signals to the process group (Ctrl-C, a scheduler) from ending a worker before its parent."""
+    if hasattr(os, "setsid"):
+        os.setsid()
 
 
 class _Positions:

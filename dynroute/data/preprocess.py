@@ -29,4 +29,4 @@ def load_preprocess(folder: str | Path) -> tuple[Normalise, list[str] | None]:
         normalise = Normalise(mean=tuple(raw["mean"]), std=tuple(raw["std"]), order=raw["order"])
         return normalise, list(raw["class_names"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: wanted mean, std, order and class_names as training wrote them ({error!r})") from error
+        raise DataError(f"{path}: wanted mean, std, order, class_names as training wrote them ({error!r})") from error

@@ -64,7 +64,8 @@ class ScenesDataset:
         difficulty = float(rng.random())
         image = self._ground(rng, difficulty)
         mask = np.zeros((self.size, self.size), dtype=np.uint8)
-        radii = sorted((self._radius(rng, difficulty) for _ in range(1 + int(difficulty * difficulty * 40))), reverse=True)
+        count = 1 + int(difficulty * difficulty * 40)
+        radii = sorted((self._radius(rng, difficulty) for _ in range(count)), reverse=True)
         # Large ones first, so that none is hidden behind a larger one.
         for radius in radii:
             self._draw(image, mask, rng, difficulty, radius)
@@ -92,13 +93,14 @@ class ScenesDataset:
             cosine, sine = _direction(rng)
             offset = float(rng.random()) * self.size
             distance = self._xs * np.float32(cosine) + self._ys * np.float32(sine) - np.float32(offset)
-            shade[np.abs(distance) < np.float32(0.6 + 0.8 * float(rng.random()))] += np.float32(rng.random() * 120.0 - 60.0)
+            width, change = 0.6 + 0.8 * float(rng.random()), 120.0 * float(rng.random()) - 60.0
+            shade[np.abs(distance) < np.float32(width)] += np.float32(change)
         return shade[..., None] + tint
 
     def _draw(
         self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, difficulty: float, radius: float
     ) -> None:
-        """Draw one shape of a random class into `image` [H, W, 3] and `mask` [H, W]; only its bounding box is touched."""
+        """Draw one shape of a random class into `image` [H, W, 3] and `mask` [H, W], in its bounding box."""
         label = int(rng.integers(1, len(CLASS_NAMES)))
         centre_y, centre_x = (float(draw) * self.size for draw in rng.random(2))
         cosine, sine = _direction(rng)
@@ -121,7 +123,7 @@ class ScenesDataset:
 
 
 def _direction(rng: np.random.Generator) -> tuple[float, float]:
-    """Cosine and sine of a random angle, from the half-angle's tangent: no trigonometric function, so exact anywhere."""
+    """Cosine and sine of a random angle, from the half-angle's tangent: no trigonometric function, so exact."""
     t = float(rng.random()) * 2.0 - 1.0
     sign = 1.0 if float(rng.random()) < 0.5 else -1.0
     return sign * (1.0 - t * t) / (1.0 + t * t), sign * 2.0 * t / (1.0 + t * t)

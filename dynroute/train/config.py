@@ -201,7 +201,7 @@ def _check(config: Config) -> None:
         (bool(config.evaluation.scales), "evaluation.scales: wanted at least one scale, such as [1.0]"),
         (all(s > 0 for s in config.evaluation.scales), "evaluation.scales: wanted positive numbers"),
         (config.run.log_every >= 1, f"run.log_every: wanted 1 or more, got {config.run.log_every}"),
-        (config.run.checkpoint_every >= 1, f"run.checkpoint_every: wanted 1 or more, got {config.run.checkpoint_every}"),
+        (config.run.checkpoint_every >= 1, "run.checkpoint_every: wanted 1 or more"),
     ]
     for holds, message in checks:
         if not holds:

@@ -32,7 +32,7 @@ def evaluate(
     """Evaluate over a data set.
 
     Args:
-        model: images float32 [N, 3, H, W] -> output with logits [N, K, H, W], gates [N, L+1, 4, 3], expected_mflops [N],
+        model: images float32 [N, 3, H, W] -> output with logits [N, K, H, W], gates [N, L+1, 4, 3], expected_mflops and
             real_mflops [N] and, from a runtime, executed_macs and executed_nodes. A module is put in evaluation mode.
         source: labelled images.
         normalise: as in training.
@@ -45,9 +45,10 @@ def evaluate(
 
     Returns:
         A JSON-able dictionary: miou, pixel_accuracy, iou by class (None: absent), images, passes (forwards an image);
-        expected_mflops and real_mflops, mean per image, summed over its passes; their share of the all-open network where
-        the model tells its costs; gates (probability of being open and mean alpha, [L+1][4][3], paths up, keep, down);
-        executed_macs (mean per image) and executed_space_macs, where the output has them; per_image.
+        expected_mflops and real_mflops, mean per image, summed over its passes; those of the all-open network where the
+        model tells its costs (all_open_expected_mflops, all_open_real_mflops); gates (probability of being open and
+        mean alpha, [L+1][4][3], paths up, keep, down); executed_macs (mean per image) and executed_space_macs, where
+        the output has them; per_image.
     """
     training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
@@ -66,9 +67,7 @@ def evaluate(
             confusion += own
             own_scores = scores(own)
             costs = {key: float(values[row]) for key, values in tally.current.items()}
-            per_image.append(
-                {"name": source.name(index), "miou": _number(own_scores.miou), **costs}
-            )
+            per_image.append({"name": source.name(index), "miou": _number(own_scores.miou), **costs})
         if each is not None:
             each(len(per_image), count)
     if training:
@@ -162,7 +161,7 @@ def _predict(
 def _grouped(
     source: Source, normalise: Normalise, count: int, batch: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Neighbours of one size, at most `batch` at once: indices, images [N, 3, H, W] (channels_last), labels [N, H, W]."""
+    """Neighbours of one size, at most `batch`: indices, images [N, 3, H, W] (channels_last), labels [N, H, W]."""
     held: list[tuple[int, np.ndarray, np.ndarray]] = []
     for index in range(count):
         image, mask = source.read(index)

@@ -65,7 +65,8 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
     train_source, val_source = open_source(config.data, "train"), open_source(config.data, "val")
     classes = len(train_source.class_names)
     torch.manual_seed(config.run.seed)
-    net = make_network(config.model, classes).to(device, memory_format=torch.channels_last)
+    net = make_network(config.model, classes).to(device)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimiser = make_optimiser(net, config.optimiser)
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / "config.yaml")
@@ -117,7 +118,7 @@ def train_step(
     progress: float,
     config: Config,
 ) -> Losses:
-    """One step on images float32 [N, 3, H, W] and labels int64 [N, H, W], at the learning rate that the optimiser has."""
+    """One step on images float32 [N, 3, H, W] and labels int64 [N, H, W], at the optimiser's learning rate."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.run.bf16):
         losses = objective(net, images, labels, progress, _budget(config))
     optimiser.zero_grad(set_to_none=True)
@@ -285,7 +286,7 @@ def _interruptible() -> Iterator[Any]:
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.set()

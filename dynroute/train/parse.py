@@ -76,9 +76,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return float(value)
         except ValueError:
             pass
-    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif hint in (str, bool) and isinstance(value, hint):
+    elif hint in (int, str, bool) and type(value) is hint:
         return value
     raise ConfigError(f"{path}: wanted {_word(hint)}, got {value!r}")
 
