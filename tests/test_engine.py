@@ -315,7 +315,9 @@ def test_counts() -> None:
 
 def test_errors() -> None:
     net = Net(layers=4)
-    with pytest.raises(RuntimeError, match=r"images: wanted height and width in multiples of 32, at least 32, got 33x64"):
+    with pytest.raises(
+        RuntimeError, match=r"images: wanted height and width in multiples of 32, at least 32, got 33x64"
+    ):
         net.native(images(1, 33, 64))
     with pytest.raises(RuntimeError, match=r"gates: wanted shape \[1, 5, 4, 3\], got \[1, 4, 4, 3\]"):
         net.native(images(1, 32, 32), torch.ones(1, 4, 4, 3))

@@ -37,15 +37,30 @@ __attribute__((noinline)) void block(const PointwiseArgs<T>& args, int row, int 
     V shift = V::load(args.weights.shift + panel * kPanel + j * V::width);
     DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) sum[i][j] = shift;
   }
-#pragma GCC unroll 4
-  for (int kk = 0; kk < k; ++kk) {
+  // every third row has a pointer of its own: rows 1 and 2 behind it are reached by scaled addressing
+  const T* rows[(MR + 2) / 3];
+  DYNROUTE_UNROLL for (int i = 0; i < MR; i += 3) rows[i / 3] = a + i * lda;
+  const auto step = [&](int kk) __attribute__((always_inline)) {
     V weight[NV];
     DYNROUTE_UNROLL for (int j = 0; j < NV; ++j)
       weight[j] = V::load(b[j / per_panel] + kk * kPanel + (j % per_panel) * V::width);
     DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
-      V value = V::set(a[i * lda + kk]);
+      V value = V::set(rows[i / 3][(i % 3) * lda + kk]);
       DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) sum[i][j] = fma(value, weight[j], sum[i][j]);
     }
+  };
+  const auto advance = [&](int by) __attribute__((always_inline)) {
+    DYNROUTE_UNROLL for (const T*& row_pointer : rows) row_pointer += by;
+    DYNROUTE_UNROLL for (const T*& panel_pointer : b) panel_pointer += by * kPanel;
+  };
+  int left_k = k;
+  for (; left_k >= 4; left_k -= 4) {
+    DYNROUTE_UNROLL for (int kk = 0; kk < 4; ++kk) step(kk);
+    advance(4);
+  }
+  for (; left_k > 0; --left_k) {
+    step(0);
+    advance(1);
   }
 
   const int column = panel * kPanel;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,23 +45,6 @@ def use_native(op: str, backend: str, x: Tensor) -> bool:
     if backend in ("cuda", "triton"):
         raise RuntimeError(f"{op}: backend {backend!r} is not built yet")
     raise ValueError(f"{op}: backend: wanted one of {', '.join(BACKENDS)}, got {backend!r}")
-
-
-def zeros_for_absent(grads: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(x) if g is None else g.contiguous() for g, x in zip(grads, inputs)]
-
-
-def recompute_grads(grad: Tensor, inputs: Sequence[Tensor], formula: Callable[..., Tensor]) -> list[Tensor]:
-    """Gradients of `formula(*inputs)` for all inputs, from the output's gradient; the forward is done again."""
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        grads = torch.autograd.grad(formula(*leaves), leaves, grad, allow_unused=True)
-    return zeros_for_absent(grads, leaves)
-
-
-def like_inputs(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Fake gradients of `recompute_grads`."""
-    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
 
 
 def nhwc_empty(x: Tensor, shape: Sequence[Any]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dynroute import _native
-from dynroute.ops import _backend, reference
+from dynroute.ops import _backend, _backward, reference
 
 
 def aggregate(
@@ -44,29 +44,23 @@ def _register() -> None:
         factor = 2 if down is None and keep is None else 1
         return _backend.nhwc_empty(alphas, (n, c, h * factor, w * factor))
 
-    @torch.library.custom_op("dynroute::aggregate_backward", mutates_args=())
-    def aggregate_backward(
-        grad: Tensor, down: Tensor | None, keep: Tensor | None, up: Tensor | None, alphas: Tensor
-    ) -> list[Tensor]:
-        there = [source is not None for source in (down, keep, up)]
-
-        def formula(alphas: Tensor, *sources: Tensor) -> Tensor:
-            left = iter(sources)
-            return reference.aggregate(*[next(left) if t else None for t in there], alphas)
-
-        return _backend.recompute_grads(grad, [alphas, *[s for s in (down, keep, up) if s is not None]], formula)
-
-    @aggregate_backward.register_fake
-    def _(grad, down, keep, up, alphas):  # type: ignore[no-untyped-def]
-        return _backend.like_inputs([alphas, *[s for s in (down, keep, up) if s is not None]])
-
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        grads = torch.ops.dynroute.aggregate_backward(grad, *ctx.saved_tensors)
-        sources = iter(grads[1:])
-        return *[None if s is None else next(sources) for s in ctx.saved_tensors[:3]], grads[0]
+        down, keep, up, alphas = ctx.saved_tensors
+        grads: list[Tensor | None] = [None, None, None]
+        grad_alphas = [torch.zeros_like(alphas[:, 0])] * 3
+        for path, source in ((reference.UP, up), (reference.KEEP, keep), (reference.DOWN, down)):
+            if source is None:
+                continue
+            alpha = alphas[:, path]
+            grad_source = (
+                _backward.bilinear(grad, source.shape[2], source.shape[3], 2.0) if path == reference.UP else grad
+            )
+            grads[2 - path] = alpha.view(-1, 1, 1, 1) * grad_source
+            grad_alphas[path] = (grad_source * reference.only(alpha != 0, source)).sum((1, 2, 3))
+        return *grads, torch.stack(grad_alphas, 1)
 
     torch.library.register_autograd("dynroute::aggregate", backward, setup_context=setup_context)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dynroute import _native
-from dynroute.ops import _backend, reference
+from dynroute.ops import _backend, _backward, reference
 
 
 def gate(
@@ -55,37 +56,33 @@ def _register() -> None:
     def _(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present):  # type: ignore[no-untyped-def]
         return x.new_empty((x.shape[0], fc_weight.shape[0]))
 
-    @torch.library.custom_op("dynroute::gate_backward", mutates_args=())
-    def gate_backward(
-        grad: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-        fc_weight: Tensor,
-        fc_bias: Tensor,
-        activation: str,
-        small: bool,
-        present: Tensor | None,
-    ) -> list[Tensor]:
-        return _backend.recompute_grads(
-            grad,
-            [x, weight, scale, shift, fc_weight, fc_bias],
-            lambda *inputs: reference.gate(*inputs, activation, small, present),
-        )
-
-    @gate_backward.register_fake
-    def _(grad, x, weight, scale, shift, fc_weight, fc_bias, activation, small, present):  # type: ignore[no-untyped-def]
-        return _backend.like_inputs([x, weight, scale, shift, fc_weight, fc_bias])
-
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.activation, ctx.small, present = inputs
-        ctx.save_for_backward(*tensors, present)
+        ctx.save_for_backward(*tensors, present, output)
 
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        *tensors, present = ctx.saved_tensors
-        grads = torch.ops.dynroute.gate_backward(grad, *tensors, ctx.activation, ctx.small, present)
-        return *grads, None, None, None
+        x, weight, scale, shift, fc_weight, _, present, alphas = ctx.saved_tensors
+        x = reference.only(present, x)
+        small = reference.quarter(x) if ctx.small else x
+        product = F.conv2d(small, weight)
+        features = reference.affine(product, scale, shift).relu()
+        pooled = features.mean((2, 3))
+
+        grad = reference.only(present, grad)
+        if ctx.activation == "tanh":
+            grad = grad * (1 - alphas * alphas) * (alphas > 0)
+        elif ctx.activation == "sigmoid":
+            grad = grad * alphas * (1 - alphas)
+        else:
+            grad = alphas * (grad - (grad * alphas).sum(1, keepdim=True))
+        grad_fc_weight = (grad.T @ pooled).view_as(fc_weight)
+        grad_fc_bias = grad.sum(0)
+        grad = (grad @ fc_weight.flatten(1) / (product.shape[2] * product.shape[3]))[:, :, None, None] * (features > 0)
+        grad, grad_scale, grad_shift = _backward.affine(grad, product, scale)
+        grad, grad_weight = _backward.conv(grad, small, weight)
+        if ctx.small:
+            grad = _backward.bilinear(grad, x.shape[2], x.shape[3], 0.25)
+        return grad, grad_weight, grad_scale, grad_shift, grad_fc_weight, grad_fc_bias, None, None, None
 
     torch.library.register_autograd("dynroute::gate", backward, setup_context=setup_context)
 

@@ -1,4 +1,4 @@
-"""The whole network as one operator: no Python between layers. What a runtime hands it is described in csrc/cpu/engine.h."""
+"""The whole network as one operator: no Python between layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABLE_FIELDS = 17
 
 
 def table_rows(layers: int) -> int:
-    """Rows of the weight table: 4 per layer (the init cell is a layer of its own), stem, 4 decoder merges, predictor."""
+    """Rows of the weight table: 4 per layer (the init cell counts as one), stem, 4 decoder merges, predictor."""
     return (layers + 1) * 4 + 6
 
 

@@ -1,6 +1,6 @@
 """What each operator means, in a few lines of plain PyTorch: differentiable, any device, any dtype.
 
-Tests compare kernels with these, and the kernels' backward passes differentiate them.
+Tests compare kernels, and the backward passes written for them, with these.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ THRESHOLD = 1e-4
 UP, KEEP, DOWN = 0, 1, 2
 
 
-def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
 
 
-def _only(mask: Tensor | None, value: Tensor) -> Tensor:
+def only(mask: Tensor | None, value: Tensor) -> Tensor:
     """`value` where the mask is set, zeros (even for NaN) where it is not."""
     if mask is None:
         return value
     return torch.where(mask.view(-1, *[1] * (value.dim() - 1)), value, value.new_zeros(()))
+
+
+def quarter(x: Tensor) -> Tensor:
+    """Bilinear x1/4: floor of the size, the scale fixed, source coordinate 4 (i + 0.5) - 0.5."""
+    return F.interpolate(x, scale_factor=0.25, mode="bilinear", align_corners=False, recompute_scale_factor=False)
 
 
 def sepconv(
@@ -37,22 +42,22 @@ def sepconv(
     residual: bool = False,
     final_relu: bool = False,
 ) -> Tensor:
-    x = y = _only(open, x)
+    x = y = only(open, x)
     for k, (dw, pw) in enumerate(zip(depthwise, pointwise)):
         y = F.conv2d(y, dw, padding=1, stride=stride if k == 0 else 1, groups=y.shape[1])
-        y = _affine(F.conv2d(y, pw), scale[k], shift[k])
+        y = affine(F.conv2d(y, pw), scale[k], shift[k])
         if k < len(depthwise) - 1:
             y = y.relu()
     if residual:
         y = y + x
-    return _only(open, y.relu() if final_relu else y)
+    return only(open, y.relu() if final_relu else y)
 
 
 def transform(
     x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, open: Tensor | None = None, stride: int = 1
 ) -> Tensor:
-    y = F.conv2d(_only(open, x).relu(), weight, stride=stride)
-    return _only(open, _affine(y, scale, shift).relu())
+    y = F.conv2d(only(open, x).relu(), weight, stride=stride)
+    return only(open, affine(y, scale, shift).relu())
 
 
 def gate(
@@ -66,10 +71,10 @@ def gate(
     small: bool = False,
     present: Tensor | None = None,
 ) -> Tensor:
-    x = _only(present, x)
+    x = only(present, x)
     if small:
-        x = F.interpolate(x, scale_factor=0.25, mode="bilinear", align_corners=False, recompute_scale_factor=False)
-    y = _affine(F.conv2d(x, weight), scale, shift).relu().mean((2, 3), keepdim=True)
+        x = quarter(x)
+    y = affine(F.conv2d(x, weight), scale, shift).relu().mean((2, 3), keepdim=True)
     y = F.conv2d(y, fc_weight, fc_bias).flatten(1)
     if activation == "tanh":
         y = y.tanh().relu()
@@ -79,7 +84,7 @@ def gate(
         y = y.softmax(1)
     else:
         raise ValueError(f"gate: activation: wanted 'tanh', 'sigmoid' or 'softmax', got {activation!r}")
-    return _only(present, y)
+    return only(present, y)
 
 
 def aggregate(down: Tensor | None, keep: Tensor | None, up: Tensor | None, alphas: Tensor) -> Tensor:
@@ -88,7 +93,7 @@ def aggregate(down: Tensor | None, keep: Tensor | None, up: Tensor | None, alpha
         if source is None:
             continue
         alpha = alphas[:, path]
-        source = _only(alpha != 0, source)
+        source = only(alpha != 0, source)
         if path == UP:
             source = F.interpolate(source, scale_factor=2, mode="bilinear", align_corners=False)
         term = alpha.view(-1, 1, 1, 1) * source

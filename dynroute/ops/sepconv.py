@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dynroute import _native
-from dynroute.ops import _backend, reference
+from dynroute.ops import _backend, _backward, reference
 
 
 def sepconv(
@@ -60,31 +61,6 @@ def _register() -> None:
         shape = (n, pointwise[-1].shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1)
         return _backend.nhwc_empty(x, shape)
 
-    @torch.library.custom_op("dynroute::sepconv_backward", mutates_args=())
-    def sepconv_backward(
-        grad: Tensor,
-        x: Tensor,
-        depthwise: Sequence[Tensor],
-        pointwise: Sequence[Tensor],
-        scale: Sequence[Tensor],
-        shift: Sequence[Tensor],
-        open: Tensor | None,
-        stride: int,
-        residual: bool,
-        final_relu: bool,
-    ) -> list[Tensor]:
-        k = len(depthwise)
-
-        def formula(x: Tensor, *weights: Tensor) -> Tensor:
-            parts = [weights[i * k : (i + 1) * k] for i in range(4)]
-            return reference.sepconv(x, *parts, open, stride, residual, final_relu)
-
-        return _backend.recompute_grads(grad, [x, *depthwise, *pointwise, *scale, *shift], formula)
-
-    @sepconv_backward.register_fake
-    def _(grad, x, depthwise, pointwise, scale, shift, open, stride, residual, final_relu):  # type: ignore[no-untyped-def]
-        return _backend.like_inputs([x, *depthwise, *pointwise, *scale, *shift])
-
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, depthwise, pointwise, scale, shift, open, *ctx.options = inputs
         ctx.stages = len(depthwise)
@@ -93,15 +69,40 @@ def _register() -> None:
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, open, *weights = ctx.saved_tensors
         k = ctx.stages
-        parts = [weights[i * k : (i + 1) * k] for i in range(4)]
-        grads = torch.ops.dynroute.sepconv_backward(grad, x, *parts, open, *ctx.options)
-        return grads[0], *[grads[1 + i * k : 1 + (i + 1) * k] for i in range(4)], None, None, None, None
+        depthwise, pointwise, scale, shift = (weights[i * k : (i + 1) * k] for i in range(4))
+        stride, residual, final_relu = ctx.options
+        strides = [stride, *[1] * (k - 1)]
+
+        # the forward again, keeping each stage's input and depthwise output
+        x = reference.only(open, x)
+        inputs, filtered, products = [x], [], []
+        for i in range(k):
+            filtered.append(F.conv2d(inputs[i], depthwise[i], None, strides[i], 1, 1, inputs[i].shape[1]))
+            products.append(F.conv2d(filtered[i], pointwise[i]))
+            inputs.append(reference.affine(products[i], scale[i], shift[i]))
+            if i < k - 1:
+                inputs[-1] = inputs[-1].relu()
+
+        grad = reference.only(open, grad)
+        if final_relu:
+            grad = grad * ((inputs[-1] + x if residual else inputs[-1]) > 0)
+        grad_residual = grad
+        grads: list[list[Tensor]] = [[], [], [], []]
+        for i in reversed(range(k)):
+            if i < k - 1:
+                grad = grad * (inputs[i + 1] > 0)
+            grad, grad_scale, grad_shift = _backward.affine(grad, products[i], scale[i])
+            grad, grad_pointwise = _backward.conv(grad, filtered[i], pointwise[i])
+            grad, grad_depthwise = _backward.conv(grad, inputs[i], depthwise[i], strides[i], 1, inputs[i].shape[1])
+            for part, value in zip(grads, (grad_depthwise, grad_pointwise, grad_scale, grad_shift)):
+                part.insert(0, value)
+        return grad + grad_residual if residual else grad, *grads, None, None, None, None
 
     torch.library.register_autograd("dynroute::sepconv", backward, setup_context=setup_context)
 
     @register_flop_formula(torch.ops.dynroute.sepconv)
     def _(x, depthwise, pointwise, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        n, c, h, w = x
+        n, _, h, w = x
         pixels = n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
         return 2 * pixels * sum(p[1] * (9 + p[0]) for p in map(_backend.flops_of, pointwise))
 

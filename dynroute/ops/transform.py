@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dynroute import _native
-from dynroute.ops import _backend, reference
+from dynroute.ops import _backend, _backward, reference
 
 
 def transform(
@@ -50,25 +51,18 @@ def _register() -> None:
         n, _, h, w = x.shape
         return _backend.nhwc_empty(x, (n, weight.shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1))
 
-    @torch.library.custom_op("dynroute::transform_backward", mutates_args=())
-    def transform_backward(
-        grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, open: Tensor | None, stride: int
-    ) -> list[Tensor]:
-        return _backend.recompute_grads(
-            grad, [x, weight, scale, shift], lambda *inputs: reference.transform(*inputs, open, stride)
-        )
-
-    @transform_backward.register_fake
-    def _(grad, x, weight, scale, shift, open, stride):  # type: ignore[no-untyped-def]
-        return _backend.like_inputs([x, weight, scale, shift])
-
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.stride = inputs
         ctx.save_for_backward(*tensors)
 
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        grads = torch.ops.dynroute.transform_backward(grad, *ctx.saved_tensors, ctx.stride)
-        return *grads, None, None
+        x, weight, scale, shift, open = ctx.saved_tensors
+        x = reference.only(open, x)
+        product = F.conv2d(x.relu(), weight, None, ctx.stride)
+        grad = reference.only(open, grad) * (reference.affine(product, scale, shift) > 0)
+        grad, grad_scale, grad_shift = _backward.affine(grad, product, scale)
+        grad, grad_weight = _backward.conv(grad, x.relu(), weight, ctx.stride)
+        return grad * (x > 0), grad_weight, grad_scale, grad_shift, None, None
 
     torch.library.register_autograd("dynroute::transform", backward, setup_context=setup_context)
 
