@@ -31,7 +31,7 @@ def fixed(name: str, layers: int = 16) -> Tensor:
 
 
 def common(open_probability: Tensor, threshold: float = 0.5) -> Tensor:
-    """Paths open in more than `threshold` of a data set's routes (Common-A/B/C): [L+1,4,3] -> bool of the same shape."""
+    """Paths open in more than `threshold` of a data set's routes (Common-A/B/C): [L+1,4,3] -> bool."""
     return open_probability > threshold
 
 

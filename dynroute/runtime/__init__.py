@@ -1,0 +1,5 @@
+"""The inference runtime: a snapshot of a network that computes, per sample, only what its gates open."""
+
+from dynroute.runtime.executor import RunOutput, Runtime, optimize
+
+__all__ = ["RunOutput", "Runtime", "optimize"]

@@ -1,0 +1,164 @@
+"""`optimize`: from a network to a runtime; one class whatever the backend."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynroute import _native
+from dynroute.models.network import DynamicNetwork, Output, check_inputs
+from dynroute.models.space import PART_NAMES, SCALES
+from dynroute.models.stem import pad_images
+from dynroute.ops.network import network_forward, network_workspace
+from dynroute.runtime.folding import pack, why_not_packable
+from dynroute.runtime.reference import ReferenceExecutor
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+_CELL_AND_PATHS = [PART_NAMES.index(part) for part in ("cell", "up", "keep", "down")]
+
+
+@dataclass
+class RunOutput(Output):
+    """What a runtime returns: the network's fields and the work that was really done.
+
+    Attributes:
+        executed_macs: int64 [N], every convolution done for the sample (stem, init, gates, cells, paths, decoder), at
+            true output sizes, taps on zero padding counted, recomputed halo not.
+        executed_nodes: int64 [N,L+1,4,5], the same for each node's gate, cell, up, keep (none), down.
+        halo_macs: int64 [N], convolution work done twice because tiles overlap.
+    """
+
+    executed_macs: Tensor
+    executed_nodes: Tensor
+    halo_macs: Tensor
+
+    @property
+    def space_macs(self) -> Tensor:
+        """int64 [N]: the part of `executed_macs` in the routing space, cells and paths."""
+        return self.executed_nodes[..., _CELL_AND_PATHS].sum((1, 2, 3))
+
+
+@dataclass
+class Executed:
+    """What an executor hands back: logits, alphas, and MACs per node part and in stem, decoder and halo ([N] each)."""
+
+    logits: Tensor
+    gates: Tensor
+    nodes: Tensor
+    stem: Tensor
+    decoder: Tensor
+    halo: Tensor
+
+
+class CpuExecutor:
+    """The native engine: one call runs the whole network.  Calls may overlap, each with a workspace of its own."""
+
+    def __init__(self, net: DynamicNetwork) -> None:
+        self.packed = pack(net)
+        self._idle: list[Tensor] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, images: Tensor, gates: Tensor | None, height: int, width: int) -> Executed:
+        n, _, h, w = images.shape
+        config = self.packed.config
+        workspace = self._take(network_workspace(n, h, w, config))
+        try:
+            logits, alphas, nodes, other = network_forward(
+                images, self.packed.weights, self.packed.table, config, gates, workspace, height, width
+            )
+        finally:
+            with self._lock:
+                self._idle.append(workspace)
+        return Executed(logits, alphas, nodes, other[:, 0], other[:, 1], other[:, 2])
+
+    def _take(self, floats: int) -> Tensor:
+        with self._lock:
+            workspace = self._idle.pop() if self._idle else None
+        if workspace is None or workspace.numel() < floats:
+            workspace = torch.empty(floats)
+        return workspace
+
+
+def why_not(backend: str, net: DynamicNetwork | None = None) -> str | None:
+    """None if `backend` runs here (and runs `net`, if given), else the reason in one line."""
+    if backend == "reference":
+        return None
+    if backend == "cpu":
+        reason = _native.why_not_loaded()
+        if reason is not None:
+            return f"the native CPU library is not there: {reason}"
+        return why_not_packable(net) if net is not None else None
+    if backend in BACKENDS:
+        return f"this version has no {backend} kernels yet"
+    return f"unknown; wanted auto or one of {', '.join(BACKENDS)}"
+
+
+class Runtime:
+    """Inference with what `optimize` chose.
+
+    Attributes:
+        backend: the backend's name.
+        reason: why it was chosen.
+        config: the network's `NetworkConfig`.
+    """
+
+    def __init__(self, net: DynamicNetwork, backend: str, reason: str) -> None:
+        self.backend, self.reason, self.config = backend, reason, net.config
+        self._costs = net.costs
+        self._execute: Callable[[Tensor, Tensor | None, int, int], Executed] = (
+            CpuExecutor(net) if backend == "cpu" else ReferenceExecutor(net)
+        )
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, gates: Tensor | None = None) -> RunOutput:
+        """images float32 [N,3,H,W], normalised, any size and any N; gates as in the network's forward.
+
+        Raises:
+            ValueError: images or gates of another shape, type or device; raised before anything is computed.
+        """
+        if images.dtype != torch.float32 or images.device.type != "cpu":
+            raise ValueError(f"images: wanted float32 on the CPU, got {images.dtype} on {images.device}")
+        forced = check_inputs(images, gates, self.config)
+        h, w = images.shape[-2:]
+        padded = pad_images(images, self.config.small_gate).contiguous()
+        done = self._execute(padded, forced, h, w)
+        tables = self._costs(h, w)
+        executed = done.nodes.sum((1, 2, 3)) + done.stem + done.decoder
+        return RunOutput(
+            done.logits, done.gates, tables.expected(done.gates), tables.real(done.gates),
+            executed, done.nodes, done.halo,
+        )  # fmt: skip
+
+    def all_open_gates(self) -> Tensor:
+        """float32 [L+1,4,3] of ones: forces every cell and path open."""
+        return torch.ones(self.config.layers + 1, SCALES, 3)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f"Runtime(backend={self.backend!r}, layers={c.layers}, channels={c.channels}; {self.reason})"
+
+
+def optimize(net: DynamicNetwork, backend: str = "auto") -> Runtime:
+    """Makes the inference runtime of a network: a snapshot of its weights in evaluation mode.
+
+    Args:
+        net: the network; it is not changed, and later changes to it do not reach the runtime.
+        backend: "cpu" (native kernels), "reference" (plain PyTorch, slow, the definition), or "auto": the fastest
+            that runs here, with the reason in `Runtime.reason`.
+
+    Raises:
+        ValueError: the named backend is unknown or does not run here, with the reason; never a silent fallback.
+    """
+    if backend != "auto":
+        reason = why_not(backend, net)
+        if reason is not None:
+            raise ValueError(f"backend {backend!r}: {reason}")
+        return Runtime(net, backend, "chosen by name")
+    reason = why_not("cpu", net)
+    if reason is None:
+        return Runtime(net, "cpu", "the native CPU library is there and runs this network")
+    return Runtime(net, "reference", f"cpu does not run here: {reason}")
