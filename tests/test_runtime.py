@@ -1,4 +1,4 @@
-"""The runtime: goldens, agreement with the model, work executed against what the gates say, closed weights untouched."""
+"""The runtime: goldens, agreement with the model, work executed against what the gates say."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ class _Packer:
 
 def cell_stages(node: RoutedNode) -> list[tuple[nn.Conv2d, ConvNorm]]:
     """The cell's (depthwise, pointwise) pairs."""
-    modules = list(node.cell.ops[0])  # type: ignore[arg-type]
-    return list(zip(modules[0::2], modules[1::2], strict=True))
+    modules = list(node.cell.ops[0].children())
+    return list(zip(modules[0::2], modules[1::2], strict=True))  # type: ignore[arg-type]
 
 
 def why_not_packable(net: DynamicNetwork) -> str | None:

@@ -109,7 +109,7 @@ class ReferenceExecutor:
         """Outputs of up, keep, down, None where absent; an alpha of 0 from an open node is present, as a zero."""
         alphas.copy_(node.gate(x)[0] if forced is None else forced)
         counts[GATE] = self._count()
-        if float(alphas.sum()) < CLOSED_BELOW:
+        if alphas.sum() < CLOSED_BELOW:  # in float32, like the model: 1e-4 itself must fall on the same side
             return [None, x, None]
         h = F.relu(node.cell(x))
         counts[CELL] = self._count()
