@@ -25,7 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="dynroute",
         formatter_class=raw,
         description="Dynamically routed semantic segmentation: train, run, count and time it.",
-        epilog="`dynroute COMMAND --help` teaches each command with an example.  `dynroute doctor` says what runs here.",
+        epilog="`dynroute COMMAND --help` teaches each with an example.  `dynroute doctor` says what runs here.",
     )
     parser.add_argument("--version", action="version", version=f"dynroute {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

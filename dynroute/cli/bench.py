@@ -92,7 +92,7 @@ def measure(
     from dynroute.report.work import open_model
 
     model = open_model(target.net, backend)
-    eager = copy.deepcopy(target.net).eval().to(memory_format=torch.channels_last) if with_eager else None
+    eager = open_model(copy.deepcopy(target.net), "eager").net if with_eager else None
     layers = target.net.config.layers
     plans: list[tuple[str, list[Tensor], list[Tensor | None]]] = []
     for batch in batches:

@@ -26,9 +26,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from dynroute.runtime.executor import BACKENDS, why_not
 
     reason = _native.why_not_loaded()
-    built: dict[str, Any] | None = None
-    if reason is None:
-        built = json.loads(torch.ops.dynroute.build_info())
+    built = _native.build_info() if reason is None else None
     reasons = {backend: why_not(backend) for backend in BACKENDS}
     machine = provenance()["machine"]
     result: dict[str, Any] = {

@@ -43,6 +43,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             model, source, target.normalise, batch=args.batch, max_images=args.images,
             each=lambda done, _: bar.update(done - bar.n),
         )  # fmt: skip
+    full_work = model.all_open_mean()
+    if full_work is not None:
+        result["all_open_executed_macs"] = full_work
     shares = {}
     for key in ("expected_mflops", "real_mflops", "executed_macs"):
         full = result.get(f"all_open_{key}")

@@ -6,7 +6,8 @@ real      the paper's count by open and closed, with all gates, stem and decoder
 executed  the convolutions that the runtime really did, counted as they were done
 
 --gates open (default) opens everything; a run's folder opens the paths that are open in more than half of its
-validation images; a fixed network's name (unet, hrnetv2, ...) opens that; own takes the network's own gates on --images."""
+validation images; a fixed network's name (unet, hrnetv2, ...) opens that; own takes the network's own gates on
+--images."""
 
 from __future__ import annotations
 
@@ -119,7 +120,8 @@ def chosen_gates(choice: str, target: Target) -> Tensor:
     record = Path(choice) / "eval.json"
     if not record.is_file():
         raise ValueError(
-            f"--gates {choice}: wanted open, own, a run's folder (with eval.json), or one of {', '.join(routes.list_fixed())}"
+            f"--gates {choice}: wanted open, own, a run's folder (with eval.json), "
+            f"or one of {', '.join(routes.list_fixed())}"
         )
     try:
         probability = torch.tensor(json.loads(record.read_text())["gates"]["open_probability"])
@@ -166,7 +168,7 @@ def _print(label: str, backend: str, choice: str, samples: list[dict[str, Any]])
 
 def _print_nodes(layers: int, nodes: Tensor) -> None:
     """nodes float64 [L+1,4,5]."""
-    print("\nexecuted by node, mean over samples: cell + up + down (gate), M; '.' computed nothing\n")
+    print("\nexecuted by node, mean over samples: cell + up + down (gate), M; '.' computed nothing, '-' no such path\n")
     rows = []
     for members in build_space(layers):
         row = members[0].row
@@ -180,8 +182,8 @@ def _print_nodes(layers: int, nodes: Tensor) -> None:
                 cells.append(".")
                 continue
             paths = [f"{cell:.1f}"]
-            paths += [f"{up:.1f}" if members[scale].paths[UP] else "-"]
-            paths += [f"{down:.1f}" if members[scale].paths[DOWN] else "-"]
+            for path, work in ((UP, up), (DOWN, down)):
+                paths.append("-" if not members[scale].paths[path] else f"{work:.1f}" if work else ".")
             cells.append(" + ".join(paths) + (f" ({gate:.1f})" if gate else ""))
         rows.append(["init" if row == 0 else f"layer {row - 1}", *cells, f"{float(nodes[row].sum()):.1f}"])
     print_table(["", *[f"1/{4 << s}" for s in range(SCALES)], "sum"], rows)

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dynroute.cli.common import BACKENDS, load_target, open_data, positive, run_config
+from dynroute.report.collect import Findings
 
 HELP = "write an HTML report of a training run"
 EXAMPLES = ("dynroute report runs/scenes_quick", "dynroute report runs/camvid --images 5 --out camvid.html")
@@ -32,15 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    out = make_report(Path(args.folder), args.images, args.out, args.observe, args.backend)
+    out, findings = make_report(Path(args.folder), args.images, args.out, args.observe, args.backend)
     print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
-    return {"run": args.folder, "report": str(out)}
+    names = ("expected", "full_expected", "real", "full_real", "space", "full_space", "executed", "full_executed")
+    return {
+        "run": args.folder,
+        "report": str(out),
+        "observed": len(findings.samples),
+        "miou": findings.miou,
+        **{name: findings.mean(name) for name in names},
+    }
 
 
 def make_report(
     folder: Path, images: int = 3, out: Path | None = None, observed: int = OBSERVED, backend: str = "auto"
-) -> Path:
-    """Gathers what the run left behind, measures what is missing, writes the report; returns its path."""
+) -> tuple[Path, Findings]:
+    """Gathers what the run left behind, measures what is missing, writes the report: its path, and what it found."""
     from dynroute.cli.bench import IMAGES, data_images, measure
     from dynroute.provenance import provenance
     from dynroute.report import Material, observe, open_model, read_log, write_report
@@ -72,7 +80,7 @@ def make_report(
         bench=bench,
         provenance=provenance(),
     )
-    return write_report(material, out, images)
+    return write_report(material, out, images), findings
 
 
 def _read_json(path: Path, key: str) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def predict(model: Model, source: Source, normalise: Normalise, index: int) -> t
 
 
 def choose(samples: list[Sample], count: int) -> list[tuple[int, str]]:
-    """Places in `samples`, from least to most executed work (ties: fewer errors first), evenly spread; with a word each."""
+    """Places in `samples`, evenly spread from least to most executed work (ties: fewer errors first); a word each."""
     order = sorted(range(len(samples)), key=lambda i: (samples[i].executed, 1.0 - (samples[i].right or 0.0)))
     count = min(count, len(order))
     ranks = [len(order) // 2] if count == 1 else [round(i * (len(order) - 1) / (count - 1)) for i in range(count)]

@@ -61,7 +61,7 @@ def write_report(material: Material, out: Path, images: int = 3) -> Path:
         ]
     )
     page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(f"{material.title} – dynroute report"), body=body
+        title=escape(f"{material.title}: dynroute report"), body=body
     )
     out.write_text(page, encoding="utf-8")
     return out
@@ -77,7 +77,7 @@ def _header(m: Material) -> str:
     for row in rows:
         tiles.append((f"{1 / row['time_ratio']:.0%}", f"of the all-open time, batch {row['batch']}"))
     low, high = min(r["realised_share"] for r in rows), max(r["realised_share"] for r in rows)
-    realised = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}–{high:.2f}"
+    realised = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
     tiles.append((realised, "of the saving shows on the clock (1.00: all of it)"))
     data, schedule = m.config.get("data", {}), m.config.get("schedule", {})
     budget, machine = m.config.get("budget", {}), m.evaluation.get("machine", {})
@@ -95,7 +95,8 @@ def _header(m: Material) -> str:
         ),
         (
             "budget",
-            f"weight {budget['weight']:g}, target {budget['target']:.0%} of the {budget.get('measure', 'expected')} cost"
+            f"weight {budget['weight']:g}, target {budget['target']:.0%} of the space's "
+            f"{budget.get('measure', 'expected')} cost, all open"
             if budget.get("weight")
             else "none",
         ),
@@ -105,8 +106,8 @@ def _header(m: Material) -> str:
     items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
     boxes = "".join(f'<div class="tile"><b>{value}</b><span>{escape(text)}</span></div>' for value, text in tiles)
     return (
-        f'<h1>{escape(m.title)}</h1><p class="soft">Dynamically routed segmentation: for each image, gates choose which '
-        f'cells and scale changes are computed.</p><div class="tiles">{boxes}</div><dl>{items}</dl>'
+        f'<h1>{escape(m.title)}</h1><p class="soft">Dynamically routed segmentation: for each image, gates choose '
+        f'which cells and scale changes are computed.</p><div class="tiles">{boxes}</div><dl>{items}</dl>'
     )
 
 
@@ -143,22 +144,24 @@ def _savings(m: Material) -> str:
         eager = result["ms_per_image"].get("eager")
         beside = f"; eager PyTorch, channels_last: {eager['median']:.2f} ms" if eager else ""
         shares.append(
-            f"<li>Batch {result['batch']}: {result['time_ratio']:.2f}x less time for {result['work_ratio']:.2f}x less work, "
-            f"realised share <b>{result['realised_share']:.2f}</b> (p10–p90 {low:.2f}–{high:.2f}){beside}.</li>"
+            f"<li>Batch {result['batch']}: all open does {result['work_ratio']:.2f}x the work of routed and takes "
+            f"{result['time_ratio']:.2f}x its time; realised share <b>{result['realised_share']:.2f}</b> "
+            f"(p10 to p90: {low:.2f} to {high:.2f}){beside}.</li>"
         )
     machine = _machine(m.bench.get("machine") or m.provenance["machine"])
     return (
         "<h2>What routing saved</h2>"
-        f'<p class="soft">Means over {len(f.samples)} validation images, batches of one.  Computed: from the gates by a '
-        "formula.  Counted: added up by the runtime as convolutions finished.  Timed: by the clock, the contestants "
-        "taking turns.</p>"
+        f'<p class="soft">Means over {len(f.samples)} validation images, batches of one.  Computed: from the gates by '
+        "the paper's formula.  Counted: added up by the runtime as convolutions finished.  Timed: by the clock, the "
+        "contestants taking turns; medians.</p>"
         '<div class="scroll"><table><tr><th></th><th>all open</th><th>routed</th><th>routed / all open</th>'
         f'<th style="text-align:left;padding-left:12px">how it is known</th></tr>{"".join(rows)}</table></div>'
         f"<ul>{''.join(shares)}</ul>"
-        f'<p class="note">Realised share = (T_open / T_routed) / (work_open / work_routed), work = executed MACs of the timed '
-        "images.  The space is the grid's cells and all paths; stem, decoder and gates come on top and are never skipped "
-        "(but an absent node's gate is).  All open: the same network, every gate given as 1, so that no gate is "
-        f"computed.  Timed on {escape(machine)}, {m.bench['threads']} threads, {escape(m.bench['backend'])}.</p>"
+        '<p class="note">Realised share = (T_open / T_routed) / (work_open / work_routed), work = executed MACs of the '
+        "timed images.  The space is the grid's cells and all paths; stem, decoder and gates come on top and are never "
+        "skipped (but an absent node's gate is).  All open: the same network with every gate given as 1, so that no "
+        f"gate is computed.  Timed on {escape(machine)}, threads: {m.bench['threads']}, "
+        f"{escape(m.bench['backend'])}.</p>"
     )
 
 
@@ -191,10 +194,10 @@ def _images(m: Material, chosen: list[tuple[int, str]]) -> str:
     blocks = [_image(m, m.findings.samples[place], word) for place, word in chosen]
     return (
         "<h2>Images and their routes</h2>"
-        f'<p class="soft">Chosen by executed work out of {len(m.findings.samples)} validation images.  In a route map, layers '
-        "go across and scales down; hover for the numbers.</p>"
-        f'<div class="legend">{legend}<span><i class="swatch" style="background:rgb(214,48,49)"></i>wrong (error map)</span>'
-        f'</div><div class="legend">{_route_legend()}</div>{"".join(blocks)}'
+        f'<p class="soft">Chosen by executed work out of {len(m.findings.samples)} validation images.  In a route map, '
+        "layers go across and scales down; hover for the numbers.</p>"
+        f'<div class="legend">{legend}<span><i class="swatch" style="background:rgb(214,48,49)"></i>'
+        f'wrong (error map)</span></div><div class="legend">{_route_legend()}</div>{"".join(blocks)}'
     )
 
 
@@ -248,8 +251,8 @@ def _probabilities(m: Material) -> str:
     remark = "  Every image took the same route." if same and len(f.samples) > 1 else ""
     return (
         "<h2>How often each path is open</h2>"
-        f'<p class="soft">Over {len(f.samples)} validation images: line width and fill are probabilities of being open; '
-        f"mean alphas in the tooltips.{remark}</p>"
+        f'<p class="soft">Over {len(f.samples)} validation images: line width and fill are probabilities of being '
+        f"open; mean alphas in the tooltips.{remark}</p>"
         f"{route_map(probability_marks(f.open_probability, f.mean_alpha), 'Probability of each path being open')}"
     )
 
@@ -265,9 +268,7 @@ def _curves(m: Material, chosen: list[tuple[int, str]]) -> str:
     if budget.get("weight"):
         costs.append(Series("target", [(0.0, budget["target"]), (steps, budget["target"])], "mark", dashed=True))
     charts = [
-        line_chart(
-            "Loss", [series("segmentation", "segmentation", "one"), series("budget", "budget", "two")], log=False
-        ),
+        line_chart("Loss", [series("segmentation", "segmentation", "one"), series("budget", "budget", "two")]),
         line_chart("mIoU", [series("training batches", "miou", "one"), series("validation", "val_miou", "two")], "%"),
         line_chart("Cost, share of all open", costs, "%"),
     ]
@@ -278,8 +279,9 @@ def _curves(m: Material, chosen: list[tuple[int, str]]) -> str:
         charts.append(scatter(points, "executed work, share of all open", "Pixels right", marked))
     return (
         "<h2>Training, and work against quality</h2>"
-        '<p class="soft">Over training steps, from the run\'s log.  The budget acts from 40% of training on; its share is of the '
-        "space alone, the real cost's of the whole network.</p>"
+        '<p class="soft">Over training steps, from the run\'s log.  A budget acts from 40% of training on.  Expected '
+        "cost and target are shares of the space's cost, real cost of the whole network's (with stem, decoder, "
+        "gates).</p>"
         f'<div class="charts">{"".join(charts)}</div>'
     )
 
@@ -294,15 +296,18 @@ def _classes(m: Material) -> str:
         rows.append(
             f'<tr><td><i class="swatch" style="background:rgb({r},{g},{b})"></i>{escape(name)}</td>'
             f"<td>{f'{value:.1%}' if known else 'not seen'}</td>"
-            f'<td style="text-align:left"><span class="track"><i class="bar" style="width:{width}px"></i></span></td></tr>'
+            '<td style="text-align:left"><span class="track">'
+            f'<i class="bar" style="width:{width}px"></i></span></td></tr>'
         )
     accuracy = m.evaluation.get("pixel_accuracy") or m.findings.pixel_accuracy
+    miou = m.evaluation.get("miou") or m.findings.miou
+    seen = m.evaluation.get("images", len(m.findings.samples))
     return (
         "<h2>Quality by class</h2>"
         f"<table><tr><th>class</th><th>IoU</th><th></th></tr>{''.join(rows)}"
-        f"<tr><td><b>mean</b></td><td><b>{m.evaluation.get('miou') or m.findings.miou:.1%}</b></td><td></td></tr></table>"
-        f'<p class="note">Pixel accuracy {accuracy:.1%}; over {m.evaluation.get("images", len(m.findings.samples))} validation '
-        "images, by the evaluation at the end of training.</p>"
+        f"<tr><td><b>mean</b></td><td><b>{miou:.1%}</b></td><td></td></tr></table>"
+        f'<p class="note">Pixel accuracy {accuracy:.1%}; over {seen} validation images, by the evaluation at the end '
+        "of training.</p>"
     )
 
 

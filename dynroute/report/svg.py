@@ -1,4 +1,4 @@
-"""Route maps and charts as inline SVG; colours come from the page's CSS variables, so that they follow light and dark."""
+"""Route maps and charts as inline SVG; colours are the page's CSS variables, so that they follow light and dark."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from dynroute.models.space import CLOSED_BELOW, DOWN, KEEP, PATH_NAMES, SCALES, UP, Node, build_space
 
 # Geometry of a route map, in SVG units.
-LEFT, TOP, BOTTOM, ROW = 46, 16, 24, 46
-NARROWEST, WIDEST, WIDTH = 26.0, 92.0, 1000.0
+LEFT, TOP, BOTTOM, ROW = 46, 14, 40, 46
+NARROWEST, WIDEST, WIDTH = 26.0, 128.0, 1040.0
 RADIUS = 7.0
 THINNEST, THICKEST = 0.8, 5.5
 _STEP = {UP: -1, KEEP: 0, DOWN: 1}
@@ -134,8 +134,8 @@ def route_map(marks: Marks, label: str) -> str:
             dots.append(f'<circle class="absent" cx="{x:.1f}" cy="{y:.1f}" r="3">{title}</circle>')
         else:
             dots.append(
-                f'<circle class="cell" cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}"/>'
-                f'<circle class="fill" cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}" fill-opacity="{value:.2f}">{title}</circle>'
+                f'<circle class="cell" cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}"/><circle class="fill" '
+                f'cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}" fill-opacity="{value:.2f}">{title}</circle>'
             )
     return "".join([*out, *closed, *lines, *dots, "</svg>"])
 
@@ -150,28 +150,22 @@ class Series:
     dashed: bool = False
 
 
-def line_chart(
-    title: str, series: Sequence[Series], unit: str = "", floor: float | None = 0.0, log: bool = False
-) -> str:
-    """A small chart over steps with its own axes and legend. With `log`, the vertical axis is logarithmic."""
+def line_chart(title: str, series: Sequence[Series], unit: str = "") -> str:
+    """A small chart over steps with its own axes and legend; the vertical axis starts at 0."""
     w, h, left, right, top, bottom = 460, 230, 46, 12, 34, 28
-    points = [p for one in series for p in one.points if not log or p[1] > 0]
+    points = [p for one in series for p in one.points]
     if not points:
         return ""
     x1 = max(p[0] for p in points) or 1.0
     low, high = min(p[1] for p in points), max(p[1] for p in points)
-    if log:
-        ticks = _log_ticks(low, high)
-    else:
-        ticks = _ticks(low if floor is None else min(floor, low), high)
-    y0, y1 = (math.log10(ticks[0]), math.log10(ticks[-1])) if log else (ticks[0], ticks[-1])
+    ticks = _ticks(min(0.0, low), high)
+    y0, y1 = ticks[0], ticks[-1]
 
     def px(x: float) -> float:
         return left + (w - left - right) * x / x1
 
     def py(y: float) -> float:
-        value = math.log10(y) if log else y
-        return h - bottom - (h - top - bottom) * (value - y0) / ((y1 - y0) or 1.0)
+        return h - bottom - (h - top - bottom) * (y - y0) / ((y1 - y0) or 1.0)
 
     out = [f'<svg class="chart" viewBox="0 0 {w} {h}" role="img" aria-label="{escape(title)}">']
     for tick in ticks:
@@ -193,12 +187,11 @@ def line_chart(
             f'<line class="{one.kind}" x1="{x_legend}" x2="{x_legend + 15}" y1="10" y2="10" stroke-width="2.5"{dash}/>'
         )
         x_legend -= 12
-        shown = [p for p in one.points if not log or p[1] > 0]
-        if len(shown) == 1:
-            x, y = shown[0]
+        if len(one.points) == 1:
+            x, y = one.points[0]
             out.append(f'<circle class="dot {one.kind}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="4"/>')
         else:
-            path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in shown)
+            path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in one.points)
             out.append(f'<polyline class="{one.kind}" points="{path}" fill="none" stroke-width="1.8"{dash}/>')
     return "".join([*out, "</svg>"])
 
@@ -265,16 +258,6 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 in each decade where there are few decades, else powers of ten."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high) + 1e-9)
-    steps = (1, 2, 5) if last - first <= 2 else (1,)
-    every = [m * 10.0**e for e in range(first, last + 1) for m in steps]
-    below = [t for t in every if t <= low] or [10.0**first]
-    above = [t for t in every if t >= high] or [10.0**last]
-    return [t for t in every if below[-1] <= t <= above[0]]
 
 
 def _number(value: float, unit: str) -> str:

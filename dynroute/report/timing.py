@@ -17,7 +17,7 @@ WARMUP = 1
 
 
 def random_patterns(layers: int, share: float, count: int, seed: int) -> Tensor:
-    """float32 [count,L+1,4,3]: per sample, `share` of the grid's nodes open with all their paths; the init cell open."""
+    """float32 [count,L+1,4,3]: per sample the init cell and `share` of the grid's nodes open, with all their paths."""
     places = [(node.row, node.scale) for row in build_space(layers)[1:] for node in row]
     rng = np.random.default_rng((seed, round(share * 1000), layers))
     gates = torch.zeros(count, layers + 1, SCALES, 3)
@@ -84,7 +84,10 @@ def time_routes(
 
         return job
 
-    jobs = {"all_open": over(model, [ones] * len(batches)), "routed": over(model, gates)}
+    jobs: dict[str, Callable[[], object]] = {
+        "all_open": over(model, [ones] * len(batches)),
+        "routed": over(model, gates),
+    }
     if eager is not None:
         jobs["eager"] = over(lambda images, _: eager(images), gates)
     with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -18,14 +19,16 @@ class Model:
         net: the network, in evaluation mode.
         runtime: None for plain PyTorch.
         label: one phrase that says what computes.
+        seen: how many images of each size went through with their own gates.
     """
 
     def __init__(self, net: DynamicNetwork, backend: str = "auto") -> None:
         self.net = net.eval()
         self.runtime: Any = None
+        self.seen: Counter[tuple[int, int]] = Counter()
         self._all_open: dict[tuple[int, int], tuple[int, Tensor]] = {}
         if backend == "eager":
-            self.net.to(memory_format=torch.channels_last)
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.label = "eager PyTorch (computes everything, whatever the routes)"
             return
         from dynroute.runtime import optimize
@@ -38,6 +41,8 @@ class Model:
     @torch.inference_mode()
     def __call__(self, images: Tensor, gates: Tensor | None = None) -> Any:
         """images [N,3,H,W] -> the network's or the runtime's output."""
+        if gates is None:
+            self.seen[images.shape[-2], images.shape[-1]] += images.shape[0]
         return (self.runtime or self.net)(images, gates=gates)
 
     def costs(self, height: int, width: int) -> CostTables:
@@ -59,6 +64,16 @@ class Model:
             out = self(torch.zeros(1, 3, height, width), gates=self.open_gates())
             self._all_open[height, width] = (int(out.executed_macs[0]), out.executed_nodes[0])
         return self._all_open[height, width]
+
+    def all_open_mean(self) -> float | None:
+        """Mean over the images seen of their executed MACs, had everything been open; None in plain PyTorch."""
+        total = 0
+        for size, images in self.seen.items():
+            full = self.all_open_work(*size)
+            if full is None:
+                return None
+            total += full[0] * images
+        return total / self.seen.total() if self.seen else None
 
 
 def open_model(net: DynamicNetwork, backend: str = "auto") -> Model:

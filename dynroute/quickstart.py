@@ -1,0 +1,110 @@
+"""`python -m dynroute.quickstart`: a small routed network without and with a budget, timed, and a report of each.
+
+Procedural scenes, nothing to download; some eight minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dynroute.cli.common import load_target, print_table, write_json
+
+STEPS = 700
+# The straight-through measure goes on pressing until paths are really closed, which is what a runtime can skip.
+BUDGET = ("budget.measure=real", "budget.weight=4", "budget.target=0.3")
+RUNS = {"without": ("budget.weight=0",), "with": BUDGET}
+REPEATS = 11
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains, times and reports; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m dynroute.quickstart", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="FOLDER")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps of each run (default: {STEPS})")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help=f"rounds of timing (default: {REPEATS})")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    args = parser.parse_args(argv)
+    started = time.perf_counter()
+    try:
+        results = {
+            name: one_run(args.out / name, args.steps, args.repeats, [*extra, *args.overrides])
+            for name, extra in RUNS.items()
+        }
+    except (ValueError, OSError) as error:
+        print(f"quickstart: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("quickstart: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    print_summary(results)
+    minutes = (time.perf_counter() - started) / 60
+    print(f"\n{minutes:.1f} minutes.  Reports, to open in a browser:")
+    for result in results.values():
+        print(f"  {result['report']}")
+    return 0
+
+
+def one_run(folder: Path, steps: int, repeats: int, overrides: list[str]) -> dict[str, Any]:
+    """Trains into `folder` (goes on, or leaves it, if it is already there), times it, writes its report."""
+    from dynroute.cli.bench import IMAGES, data_images, measure
+    from dynroute.cli.report import make_report
+    from dynroute.train.config import load_config
+    from dynroute.train.loop import train
+
+    settings = [
+        f"schedule.steps={steps}", f"run.folder={json.dumps(str(folder))}", "run.checkpoint_every=100",
+        "evaluation.precise_bn_batches=20", "data.scenes_val=64", *overrides,
+    ]  # fmt: skip
+    config = load_config("scenes_quick", settings)
+    if not (folder / "eval.json").is_file():
+        train(config, resume=(folder / "checkpoint.pt").is_file())
+    target = load_target(str(folder))
+    bench = measure(target, data_images(target, None, "val", IMAGES), [1, 8], repeats)
+    write_json(folder / "bench.json", bench)
+    report, findings = make_report(folder)
+    evaluation = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+    return {
+        "miou": evaluation["miou"],
+        "expected": findings.mean("expected") / findings.mean("full_expected"),
+        "real": findings.mean("real") / findings.mean("full_real"),
+        "space": findings.mean("space") / findings.mean("full_space"),
+        "executed": findings.mean("executed") / findings.mean("full_executed"),
+        "bench": bench["results"],
+        "backend": bench["backend"],
+        "report": report,
+    }
+
+
+def print_summary(results: dict[str, dict[str, Any]]) -> None:
+    """Both runs side by side: shares of the same network with everything open."""
+    runs = list(results.values())
+
+    def line(label: str, key: str, form: str = ".0%") -> tuple[str, ...]:
+        return (label, *[f"{run[key] or 0:{form}}" for run in runs])
+
+    rows = [
+        line("mIoU", "miou", ".3f"),
+        line("expected cost of the space (computed)", "expected"),
+        line("real cost as the paper counts (computed)", "real"),
+        line("executed in the space (counted)", "space"),
+        line("executed in all (counted)", "executed"),
+    ]
+    for i, first in enumerate(runs[0]["bench"]):
+        pairs = [run["bench"][i] for run in runs]
+        batch = first["batch"]
+        rows.append((f"time at batch {batch} (measured)", *[f"{1 / pair['time_ratio']:.0%}" for pair in pairs]))
+        open_ms = [f"{pair['ms_per_image']['all_open']['median']:.2f}" for pair in pairs]
+        routed_ms = [f"{pair['ms_per_image']['routed']['median']:.2f}" for pair in pairs]
+        rows.append(("  ms per image, all open -> routed", *[f"{a} -> {b}" for a, b in zip(open_ms, routed_ms)]))
+        rows.append(("  realised share of the saving", *[f"{pair['realised_share']:.2f}" for pair in pairs]))
+    print(f"\nShares of the same network with everything open; {runs[0]['backend']}.\n")
+    print_table(("", *[f"{name} budget" for name in results]), rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
