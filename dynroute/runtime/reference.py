@@ -87,7 +87,7 @@ class ReferenceExecutor:
         h, w = x.shape[-2:]
         outputs: list[list[Tensor | None]] = []
         for r, members in enumerate(self.net.rows()):
-            fresh = []
+            fresh: list[list[Tensor | None]] = []
             for node in members:
                 s = node.node.scale
                 inputs = [x] if r == 0 else _sources(node, outputs)
