@@ -18,7 +18,7 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         build = Path(self.build_temp).resolve() / "cmake"
-        lib = (ROOT if self.editable_mode else Path(self.build_lib).resolve()) / "dynroute" / "lib"
+        lib = (ROOT if self.editable_mode or self.inplace else Path(self.build_lib).resolve()) / "dynroute" / "lib"
         configure = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), f"-DPython_EXECUTABLE={sys.executable}"]
         subprocess.run([*configure, f"-DDYNROUTE_LIB={lib}"], check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)

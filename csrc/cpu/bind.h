@@ -46,14 +46,11 @@ class Mask {
   const bool* values_ = nullptr;
 };
 
-// Packed weights of one call, in one allocation; packing is work for the threads too.
+// Packed weights of one call, in this thread's memory: one at a time. Packing is work for the threads too.
 template <class T>
 class Packed {
  public:
-  explicit Packed(int64_t size) : memory_(new_tensor({size + kPanel}, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float)) {
-    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.mutable_data_ptr());
-    next_ = reinterpret_cast<T*>(round_up(int64_t(address), 64));
-  }
+  explicit Packed(int64_t size) : next_(static_cast<T*>(call_scratch(size_t(size) * sizeof(T)))) {}
   static int64_t pointwise_size(int64_t n, int64_t k) { return panels_size(n, k) + round_up(n, kPanel); }
   static int64_t depthwise_size(int64_t channels) { return round_up(9 * channels, kPanel); }
 
@@ -74,7 +71,6 @@ class Packed {
 
  private:
   T* take(int64_t size) { return std::exchange(next_, next_ + size); }
-  Tensor memory_;
   T* next_;
   TaskList tasks_;
 };

@@ -1,7 +1,6 @@
 // Which kernels run here: decided once, from cpuid and DYNROUTE_CPU_ISA. Compiled with baseline flags.
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <new>
 #include <stdexcept>
 #include <vector>
@@ -96,6 +95,27 @@ const Choice& choice() {
   return chosen;
 }
 
+class Scratch {
+ public:
+  ~Scratch() { std::free(memory_); }
+  void* at_least(size_t bytes) {
+    if (bytes > held_) {
+      std::free(memory_);
+      held_ = (bytes + 4095) / 4096 * 4096;
+      memory_ = std::aligned_alloc(64, held_);
+      if (!memory_) {
+        held_ = 0;
+        throw std::bad_alloc();
+      }
+    }
+    return memory_;
+  }
+
+ private:
+  void* memory_ = nullptr;
+  size_t held_ = 0;
+};
+
 }  // namespace
 
 template <>
@@ -113,21 +133,12 @@ std::string compiled_isas() {
 }
 
 void* thread_scratch(size_t bytes) {
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  thread_local std::unique_ptr<void, Free> memory;
-  thread_local size_t held = 0;
-  if (bytes > held) {
-    memory.reset();
-    held = (bytes + 4095) / 4096 * 4096;
-    memory.reset(std::aligned_alloc(64, held));
-    if (!memory) {
-      held = 0;
-      throw std::bad_alloc();
-    }
-  }
-  return memory.get();
+  thread_local Scratch scratch;
+  return scratch.at_least(bytes);
+}
+void* call_scratch(size_t bytes) {
+  thread_local Scratch scratch;
+  return scratch.at_least(bytes);
 }
 
 }  // namespace dynroute

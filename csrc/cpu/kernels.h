@@ -29,4 +29,8 @@ std::string compiled_isas();   // JSON list
 // At least `bytes` of this thread's own memory, 64-byte aligned, kept between calls. Not zeroed.
 void* thread_scratch(size_t bytes);
 
+// The same, apart from it: what a call packs its weights into before its tasks run. Fresh memory would cost page faults
+// of the order of the work on small maps.
+void* call_scratch(size_t bytes);
+
 }  // namespace dynroute

@@ -185,7 +185,10 @@ def test_errors() -> None:
     x, dw, pw, scale, shift = cases.sepconv(2, 16, 6, 4)
     wrong = [
         ((x[0], dw, pw, scale, shift), r"sepconv: x: wanted shape \[\*, \*, \*, \*\], got \[16, 6, 4\]"),
-        ((x.half(), dw, pw, scale, shift), r"sepconv: backend .cpu. cannot be used: torch.float16 is not float32 or float64"),
+        (
+            (x.half(), dw, pw, scale, shift),
+            r"sepconv: backend .cpu. cannot be used: torch.float16 is not float32 or float64",
+        ),
         ((x[:, :12], dw, pw, scale, shift), r"sepconv: x: wanted channels in a multiple of 8, got 12"),
         ((x, dw[::-1], [pw[0], pw[1][:8]], scale, shift), r"sepconv: scale\[1\]: wanted shape \[8\], got \[16\]"),
         (
