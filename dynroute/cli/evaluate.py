@@ -8,6 +8,7 @@ import argparse
 from typing import Any
 
 from dynroute.cli.common import BACKENDS, add_target, check_device, load_target, open_data, positive, print_table
+from dynroute.data import FolderDataset
 
 HELP = "evaluate a trained network: IoU of each class, and what it cost"
 EXAMPLES = (
@@ -43,6 +44,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             model, source, target.normalise, batch=args.batch, max_images=args.images,
             each=lambda done, _: bar.update(done - bar.n),
         )  # fmt: skip
+    if isinstance(source, FolderDataset) and target.class_names and not (source.root / "classes.txt").is_file():
+        # the data set does not name its classes, the network does
+        result["iou"] = dict(zip(target.class_names, result["iou"].values()))
     full_work = model.all_open_mean()
     if full_work is not None:
         result["all_open_executed_macs"] = full_work
