@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dynroute.data import IGNORE, Normalise, Source
-from dynroute.models.space import CLOSED_BELOW
 from dynroute.report.work import Model, space_macs
 from dynroute.train.metrics import confusion_matrix, scores
 
@@ -59,8 +58,11 @@ class Findings:
     miou: float
     iou: list[float]
     pixel_accuracy: float
-    open_probability: Tensor
-    mean_alpha: Tensor
+
+    @property
+    def gates(self) -> Tensor:
+        """float32 [M,L+1,4,3] of all samples."""
+        return torch.stack([sample.gates for sample in self.samples])
 
     def mean(self, name: str) -> float:
         """Mean over samples of one of `Sample`'s numbers."""
@@ -102,10 +104,7 @@ def observe(
         if each is not None:
             each()
     total = scores(confusion)
-    gates = torch.stack([sample.gates for sample in samples]).double()
-    return Findings(
-        samples, total.miou, total.iou, total.pixel_accuracy, (gates > CLOSED_BELOW).double().mean(0), gates.mean(0)
-    )
+    return Findings(samples, total.miou, total.iou, total.pixel_accuracy)
 
 
 def predict(model: Model, source: Source, normalise: Normalise, index: int) -> tuple[Tensor, Any]:

@@ -253,7 +253,7 @@ def _probabilities(m: Material) -> str:
         "<h2>How often each path is open</h2>"
         f'<p class="soft">Over {len(f.samples)} validation images: line width and fill are probabilities of being '
         f"open; mean alphas in the tooltips.{remark}</p>"
-        f"{route_map(probability_marks(f.open_probability, f.mean_alpha), 'Probability of each path being open')}"
+        f"{route_map(probability_marks(f.gates), 'Probability of each path being open')}"
     )
 
 

@@ -74,14 +74,16 @@ def sample_marks(gates: Tensor, executed: Tensor) -> Marks:
     return marks
 
 
-def probability_marks(probability: Tensor, alpha: Tensor) -> Marks:
-    """How often each path is open over a data set, and its mean alpha: both [L+1,4,3]."""
-    # a node is open at least as often as its most frequent path
-    node = probability.amax(-1)
-    marks = Marks(node, node > 0, probability.double(), torch.zeros_like(node, dtype=torch.bool))
+def probability_marks(gates: Tensor) -> Marks:
+    """How often each cell and path is open over a data set, and mean alphas: gates [M,L+1,4,3] of M samples."""
+    states = [node_states(sample) for sample in gates]
+    node = torch.stack([opened for opened, _ in states]).double().mean(0)
+    reached = torch.stack([present for _, present in states]).any(0)
+    probability, alpha = (gates > CLOSED_BELOW).double().mean(0), gates.double().mean(0)
+    marks = Marks(node, reached, probability, torch.zeros_like(reached))
     for place in _nodes(probability):
         r, s = place.row, place.scale
-        marks.node_text[r, s] = f"{_place(r, s)}: its most used path is open in {float(node[r, s]):.0%} of the images"
+        marks.node_text[r, s] = f"{_place(r, s)}: computed in {float(node[r, s]):.1%} of the images"
         for path in _paths(place):
             share, mean = float(probability[r, s, path]), float(alpha[r, s, path])
             marks.path_text[r, s, path] = (

@@ -60,9 +60,12 @@ def test_line_width_is_alpha() -> None:
 
 
 def test_probability_map_says_how_often() -> None:
-    share = torch.full((7, 4, 3), 0.25) * path_exists(6)
-    text = route_map(probability_marks(share, share / 2), "probability")
-    assert "open in 25.0% of the images, mean alpha 0.12" in text or "mean alpha 0.13" in text
+    gates = torch.zeros(4, 7, 4, 3)
+    gates[:, 0, 0, 1] = 1.0
+    gates[0, 1, 0, 1] = 0.5
+    text = route_map(probability_marks(gates), "probability")
+    assert "layer 0, 1/4: computed in 25.0% of the images" in text
+    assert "layer 0, 1/4, keep: open in 25.0% of the images, mean alpha 0.12" in text
 
 
 def test_charts_are_well_formed() -> None:
