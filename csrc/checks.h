@@ -21,14 +21,22 @@ inline void require(bool good, const std::string& message) {
 
 inline const char* name(ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Bool: return "bool";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    default: return "another type";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return "another type";
   }
 }
 
@@ -40,10 +48,10 @@ std::string shape_text(const Sizes& sizes) {
 }
 
 // wanted: -1 is any size
-inline void check(const std::string& what, const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> wanted) {
+inline void check(const std::string& what, const Tensor& tensor, ScalarType type,
+                  std::initializer_list<int64_t> wanted) {
   require(tensor.is_cpu(), what + ": wanted a CPU tensor");
-  require(tensor.scalar_type() == type,
-          what + ": wanted " + name(type) + ", got " + name(tensor.scalar_type()));
+  require(tensor.scalar_type() == type, what + ": wanted " + name(type) + ", got " + name(tensor.scalar_type()));
   const auto sizes = tensor.sizes();
   bool good = sizes.size() == wanted.size();
   for (size_t i = 0; good && i < sizes.size(); ++i) good = wanted.begin()[i] < 0 || wanted.begin()[i] == sizes[i];
@@ -59,8 +67,8 @@ inline ScalarType check_floating(const std::string& what, const Tensor& tensor) 
 }
 
 inline void check_channels(const std::string& what, int64_t channels, int64_t multiple) {
-  require(channels > 0 && channels % multiple == 0,
-          what + ": wanted channels in a multiple of " + std::to_string(multiple) + ", got " + std::to_string(channels));
+  require(channels > 0 && channels % multiple == 0, what + ": wanted channels in a multiple of " +
+                                                        std::to_string(multiple) + ", got " + std::to_string(channels));
 }
 
 // `call` with a value of the C++ type for float32 or float64.

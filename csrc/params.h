@@ -1,5 +1,5 @@
-// What the kernels are told: plain structs, no torch. A job is one sample's work at one place; it is cut into tasks whose
-// boundaries depend on the map's shape alone, so neither the batch nor the number of threads can change a result.
+// What the kernels are told: plain structs, no torch. A job is one sample's work at one place; it is cut into tasks
+// whose boundaries depend on the map's shape alone, so neither the batch nor the number of threads can change a result.
 // Maps are [height, width, channels], one sample each. Panels are pointwise weights packed 16 output channels wide.
 #pragma once
 #include <cstdint>
@@ -21,8 +21,8 @@ struct Pointwise {
 // One stage of a sepconv: depthwise 3x3 -> pointwise -> shift -> [ReLU].
 template <class T>
 struct RowStage {
-  const T* depthwise;      // [9][c_in]; null: a full 3x3 convolution, pointwise.k = 9 * c_in, index (ky*3+kx)*c_in + c
-  Pointwise<T> pointwise;  //
+  const T* depthwise;  // [9][c_in]; null: a full 3x3 convolution, pointwise.k = 9 * c_in, index (ky*3+kx)*c_in + c
+  Pointwise<T> pointwise;
   int c_in, stride, pad;
   int h_in, w_in, h_out, w_out;
   bool relu;

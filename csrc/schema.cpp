@@ -2,18 +2,22 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(dynroute, m) {
-  m.def("sepconv(Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] scale, Tensor[] shift, Tensor? open, "
-        "int stride, bool residual, bool final_relu) -> Tensor");
-  m.def("gate(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor fc_weight, Tensor fc_bias, str activation, "
-        "bool small, Tensor? present) -> Tensor");
-  m.def("route(Tensor alphas, Tensor present, Tensor path_exists, Tensor slots) -> (Tensor alphas, Tensor open, "
-        "Tensor open_count, Tensor path_open, Tensor path_count, Tensor closed, Tensor present, Tensor slots)");
+  m.def(
+      "sepconv(Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] scale, Tensor[] shift, Tensor? open, "
+      "int stride, bool residual, bool final_relu) -> Tensor");
+  m.def(
+      "gate(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor fc_weight, Tensor fc_bias, str activation, "
+      "bool small, Tensor? present) -> Tensor");
+  m.def(
+      "route(Tensor alphas, Tensor present, Tensor path_exists, Tensor slots) -> (Tensor alphas, Tensor open, "
+      "Tensor open_count, Tensor path_open, Tensor path_count, Tensor closed, Tensor present, Tensor slots)");
   m.def("transform(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? open, int stride) -> Tensor");
   m.def("aggregate(Tensor? down, Tensor? keep, Tensor? up, Tensor alphas) -> Tensor");
 
   m.def("network_workspace(int n, int h, int w, int[] config) -> int");
-  m.def("network_forward(Tensor images, Tensor weights, Tensor table, int[] config, Tensor? gates, "
-        "Tensor(a!) workspace, int out_h, int out_w) -> (Tensor logits, Tensor gates, Tensor nodes, Tensor other)");
+  m.def(
+      "network_forward(Tensor images, Tensor weights, Tensor table, int[] config, Tensor? gates, "
+      "Tensor(a!) workspace, int out_h, int out_w) -> (Tensor logits, Tensor gates, Tensor nodes, Tensor other)");
 
   m.def("build_info() -> str");
   m.def("last_macs() -> int[]");

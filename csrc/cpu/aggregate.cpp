@@ -10,8 +10,8 @@ namespace {
 // inputs: one row of each source, null if its weight is 0
 template <class T>
 struct Sources {
-  const T* down;             // [w, c]
-  const T* keep;             // [w, c]
+  const T* down;              // [w, c]
+  const T* keep;              // [w, c]
   const T *up_near, *up_far;  // [w/2, c]: the rows weighing 3/4 and 1/4
   T down_weight, keep_weight, up_weight;
 };
@@ -27,8 +27,8 @@ DYNROUTE_INLINE Vec<T> weighted(const Sources<T>& in, int64_t at, Load load) {
 template <class T>
 void row_without_up(const Sources<T>& in, int64_t size, T* out /* [size] */) {
   // size is at most 2^31: a row
-  for_channels<T>(int(size), [&](int c, auto load, auto store)
-                                 __attribute__((always_inline)) { store(out + c, weighted(in, c, load)); });
+  for_channels<T>(int(size),
+                  [&](int c, auto load, auto store) DYNROUTE_ALWAYS { store(out + c, weighted(in, c, load)); });
 }
 
 template <class T>
@@ -37,8 +37,8 @@ void row_with_up(const Sources<T>& in, int w, int channels, T* out /* [w, channe
   const Vec<T> near = Vec<T>::set(T(0.75)), far = Vec<T>::set(T(0.25)), alpha = Vec<T>::set(in.up_weight);
   for (int begin = 0; begin < half; begin += 8) {
     const int end = least(begin + 8, half);
-    for_channels<T>(channels, [&](int c, auto load, auto store) __attribute__((always_inline)) {
-      const auto column = [&](int x) __attribute__((always_inline)) {
+    for_channels<T>(channels, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+      const auto column = [&](int x) DYNROUTE_ALWAYS {
         const int64_t at = int64_t(x) * channels + c;
         return fma(near, load(in.up_near + at), far * load(in.up_far + at));
       };

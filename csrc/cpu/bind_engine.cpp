@@ -12,23 +12,27 @@ namespace {
 
 NetworkConfig parse_config(const std::vector<int64_t>& config, const char* op) {
   const std::string what = std::string(op) + ": config: ";
-  require(config.size() == 7, what + "wanted [layers, channels, stem_width, num_classes, activation, small_gate, cell_stacks], got " +
-                                  std::to_string(config.size()) + " numbers");
-  const NetworkConfig parsed = {int(config[0]), int(config[1]), int(config[2]), int(config[3]), int(config[4]), config[5] != 0, int(config[6])};
+  require(config.size() == 7,
+          what + "wanted [layers, channels, stem_width, num_classes, activation, small_gate, cell_stacks], got " +
+              std::to_string(config.size()) + " numbers");
+  const NetworkConfig parsed = {int(config[0]), int(config[1]), int(config[2]), int(config[3]),
+                                int(config[4]), config[5] != 0, int(config[6])};
   require(parsed.layers >= 4, what + "wanted at least 4 layers, got " + std::to_string(parsed.layers));
   check_channels(what + "channels", parsed.channels, 8);
   check_channels(what + "stem_width", parsed.stem_width, 8);
   require(parsed.classes >= 1, what + "wanted at least 1 class, got " + std::to_string(parsed.classes));
-  require(parsed.activation >= 0 && parsed.activation <= 3, what + "wanted an activation of 0 to 3, got " + std::to_string(parsed.activation));
-  require(parsed.cell_stacks >= 1 && parsed.cell_stacks <= 3, what + "wanted 1 to 3 cell_stacks, got " + std::to_string(parsed.cell_stacks));
+  require(parsed.activation >= 0 && parsed.activation <= 3,
+          what + "wanted an activation of 0 to 3, got " + std::to_string(parsed.activation));
+  require(parsed.cell_stacks >= 1 && parsed.cell_stacks <= 3,
+          what + "wanted 1 to 3 cell_stacks, got " + std::to_string(parsed.cell_stacks));
   return parsed;
 }
 
 void check_size(const char* op, const NetworkConfig& config, int64_t h, int64_t w) {
   const int64_t least = config.small_gate ? 128 : 32;
   require(h >= least && w >= least && h % 32 == 0 && w % 32 == 0,
-          std::string(op) + ": images: wanted height and width in multiples of 32, at least " + std::to_string(least) + ", got " +
-              std::to_string(h) + "x" + std::to_string(w));
+          std::string(op) + ": images: wanted height and width in multiples of 32, at least " + std::to_string(least) +
+              ", got " + std::to_string(h) + "x" + std::to_string(w));
 }
 
 int64_t workspace_op(int64_t n, int64_t h, int64_t w, std::vector<int64_t> config) {
@@ -53,18 +57,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_op(const Tensor& images, cons
   const int64_t n = images.size(0), h = images.size(2), w = images.size(3), rows = parsed.layers + 1;
   check_size("network_forward", parsed, h, w);
   require(out_h >= 1 && out_h <= h && out_w >= 1 && out_w <= w,
-          op + "out_h, out_w: wanted at most " + std::to_string(h) + "x" + std::to_string(w) + ", got " + std::to_string(out_h) + "x" + std::to_string(out_w));
+          op + "out_h, out_w: wanted at most " + std::to_string(h) + "x" + std::to_string(w) + ", got " +
+              std::to_string(out_h) + "x" + std::to_string(out_w));
   check(op + "weights", weights, ScalarType::Float, {-1});
   check(op + "table", table, ScalarType::Long, {table_rows(parsed.layers), kTableFields});
   if (gates) check(op + "gates", *gates, ScalarType::Float, {n, rows, kScales, kPaths});
   const int64_t floats = network_workspace(parsed, int(n), int(h), int(w));
   check(op + "workspace", workspace, ScalarType::Float, {-1});
-  require(workspace.size(0) >= floats, op + "workspace: wanted " + std::to_string(floats) + " floats, got " + std::to_string(workspace.size(0)));
-  for (const auto& [tensor, name] : {std::pair{&images, "images"}, {&weights, "weights"}, {&table, "table"}, {static_cast<const Tensor*>(&workspace), "workspace"}})
+  require(workspace.size(0) >= floats,
+          op + "workspace: wanted " + std::to_string(floats) + " floats, got " + std::to_string(workspace.size(0)));
+  for (const auto& [tensor, name] : {std::pair{&images, "images"},
+                                     {&weights, "weights"},
+                                     {&table, "table"},
+                                     {static_cast<const Tensor*>(&workspace), "workspace"}})
     require(tensor->is_contiguous(), op + name + ": wanted a contiguous tensor");
   const int64_t *offsets = table.const_data_ptr<int64_t>(), size = weights.size(0);
   for (int64_t i = 0; i < table.numel(); ++i)
-    require(offsets[i] >= -1 && offsets[i] < size, op + "table: wanted offsets within weights (" + std::to_string(size) + " floats), got " + std::to_string(offsets[i]));
+    require(offsets[i] >= -1 && offsets[i] < size, op + "table: wanted offsets within weights (" +
+                                                       std::to_string(size) + " floats), got " +
+                                                       std::to_string(offsets[i]));
 
   Tensor logits = new_tensor({n, parsed.classes, out_h, out_w}, ScalarType::Float);
   Tensor alphas = new_tensor({n, rows, kScales, kPaths}, ScalarType::Float);
@@ -89,8 +100,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_op(const Tensor& images, cons
 std::string build_info() {
   const std::string quote = "\"";
   const auto field = [&](const char* key, const std::string& value) { return quote + key + "\": \"" + value + quote; };
-  return "{" + field("compiler", DYNROUTE_COMPILER) + ", " + field("flags", DYNROUTE_FLAGS) + ", \"isas\": " + compiled_isas() + ", " +
-         field("isa", chosen_isa()) + ", " + field("why", why_chosen_isa()) + ", " + field("torch_target", DYNROUTE_TORCH_TARGET) + "}";
+  return "{" + field("compiler", DYNROUTE_COMPILER) + ", " + field("flags", DYNROUTE_FLAGS) +
+         ", \"isas\": " + compiled_isas() + ", " + field("isa", chosen_isa()) + ", " + field("why", why_chosen_isa()) +
+         ", " + field("torch_target", DYNROUTE_TORCH_TARGET) + "}";
 }
 
 std::vector<int64_t> last_macs_op() { return {last_macs[0], last_macs[1]}; }

@@ -10,13 +10,15 @@ namespace dynroute {
 namespace {
 
 template <class T>
-Tensor run_gate(const Tensor& x_in, const Tensor& weight, const Tensor& scale, const Tensor& shift, const Tensor& fc_weight,
-                const Tensor& fc_bias, Activation activation, bool small, const Mask& present) {
+Tensor run_gate(const Tensor& x_in, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                const Tensor& fc_weight, const Tensor& fc_bias, Activation activation, bool small,
+                const Mask& present) {
   const Tensor x = nhwc(x_in);
   const TorchParallel parallel;
   CallCounters counters;
   const int64_t n = x.size(0);
-  const int c = int(x.size(1)), h = int(x.size(2)), w = int(x.size(3)), channels = int(weight.size(0)), gates = int(fc_weight.size(0));
+  const int c = int(x.size(1)), h = int(x.size(2)), w = int(x.size(3)), channels = int(weight.size(0)),
+            gates = int(fc_weight.size(0));
   Packed<T> packed(Packed<T>::pointwise_size(channels, c));
   const Values<T> weights(weight), scales(scale), shifts(shift), fc_weights(fc_weight), fc_biases(fc_bias);
   GateJob<T> job = {};
@@ -41,7 +43,8 @@ Tensor run_gate(const Tensor& x_in, const Tensor& weight, const Tensor& scale, c
   const int64_t pixels = int64_t(plan::gate_height(h, small)) * plan::gate_height(w, small);
   for (int64_t i = 0; i < n; ++i, out += gates) {
     if (present[i]) {
-      finish_gate(sums + i * bands * stride, bands, int(stride), channels, pixels, fc_weights.data(), fc_biases.data(), gates, activation, out);
+      finish_gate(sums + i * bands * stride, bands, int(stride), channels, pixels, fc_weights.data(), fc_biases.data(),
+                  gates, activation, out);
       *counters.macs += int64_t(channels) * gates;
     } else {
       std::fill(out, out + gates, T(0));
@@ -63,8 +66,8 @@ Tensor gate(const Tensor& x, const Tensor& weight, const Tensor& scale, const Te
   check("gate: x", x, type, {-1, -1, -1, -1});
   check_channels("gate: x", x.size(1), 8);
   const int64_t least = small ? 4 : 1;
-  require(x.size(2) >= least && x.size(3) >= least,
-          "gate: x: wanted a map of at least " + std::to_string(least) + "x" + std::to_string(least) + ", got " + shape_text(x.sizes()));
+  require(x.size(2) >= least && x.size(3) >= least, "gate: x: wanted a map of at least " + std::to_string(least) + "x" +
+                                                        std::to_string(least) + ", got " + shape_text(x.sizes()));
   check("gate: weight", weight, type, {-1, x.size(1), 1, 1});
   const int64_t channels = weight.size(0);
   check("gate: scale", scale, type, {channels});
@@ -79,8 +82,9 @@ Tensor gate(const Tensor& x, const Tensor& weight, const Tensor& scale, const Te
 }
 
 template <class T>
-Tensor run_aggregate(const std::optional<Tensor>& down, const std::optional<Tensor>& keep, const std::optional<Tensor>& up,
-                     const Tensor& alphas_in, int64_t n, int64_t c, int64_t h, int64_t w, ScalarType type) {
+Tensor run_aggregate(const std::optional<Tensor>& down, const std::optional<Tensor>& keep,
+                     const std::optional<Tensor>& up, const Tensor& alphas_in, int64_t n, int64_t c, int64_t h,
+                     int64_t w, ScalarType type) {
   const TorchParallel parallel;
   CallCounters counters;
   const Values<T> alphas(alphas_in);
@@ -109,7 +113,8 @@ Tensor run_aggregate(const std::optional<Tensor>& down, const std::optional<Tens
   return out;
 }
 
-Tensor aggregate(const std::optional<Tensor>& down, const std::optional<Tensor>& keep, const std::optional<Tensor>& up, const Tensor& alphas) {
+Tensor aggregate(const std::optional<Tensor>& down, const std::optional<Tensor>& keep, const std::optional<Tensor>& up,
+                 const Tensor& alphas) {
   const std::optional<Tensor>& first = down ? down : keep ? keep : up;
   require(first.has_value(), "aggregate: down, keep, up: wanted at least one source, got none");
   const ScalarType type = check_floating("aggregate: alphas", alphas);
@@ -121,7 +126,8 @@ Tensor aggregate(const std::optional<Tensor>& down, const std::optional<Tensor>&
   check("aggregate: alphas", alphas, type, {n, 3});
   if (keep) check("aggregate: keep", *keep, type, {n, c, h, w});
   if (up) {
-    require(h % 2 == 0 && w % 2 == 0, "aggregate: up: wanted an output of even size, got " + std::to_string(h) + "x" + std::to_string(w));
+    require(h % 2 == 0 && w % 2 == 0,
+            "aggregate: up: wanted an output of even size, got " + std::to_string(h) + "x" + std::to_string(w));
     check("aggregate: up", *up, type, {n, c, h / 2, w / 2});
   }
   return with_type(type, [&](auto t) { return run_aggregate<decltype(t)>(down, keep, up, alphas, n, c, h, w, type); });
@@ -142,7 +148,8 @@ void run_route(int64_t n, const T* alphas, const bool* present, const bool* exis
     for (int s = 0; s < kScales; ++s) {
       const int64_t at = i * kScales + s;
       T* alpha = masked + at * kPaths;
-      for (int p = 0; p < kPaths; ++p) alpha[p] = present[at] && exists[s * kPaths + p] ? alphas[at * kPaths + p] : T(0);
+      for (int p = 0; p < kPaths; ++p)
+        alpha[p] = present[at] && exists[s * kPaths + p] ? alphas[at * kPaths + p] : T(0);
       closed[at] = present[at] && is_closed(alpha);
       const bool is_open = present[at] && !closed[at];
       next_slots[at] = is_open ? 1 - slots[at] : slots[at];
@@ -151,7 +158,8 @@ void run_route(int64_t n, const T* alphas, const bool* present, const bool* exis
         const int list = s * kPaths + p, target = s + p - 1;  // up leads to s - 1, keep to s, down to s + 1
         if (!exists[list]) continue;
         if (is_open && path_is_open(alpha[p])) path_open[list * n + path_count[list]++] = int32_t(i);
-        if (target >= 0 && target < kScales && (p == kKeep ? present[at] : is_open)) next_present[i * kScales + target] = true;
+        if (target >= 0 && target < kScales && (p == kKeep ? present[at] : is_open))
+          next_present[i * kScales + target] = true;
       }
     }
 }
@@ -165,16 +173,18 @@ Routes route(const Tensor& alphas, const Tensor& present, const Tensor& path_exi
   check("route: slots", slots, ScalarType::Int, {n, kScales});
   Tensor masked = new_tensor({n, kScales, kPaths}, type);
   Tensor open = new_tensor({kScales, n}, ScalarType::Int), open_count = new_tensor({kScales}, ScalarType::Int);
-  Tensor path_open = new_tensor({kScales, kPaths, n}, ScalarType::Int), path_count = new_tensor({kScales, kPaths}, ScalarType::Int);
+  Tensor path_open = new_tensor({kScales, kPaths, n}, ScalarType::Int),
+         path_count = new_tensor({kScales, kPaths}, ScalarType::Int);
   Tensor closed = new_tensor({n, kScales}, ScalarType::Bool), next_present = new_tensor({n, kScales}, ScalarType::Bool);
   Tensor next_slots = new_tensor({n, kScales}, ScalarType::Int);
   const Tensor a = torch::stable::contiguous(alphas), p = torch::stable::contiguous(present);
   const Tensor e = torch::stable::contiguous(path_exists), s = torch::stable::contiguous(slots);
   with_type(type, [&](auto t) {
     using T = decltype(t);
-    run_route<T>(n, a.const_data_ptr<T>(), static_cast<const bool*>(p.const_data_ptr()), static_cast<const bool*>(e.const_data_ptr()),
-                 s.const_data_ptr<int32_t>(), masked.mutable_data_ptr<T>(), open.mutable_data_ptr<int32_t>(),
-                 open_count.mutable_data_ptr<int32_t>(), path_open.mutable_data_ptr<int32_t>(), path_count.mutable_data_ptr<int32_t>(),
+    run_route<T>(n, a.const_data_ptr<T>(), static_cast<const bool*>(p.const_data_ptr()),
+                 static_cast<const bool*>(e.const_data_ptr()), s.const_data_ptr<int32_t>(),
+                 masked.mutable_data_ptr<T>(), open.mutable_data_ptr<int32_t>(), open_count.mutable_data_ptr<int32_t>(),
+                 path_open.mutable_data_ptr<int32_t>(), path_count.mutable_data_ptr<int32_t>(),
                  static_cast<bool*>(closed.mutable_data_ptr()), static_cast<bool*>(next_present.mutable_data_ptr()),
                  next_slots.mutable_data_ptr<int32_t>());
     return masked;

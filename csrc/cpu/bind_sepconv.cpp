@@ -6,11 +6,14 @@
 namespace dynroute {
 namespace {
 
-std::string indexed(const char* what, size_t k) { return "sepconv: " + std::string(what) + "[" + std::to_string(k) + "]"; }
+std::string indexed(const char* what, size_t k) {
+  return "sepconv: " + std::string(what) + "[" + std::to_string(k) + "]";
+}
 
 // Stages of one sample as jobs: one fused job, or one per stage with whole maps between.
 template <class T>
-void add_sample(const Kernels<T>& kernels, const SepconvJob<T>& whole, bool fused, T* middle[2], std::vector<TaskList>& lists) {
+void add_sample(const Kernels<T>& kernels, const SepconvJob<T>& whole, bool fused, T* middle[2],
+                std::vector<TaskList>& lists) {
   SepconvJob<T> job = whole;
   const RowStage<T>& last = whole.stage[whole.stages - 1];
   if (fused) {
@@ -107,7 +110,8 @@ Tensor sepconv(const Tensor& x, const std::vector<Tensor>& depthwise, const std:
   require(stages >= 1 && stages <= 3, "sepconv: depthwise: wanted 1 to 3 stages, got " + std::to_string(stages));
   require(pointwise.size() == stages && scale.size() == stages && shift.size() == stages,
           "sepconv: pointwise, scale, shift: wanted as many as depthwise (" + std::to_string(stages) + "), got " +
-              std::to_string(pointwise.size()) + ", " + std::to_string(scale.size()) + ", " + std::to_string(shift.size()));
+              std::to_string(pointwise.size()) + ", " + std::to_string(scale.size()) + ", " +
+              std::to_string(shift.size()));
   int64_t c = x.size(1);
   for (size_t k = 0; k < stages; ++k) {
     check(indexed("depthwise", k), depthwise[k], type, {c, 1, 3, 3});
@@ -118,8 +122,8 @@ Tensor sepconv(const Tensor& x, const std::vector<Tensor>& depthwise, const std:
     check(indexed("shift", k), shift[k], type, {c});
   }
   require(!residual || (stride == 1 && c == x.size(1)),
-          "sepconv: residual: wanted an output of x's shape (stride 1, " + std::to_string(x.size(1)) + " channels), got stride " +
-              std::to_string(stride) + ", " + std::to_string(c) + " channels");
+          "sepconv: residual: wanted an output of x's shape (stride 1, " + std::to_string(x.size(1)) +
+              " channels), got stride " + std::to_string(stride) + ", " + std::to_string(c) + " channels");
   const Mask mask("sepconv: open", open, x.size(0));
   return with_type(type, [&](auto t) {
     return run_sepconv<decltype(t)>(x, depthwise, pointwise, scale, shift, mask, int(stride), residual, final_relu);
@@ -127,7 +131,8 @@ Tensor sepconv(const Tensor& x, const std::vector<Tensor>& depthwise, const std:
 }
 
 template <class T>
-Tensor run_transform(const Tensor& x_in, const Tensor& weight, const Tensor& scale, const Tensor& shift, const Mask& open, int stride) {
+Tensor run_transform(const Tensor& x_in, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                     const Mask& open, int stride) {
   const Tensor x = nhwc(x_in);
   const TorchParallel parallel;
   CallCounters counters;
@@ -155,7 +160,8 @@ Tensor run_transform(const Tensor& x_in, const Tensor& weight, const Tensor& sca
   return out;
 }
 
-Tensor transform(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, const std::optional<Tensor>& open, int64_t stride) {
+Tensor transform(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                 const std::optional<Tensor>& open, int64_t stride) {
   const ScalarType type = check_floating("transform: x", x);
   check("transform: x", x, type, {-1, -1, -1, -1});
   check_channels("transform: x", x.size(1), 8);
@@ -166,7 +172,8 @@ Tensor transform(const Tensor& x, const Tensor& weight, const Tensor& scale, con
   check("transform: scale", scale, type, {weight.size(0)});
   check("transform: shift", shift, type, {weight.size(0)});
   const Mask mask("transform: open", open, x.size(0));
-  return with_type(type, [&](auto t) { return run_transform<decltype(t)>(x, weight, scale, shift, mask, int(stride)); });
+  return with_type(type,
+                   [&](auto t) { return run_transform<decltype(t)>(x, weight, scale, shift, mask, int(stride)); });
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ struct Rows {
 template <class T, int P, int Stride>
 DYNROUTE_INLINE void depthwise_pixels(const Rows<T>& in, int x_in, int kx_begin, int kx_end, int channels,
                                       const T* weights /* [9][channels] */, T* out, int64_t out_stride) {
-  for_channels<T>(channels, [&](int c, auto load, auto store) __attribute__((always_inline)) {
+  for_channels<T>(channels, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
     Vec<T> sum[P];
     DYNROUTE_UNROLL for (int i = 0; i < P; ++i) sum[i] = Vec<T>::set(0);
     for (int ky = 0; ky < 3; ++ky) {
@@ -29,8 +29,9 @@ DYNROUTE_INLINE void depthwise_pixels(const Rows<T>& in, int x_in, int kx_begin,
         Vec<T> tap[3], x[(P - 1) * Stride + 3];
         DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) tap[kx] = load(w + kx * channels);
         DYNROUTE_UNROLL for (int i = 0; i < (P - 1) * Stride + 3; ++i) x[i] = load(row + int64_t(i) * channels);
-        DYNROUTE_UNROLL for (int i = 0; i < P; ++i)
+        DYNROUTE_UNROLL for (int i = 0; i < P; ++i) {
           DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) sum[i] = fma(x[i * Stride + kx], tap[kx], sum[i]);
+        }
       }
     }
     DYNROUTE_UNROLL for (int i = 0; i < P; ++i) store(out + i * out_stride + c, sum[i]);
@@ -39,8 +40,8 @@ DYNROUTE_INLINE void depthwise_pixels(const Rows<T>& in, int x_in, int kx_begin,
 
 // Output pixels [x, x + count) of a row.
 template <class T, int Stride>
-DYNROUTE_INLINE void depthwise_run(const Rows<T>& in, int w_in, int pad, int channels, const T* weights, int x, int count,
-                                   T* out, int64_t out_stride) {
+DYNROUTE_INLINE void depthwise_run(const Rows<T>& in, int w_in, int pad, int channels, const T* weights, int x,
+                                   int count, T* out, int64_t out_stride) {
 #if defined(DYNROUTE_TARGET_AVX512) || defined(DYNROUTE_TARGET_NEON)
   constexpr int P = Stride == 1 ? 6 : 4;
 #else
@@ -56,7 +57,8 @@ DYNROUTE_INLINE void depthwise_run(const Rows<T>& in, int w_in, int pad, int cha
       depthwise_pixels<T, 2, Stride>(in, x_in, 0, 3, channels, weights, out, out_stride);
       x += 2, out += 2 * out_stride;
     } else {
-      depthwise_pixels<T, 1, Stride>(in, x_in, most(0, -x_in), least(3, w_in - x_in), channels, weights, out, out_stride);
+      depthwise_pixels<T, 1, Stride>(in, x_in, most(0, -x_in), least(3, w_in - x_in), channels, weights, out,
+                                     out_stride);
       x += 1, out += out_stride;
     }
   }

@@ -76,16 +76,21 @@ Choice choose() {
   if (wanted && *wanted) {
     for (const Isa& isa : all_isas()) {
       if (std::strcmp(isa.name, wanted) != 0) continue;
-      if (!isa.compiled) throw std::runtime_error("DYNROUTE_CPU_ISA: '" + std::string(wanted) + "' was not compiled into this library (has " + compiled_isas() + ")");
-      if (!isa.supported) throw std::runtime_error("DYNROUTE_CPU_ISA: this machine does not support '" + std::string(wanted) + "'");
+      if (!isa.compiled)
+        throw std::runtime_error("DYNROUTE_CPU_ISA: '" + std::string(wanted) +
+                                 "' was not compiled into this library (has " + compiled_isas() + ")");
+      if (!isa.supported)
+        throw std::runtime_error("DYNROUTE_CPU_ISA: this machine does not support '" + std::string(wanted) + "'");
       return {isa, "named by DYNROUTE_CPU_ISA"};
     }
-    throw std::runtime_error("DYNROUTE_CPU_ISA: wanted one of portable, avx2, avx512, neon, got '" + std::string(wanted) + "'");
+    throw std::runtime_error("DYNROUTE_CPU_ISA: wanted one of portable, avx2, avx512, neon, got '" +
+                             std::string(wanted) + "'");
   }
   std::string passed_over;
   for (const Isa& isa : all_isas()) {
     if (isa.compiled && isa.supported) return {isa, passed_over.empty() ? "the best compiled in" : passed_over};
-    passed_over += std::string(passed_over.empty() ? "" : ", ") + isa.name + (isa.compiled ? ": not supported here" : ": not compiled in");
+    passed_over += std::string(passed_over.empty() ? "" : ", ") + isa.name +
+                   (isa.compiled ? ": not supported here" : ": not compiled in");
   }
   throw std::runtime_error("dynroute: no CPU kernels in this library");
 }
@@ -119,9 +124,13 @@ class Scratch {
 }  // namespace
 
 template <>
-const Kernels<float>& kernels<float>() { return choice().isa.kernels(); }
+const Kernels<float>& kernels<float>() {
+  return choice().isa.kernels();
+}
 template <>
-const Kernels<double>& kernels<double>() { return portable::double_kernels(); }
+const Kernels<double>& kernels<double>() {
+  return portable::double_kernels();
+}
 
 std::string chosen_isa() { return choice().isa.name; }
 std::string why_chosen_isa() { return choice().why; }

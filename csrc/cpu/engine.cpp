@@ -45,7 +45,8 @@ struct Layout {
       shape[s] = {h >> (s + 2), w >> (s + 2), config.channels << s};
       for (int64_t& map_ : map[s]) map_ = take(shape[s].size());
       halves[s] = take(shape[s].size());
-      partials[s] = take(plan::gate_tasks(shape[s].h, shape[s].w, config.small_gate) * round_up(shape[s].c / 2, kPanel));
+      partials[s] =
+          take(plan::gate_tasks(shape[s].h, shape[s].w, config.small_gate) * round_up(shape[s].c / 2, kPanel));
     }
     // the small logits take a free map of scale 1/4 unless there are more classes than channels
     logits = config.classes <= config.channels ? -1 : take(int64_t(shape[0].h) * shape[0].w * config.classes);
@@ -55,8 +56,14 @@ struct Layout {
 class Network {
  public:
   Network(const NetworkConfig& config, const NetworkArgs& args, const Parallel& parallel)
-      : config_(config), args_(args), layout_(config, args.h, args.w), kernels_(kernels<float>()), runner_(parallel),
-        nodes_(size_t(args.n) * kScales), before_(nodes_.size()), lists_(size_t(config.cell_stacks) + 1) {}
+      : config_(config),
+        args_(args),
+        layout_(config, args.h, args.w),
+        kernels_(kernels<float>()),
+        runner_(parallel),
+        nodes_(size_t(args.n) * kScales),
+        before_(nodes_.size()),
+        lists_(size_t(config.cell_stacks) + 1) {}
 
   void run() {
     stem();
@@ -112,8 +119,10 @@ class Network {
       SepconvJob<float> job = {};
       job.stages = 3;
       job.stage[0] = {nullptr, pointwise(row, kStemConv, 27, width), 3, 2, 0, h, w, h2, w2, true};
-      job.stage[1] = {weight(row, kStemStage1), pointwise(row, kStemStage1 + 1, width, width), width, 1, 1, h2, w2, h2, w2, true};
-      job.stage[2] = {weight(row, kStemStage2), pointwise(row, kStemStage2 + 1, width, c), width, 2, 1, h2, w2, out.h, out.w, true};
+      job.stage[1] = {
+          weight(row, kStemStage1), pointwise(row, kStemStage1 + 1, width, width), width, 1, 1, h2, w2, h2, w2, true};
+      job.stage[2] = {
+          weight(row, kStemStage2), pointwise(row, kStemStage2 + 1, width, c), width, 2, 1, h2, w2, out.h, out.w, true};
       job.x = args_.images + int64_t(i) * 3 * h * w;
       job.planar = true;
       job.out = map(i, 0, 0);
@@ -137,7 +146,8 @@ class Network {
         const Node* before = &before_[size_t(i) * kScales];
         // a path that was not there, or was of an absent node, has weight 0 and its node is not present
         const auto passes = [&](int from, int path) {
-          return from >= 0 && from < scales(row - 1) && has_path(row - 1, from, path) && before[from].present && !before[from].closed;
+          return from >= 0 && from < scales(row - 1) && has_path(row - 1, from, path) && before[from].present &&
+                 !before[from].closed;
         };
         now.present = passes(s - 1, kDown) || before[s].present || passes(s + 1, kUp);
         if (!now.present) continue;
@@ -168,8 +178,13 @@ class Network {
         for (int s = 0; s < scales(row); ++s) {
           if (!node(i, s).present) continue;
           const Shape& shape = layout_.shape[s];
-          GateJob<float> job = {map(i, s, node(i, s).held), pointwise(row * kScales + s, kGateConv, shape.c, shape.c / 2),
-                                shape.h, shape.w, config_.small_gate, at(i, layout_.partials[s]), macs(i, row, s, 0)};
+          GateJob<float> job = {map(i, s, node(i, s).held),
+                                pointwise(row * kScales + s, kGateConv, shape.c, shape.c / 2),
+                                shape.h,
+                                shape.w,
+                                config_.small_gate,
+                                at(i, layout_.partials[s]),
+                                macs(i, row, s, 0)};
           list_.add(kernels_.gate, job, plan::gate_tasks(shape.h, shape.w, config_.small_gate));
         }
       runner_.run(list_);
@@ -204,7 +219,8 @@ class Network {
     float values[kPaths];
     finish_gate(at(i, layout_.partials[s]), plan::gate_tasks(shape.h, shape.w, small), int(round_up(channels, kPanel)),
                 channels, int64_t(plan::gate_height(shape.h, small)) * plan::gate_height(shape.w, small),
-                weight(table_row, kGateFc), weight(table_row, kGateFc + 1), gates, Activation(config_.activation), values);
+                weight(table_row, kGateFc), weight(table_row, kGateFc + 1), gates, Activation(config_.activation),
+                values);
     for (int g = 0; g < gates; ++g) alpha[paths[g]] = values[g];
     *macs(i, row, s, 0) += int64_t(channels) * gates;
   }
@@ -234,8 +250,16 @@ class Network {
     job.halo = other(i, 2);
     const auto stage = [&](int k) -> RowStage<float> {
       const int field = kCell + 3 * k;
-      return {weight(table_row, field), pointwise(table_row, field + 1, shape.c, shape.c), shape.c, 1, 1,
-              shape.h, shape.w, shape.h, shape.w, true};
+      return {weight(table_row, field),
+              pointwise(table_row, field + 1, shape.c, shape.c),
+              shape.c,
+              1,
+              1,
+              shape.h,
+              shape.w,
+              shape.h,
+              shape.w,
+              true};
     };
     if (plan::fuse_stages(shape.c, shape.h, shape.w)) {
       job.stages = stacks;
@@ -268,7 +292,8 @@ class Network {
       TransformJob<float> job = {};
       job.x = map(i, s, now.held);
       job.out = down ? down_half(i, s) : up_half(i, s);
-      job.pointwise = pointwise(row * kScales + s, down ? kDownWeight : kUpWeight, shape.c, down ? 2 * shape.c : shape.c / 2);
+      job.pointwise =
+          pointwise(row * kScales + s, down ? kDownWeight : kUpWeight, shape.c, down ? 2 * shape.c : shape.c / 2);
       job.h_in = shape.h, job.w_in = shape.w;
       job.stride = down ? 2 : 1;
       job.h_out = shape.h / job.stride, job.w_out = shape.w / job.stride;
@@ -315,8 +340,11 @@ class Network {
     for (int i = 0; i < args_.n; ++i) {
       SepconvJob<float> job = {};
       job.stages = 1;
-      job.stage[0] = {nullptr, pointwise(first + kScales, 0, 9 * shape.c, config_.classes), shape.c, 1, 1,
-                      shape.h, shape.w, shape.h, shape.w, false};
+      job.stage[0] = {nullptr, pointwise(first + kScales, 0, 9 * shape.c, config_.classes),
+                      shape.c, 1,
+                      1,       shape.h,
+                      shape.w, shape.h,
+                      shape.w, false};
       job.x = up_half(i, 0);
       job.out = small_logits(i);
       job.band_rows = plan::stage_rows(shape.h, shape.w);
@@ -326,8 +354,11 @@ class Network {
     }
     runner_.run(list_);
     for (int i = 0; i < args_.n; ++i) {
-      UpsampleJob<float> job = {small_logits(i), args_.logits + int64_t(i) * config_.classes * args_.out_h * args_.out_w,
-                                shape.h, shape.w, config_.classes, args_.out_h, args_.out_w};
+      UpsampleJob<float> job = {
+          small_logits(i), args_.logits + int64_t(i) * config_.classes * args_.out_h * args_.out_w,
+          shape.h,         shape.w,
+          config_.classes, args_.out_h,
+          args_.out_w};
       list_.add(kernels_.upsample, job, plan::upsample_tasks(job));
     }
     runner_.run(list_);

@@ -15,7 +15,13 @@ struct NetworkConfig {
 
 // Fields of a row of the weight table; offsets in floats, -1 where there is none.
 constexpr int kTableFields = 17;
-enum CellField { kCell = 0, kUpWeight = 9, kDownWeight = 11, kGateConv = 13, kGateFc = 15 };  // each followed by its shift
+enum CellField {
+  kCell = 0,
+  kUpWeight = 9,
+  kDownWeight = 11,
+  kGateConv = 13,
+  kGateFc = 15
+};  // each followed by its shift
 enum StemField { kStemConv = 0, kStemStage1 = 2, kStemStage2 = 5 };
 inline int64_t table_rows(int layers) { return (int64_t(layers) + 1) * 4 + 6; }
 
@@ -28,10 +34,10 @@ struct NetworkArgs {
   int n, h, w, out_h, out_w;
   float* workspace;  // [network_workspace(...)]
   // outputs
-  float* logits;     // [n, classes, out_h, out_w]
-  float* alphas;     // [n, layers + 1, 4, 3] in the order up, keep, down, zeroed by the caller
-  int64_t* nodes;    // [n, layers + 1, 4, 5] executed macs of gate, cell, up, keep, down, zeroed by the caller
-  int64_t* other;    // [n, 3] executed macs of stem, decoder, halo, zeroed by the caller
+  float* logits;   // [n, classes, out_h, out_w]
+  float* alphas;   // [n, layers + 1, 4, 3] in the order up, keep, down, zeroed by the caller
+  int64_t* nodes;  // [n, layers + 1, 4, 5] executed macs of gate, cell, up, keep, down, zeroed by the caller
+  int64_t* other;  // [n, 3] executed macs of stem, decoder, halo, zeroed by the caller
 };
 
 int64_t network_workspace(const NetworkConfig& config, int n, int h, int w);

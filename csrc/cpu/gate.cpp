@@ -24,8 +24,9 @@ void gate(const GateJob<T>& job, int band) {
       const T* top = job.x + (int64_t(4 * y + 1) * job.w + 4 * x + 1) * k;
       const T* bottom = top + int64_t(job.w) * k;
       T* to = panel + i * stride;
-      for_channels<T>(k, [&](int c, auto load, auto store) __attribute__((always_inline)) {
-        store(to + c, Vec<T>::set(T(0.25)) * ((load(top + c) + load(top + k + c)) + (load(bottom + c) + load(bottom + k + c))));
+      for_channels<T>(k, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+        store(to + c,
+              Vec<T>::set(T(0.25)) * ((load(top + c) + load(top + k + c)) + (load(bottom + c) + load(bottom + k + c))));
       });
     }
     for (int c = 0; c < columns; ++c) sums[c] = 0;

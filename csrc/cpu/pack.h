@@ -8,8 +8,9 @@ namespace dynroute {
 
 inline int64_t panels_size(int64_t n, int64_t k) { return round_up(n, kPanel) * k; }
 
-// One panel: columns [16 * panel, 16 * panel + 16), each times its scale. Whole panels go in blocks of 4 x 4, transposed
-// in registers: a call's weights are packed for that call, which has to pay for itself on the smallest maps too.
+// One panel: columns [16 * panel, 16 * panel + 16), each times its scale. Whole panels go in blocks of 4 x 4,
+// transposed in registers: a call's weights are packed for that call, which has to pay for itself on the smallest maps
+// too.
 template <class T>
 void pack_panel(const T* weight /* [n][k] */, const T* scale /* [n] */, int n, int k, int panel, T* out /* [k][16] */) {
   typedef T Four __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T))));
@@ -24,8 +25,10 @@ void pack_panel(const T* weight /* [n][k] */, const T* scale /* [n] */, int n, i
       const Four row0 = *reinterpret_cast<const Four*>(from + i), row1 = *reinterpret_cast<const Four*>(from + k + i);
       const Four row2 = *reinterpret_cast<const Four*>(from + 2 * int64_t(k) + i);
       const Four row3 = *reinterpret_cast<const Four*>(from + 3 * int64_t(k) + i);
-      const Four low01 = __builtin_shufflevector(row0, row1, 0, 4, 1, 5), high01 = __builtin_shufflevector(row0, row1, 2, 6, 3, 7);
-      const Four low23 = __builtin_shufflevector(row2, row3, 0, 4, 1, 5), high23 = __builtin_shufflevector(row2, row3, 2, 6, 3, 7);
+      const Four low01 = __builtin_shufflevector(row0, row1, 0, 4, 1, 5),
+                 high01 = __builtin_shufflevector(row0, row1, 2, 6, 3, 7);
+      const Four low23 = __builtin_shufflevector(row2, row3, 0, 4, 1, 5),
+                 high23 = __builtin_shufflevector(row2, row3, 2, 6, 3, 7);
       T* to = out + int64_t(i) * kPanel + c;
       *reinterpret_cast<Four*>(to) = s * __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
       *reinterpret_cast<Four*>(to + kPanel) = s * __builtin_shufflevector(low01, low23, 2, 3, 6, 7);

@@ -1,12 +1,13 @@
-// How maps are cut into tasks. Everything here is a function of one map's shape: never of N, of the threads or of the routes.
+// How maps are cut into tasks. Everything here is a function of one map's shape: never of N, of the threads or of the
+// routes.
 #pragma once
 #include "../params.h"
 
 namespace dynroute::plan {
 
-constexpr int kTilePixels = 128;    // least pixels per task of a one-stage kernel, so that a pass over the weights pays
-constexpr int kFusedRows = 32;      // rows per band of fused stages: each band border recomputes two rows
-constexpr int kStemRows = 16;      // rows at scale 1/4 per band of the stem
+constexpr int kTilePixels = 128;  // least pixels per task of a one-stage kernel, so that a pass over the weights pays
+constexpr int kFusedRows = 32;    // rows per band of fused stages: each band border recomputes two rows
+constexpr int kStemRows = 16;     // rows at scale 1/4 per band of the stem
 constexpr int kAggregateSize = 1 << 16;  // elements per task of a pass that only moves memory
 
 inline int at_least(int64_t value, int64_t floor) { return int(value > floor ? value : floor); }
@@ -41,9 +42,7 @@ int aggregate_tasks(const AggregateJob<T>& job) {
 inline int gate_height(int h, bool small) { return small ? h / 4 : h; }
 // Rows of the gate's own map (a quarter of x's when small).
 inline int gate_rows(int h, int w, bool small) { return stage_rows(gate_height(h, small), gate_height(w, small)); }
-inline int gate_tasks(int h, int w, bool small) {
-  return int(ceil_div(gate_height(h, small), gate_rows(h, w, small)));
-}
+inline int gate_tasks(int h, int w, bool small) { return int(ceil_div(gate_height(h, small), gate_rows(h, w, small))); }
 
 constexpr int kUpsampleRows = 8;
 template <class T>

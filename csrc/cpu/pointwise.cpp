@@ -40,16 +40,17 @@ __attribute__((noinline)) void block(const PointwiseArgs<T>& args, int row, int 
   // every third row has a pointer of its own: rows 1 and 2 behind it are reached by scaled addressing
   const T* rows[(MR + 2) / 3];
   DYNROUTE_UNROLL for (int i = 0; i < MR; i += 3) rows[i / 3] = a + i * lda;
-  const auto step = [&](int kk) __attribute__((always_inline)) {
+  const auto step = [&](int kk) DYNROUTE_ALWAYS {
     V weight[NV];
-    DYNROUTE_UNROLL for (int j = 0; j < NV; ++j)
+    DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
       weight[j] = V::load(b[j / per_panel] + kk * kPanel + (j % per_panel) * V::width);
+    }
     DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
       V value = V::set(rows[i / 3][(i % 3) * lda + kk]);
       DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) sum[i][j] = fma(value, weight[j], sum[i][j]);
     }
   };
-  const auto advance = [&](int by) __attribute__((always_inline)) {
+  const auto advance = [&](int by) DYNROUTE_ALWAYS {
     DYNROUTE_UNROLL for (const T*& row_pointer : rows) row_pointer += by;
     DYNROUTE_UNROLL for (const T*& panel_pointer : b) panel_pointer += by * kPanel;
   };

@@ -18,7 +18,9 @@ bool is_closed(const T* alphas /* [3], 0 where no path is */) {
   return alphas[kUp] + alphas[kKeep] + alphas[kDown] < T(kThreshold);
 }
 template <class T>
-bool path_is_open(T alpha) { return alpha > T(kThreshold); }
+bool path_is_open(T alpha) {
+  return alpha > T(kThreshold);
+}
 
 // alphas from the gate's partial sums: mean -> 1x1 + bias -> activation
 template <class T>

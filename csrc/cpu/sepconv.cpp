@@ -37,8 +37,7 @@ void gather(const SepconvJob<T>& job, const RowStage<T>& stage, int y, int x, in
         for (int c = 0; c < c_in; ++c) to[c] = from[c * plane];
       } else {
         const T* from = job.x + (int64_t(y_in) * stage.w_in + x_in) * c_in;
-        for_channels<T>(c_in, [&](int c, auto load, auto store)
-                                  __attribute__((always_inline)) { store(to + c, load(from + c)); });
+        for_channels<T>(c_in, [&](int c, auto load, auto store) DYNROUTE_ALWAYS { store(to + c, load(from + c)); });
       }
     }
 }
@@ -66,9 +65,11 @@ void run_rows(const SepconvJob<T>& job, int s, const RowBuffer<const T>& in, con
           rows.row[ky] = y_in >= 0 && y_in < stage.h_in ? in.row(y_in) : nullptr;
         }
         if (stage.stride == 1)
-          depthwise_run<T, 1>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, x, run, panel + m * stride, stride);
+          depthwise_run<T, 1>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, x, run, panel + m * stride,
+                              stride);
         else
-          depthwise_run<T, 2>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, x, run, panel + m * stride, stride);
+          depthwise_run<T, 2>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, x, run, panel + m * stride,
+                              stride);
       } else {
         gather(job, stage, y, x, run, panel + m * stride, stride);
       }
@@ -87,7 +88,8 @@ void sepconv(const SepconvJob<T>& job, int band) {
   const int last = job.stages - 1;
   const RowStage<T>* stage = job.stage;
   const int y_begin = band * job.band_rows, y_end = least(y_begin + job.band_rows, stage[last].h_out);
-  const int step = most(1, tile_pixels(stage[last].pointwise.k) / stage[last].w_out);  // rows of the last stage at a time
+  const int step =
+      most(1, tile_pixels(stage[last].pointwise.k) / stage[last].w_out);  // rows of the last stage at a time
 
   // rings: stage s holds what one step of stage s + 1 reads
   int ring_rows[3] = {}, start[3], next[3];
@@ -142,7 +144,8 @@ void sepconv(const SepconvJob<T>& job, int band) {
       own_begin = least(now.h_out, own_begin * stage[s + 1].stride);
       own_end = y_end == stage[last].h_out ? now.h_out : least(now.h_out, own_end * stage[s + 1].stride);
     }
-    const int64_t per_row = int64_t(now.w_out) * ((now.depthwise ? 9 * now.c_in : 0) + int64_t(now.pointwise.k) * now.pointwise.n);
+    const int64_t per_row =
+        int64_t(now.w_out) * ((now.depthwise ? 9 * now.c_in : 0) + int64_t(now.pointwise.k) * now.pointwise.n);
     const int64_t own = own_end - own_begin, made = next[s] - start[s];
     macs += own * per_row;
     halo += (made - own) * per_row;

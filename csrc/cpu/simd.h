@@ -1,6 +1,7 @@
 // One vector type per target. DYNROUTE_TARGET is the name of the namespace a kernel file is compiled into, once per
-// instruction set with that set's flags. Everything a kernel file instantiates must live in that namespace or be inlined:
-// a std:: template emitted here could be merged with the baseline's and run on a machine without these instructions.
+// instruction set with that set's flags. Everything a kernel file instantiates must live in that namespace or be
+// inlined: a std:: template emitted here could be merged with the baseline's and run on a machine without these
+// instructions.
 #pragma once
 #include <cstdint>
 
@@ -10,15 +11,20 @@
 #include <arm_neon.h>
 #endif
 
-#define DYNROUTE_INLINE inline __attribute__((always_inline))
+#define DYNROUTE_ALWAYS __attribute__((always_inline))
+#define DYNROUTE_INLINE inline DYNROUTE_ALWAYS
 #define DYNROUTE_UNROLL _Pragma("GCC unroll 32")
 
 namespace dynroute::DYNROUTE_TARGET {
 
 template <class T>
-DYNROUTE_INLINE T least(T a, T b) { return b < a ? b : a; }
+DYNROUTE_INLINE T least(T a, T b) {
+  return b < a ? b : a;
+}
 template <class T>
-DYNROUTE_INLINE T most(T a, T b) { return a < b ? b : a; }
+DYNROUTE_INLINE T most(T a, T b) {
+  return a < b ? b : a;
+}
 
 // fma(a, b, c) = a * b + c, fused wherever the target can; relu keeps NaN, as torch does.
 template <class T>
@@ -85,8 +91,8 @@ DYNROUTE_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {vaddq
 DYNROUTE_INLINE Vec<float> relu(Vec<float> a) { return {vmaxq_f32(a.v, vdupq_n_f32(0))}; }
 
 #else
-// The compiler's own vectors, for float and double: no fused multiply-add (the file is compiled with -ffp-contract=off),
-// so that main loops, tails and edges round alike.
+// The compiler's own vectors, for float and double: no fused multiply-add (the file is compiled with
+// -ffp-contract=off), so that main loops, tails and edges round alike.
 template <class T>
 struct Vec {
   static constexpr int width = 4;
@@ -105,11 +111,17 @@ struct Vec {
   static DYNROUTE_INLINE Vec set(T a) { return {Lanes{a, a, a, a}}; }
 };
 template <class T>
-DYNROUTE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { return {a.v * b.v + c.v}; }
+DYNROUTE_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return {a.v * b.v + c.v};
+}
 template <class T>
-DYNROUTE_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return {a.v * b.v}; }
+DYNROUTE_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
+  return {a.v * b.v};
+}
 template <class T>
-DYNROUTE_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return {a.v + b.v}; }
+DYNROUTE_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
+  return {a.v + b.v};
+}
 template <class T>
 DYNROUTE_INLINE Vec<T> relu(Vec<T> a) {
   typename Vec<T>::Lanes zero = {};
@@ -117,16 +129,20 @@ DYNROUTE_INLINE Vec<T> relu(Vec<T> a) {
 }
 #endif
 
-// Calls body(c, load, store) for each vector of [0, channels); for a last partial one, load and store touch only what is there.
+// Calls body(c, load, store) for each vector of [0, channels); for a last partial one, load and store touch only what
+// is there.
 template <class T, class Body>
 DYNROUTE_INLINE void for_channels(int channels, const Body& body) {
   constexpr int width = Vec<T>::width;
   int c = 0;
-  for (; c + width <= channels; c += width) body(c, [](const T* p) __attribute__((always_inline)) { return Vec<T>::load(p); },
-                                                 [](T* p, Vec<T> v) __attribute__((always_inline)) { v.store(p); });
+  for (; c + width <= channels; c += width)
+    body(
+        c, [](const T* p) DYNROUTE_ALWAYS { return Vec<T>::load(p); },
+        [](T* p, Vec<T> v) DYNROUTE_ALWAYS { v.store(p); });
   if (int n = channels - c)
-    body(c, [n](const T* p) __attribute__((always_inline)) { return Vec<T>::load(p, n); },
-         [n](T* p, Vec<T> v) __attribute__((always_inline)) { v.store(p, n); });
+    body(
+        c, [n](const T* p) DYNROUTE_ALWAYS { return Vec<T>::load(p, n); },
+        [n](T* p, Vec<T> v) DYNROUTE_ALWAYS { v.store(p, n); });
 }
 
 }  // namespace dynroute::DYNROUTE_TARGET

@@ -14,7 +14,7 @@ struct PointwiseArgs {
   int64_t lda;
   int m;
   const Pointwise<T>& weights;
-  T* out;  // [m, n], rows n apart
+  T* out;             // [m, n], rows n apart
   const T* residual;  // like out, or null
   bool relu;
   T* sums;  // [round_up(n, 16)] or null; rows are added in order
@@ -35,11 +35,15 @@ void upsample(const UpsampleJob<T>& job, int band);
 
 // This thread's memory for `count` values.
 template <class T>
-DYNROUTE_INLINE T* scratch(int64_t count) { return static_cast<T*>(thread_scratch(size_t(count) * sizeof(T))); }
+DYNROUTE_INLINE T* scratch(int64_t count) {
+  return static_cast<T*>(thread_scratch(size_t(count) * sizeof(T)));
+}
 
 // Panel rows are 64 bytes longer than they need be, so that rows of a power of two do not fall into one cache set.
 template <class T>
-constexpr int64_t panel_stride(int k) { return round_up(k, kPanel) + kPanel; }
+constexpr int64_t panel_stride(int k) {
+  return round_up(k, kPanel) + kPanel;
+}
 
 DYNROUTE_INLINE void count(int64_t* counter, int64_t macs) {
   if (counter) __atomic_fetch_add(counter, macs, __ATOMIC_RELAXED);
@@ -49,8 +53,8 @@ DYNROUTE_INLINE void count(int64_t* counter, int64_t macs) {
 
 // Portable kernels exist for float and double, the others for float.
 #if defined(DYNROUTE_TARGET_PORTABLE)
-#define DYNROUTE_INSTANTIATE(kernel, Args)                  \
-  template void kernel<float>(const Args<float>&, int);     \
+#define DYNROUTE_INSTANTIATE(kernel, Args)              \
+  template void kernel<float>(const Args<float>&, int); \
   template void kernel<double>(const Args<double>&, int);
 #else
 #define DYNROUTE_INSTANTIATE(kernel, Args) template void kernel<float>(const Args<float>&, int);

@@ -1,6 +1,7 @@
 // [ReLU] -> 1x1 (stride 1 or 2) -> shift -> [ReLU].
-// Unit of work: a run of output pixels, in tiles. Where the input can be used as it lies (stride 1, no ReLU) the product
-// reads it in place; else the tile's pixels go through a panel in L1/L2 first: only pixels that are used are read.
+// Unit of work: a run of output pixels, in tiles. Where the input can be used as it lies (stride 1, no ReLU) the
+// product reads it in place; else the tile's pixels go through a panel in L1/L2 first: only pixels that are used are
+// read.
 #include "target.h"
 
 namespace dynroute::DYNROUTE_TARGET {
@@ -19,7 +20,7 @@ void transform(const TransformJob<T>& job, int task) {
       const int y = (p + i) / job.w_out, x = (p + i) % job.w_out;
       const T* from = job.x + (int64_t(y) * job.stride * job.w_in + x * job.stride) * k;
       T* to = panel + i * stride;
-      for_channels<T>(k, [&](int c, auto load, auto store) __attribute__((always_inline)) {
+      for_channels<T>(k, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
         store(to + c, job.relu_input ? relu(load(from + c)) : load(from + c));
       });
     }

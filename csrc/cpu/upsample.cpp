@@ -1,6 +1,6 @@
 // Logits from scale 1/4 to full size: bilinear x4, from [h, w, c] to cropped planes.
-// Unit of work: the output rows of a band of input rows. A source row is first widened x4 for all planes into one of two
-// buffers (L2), and every output row is then a weighted sum of two such: the widening, which does not vectorise as
+// Unit of work: the output rows of a band of input rows. A source row is first widened x4 for all planes into one of
+// two buffers (L2), and every output row is then a weighted sum of two such: the widening, which does not vectorise as
 // well, is done once per source row rather than per output row.
 #include "target.h"
 
@@ -42,13 +42,14 @@ void upsample(const UpsampleJob<T>& job, int band) {
   for (int y = begin; y < end; ++y) {
     // rows 4y, 4y + 1 lie above the centre of source row y, 4y + 2 and 4y + 3 below
     const int source = y / 4, phase = y % 4;
-    const int top = phase < 2 ? most(source - 1, 0) : source, bottom = phase < 2 ? source : least(source + 1, job.h - 1);
+    const int top = phase < 2 ? most(source - 1, 0) : source,
+              bottom = phase < 2 ? source : least(source + 1, job.h - 1);
     const T weights[4] = {T(0.625), T(0.875), T(0.125), T(0.375)};
     const Vec<T> below = Vec<T>::set(weights[phase]), above = Vec<T>::set(1 - weights[phase]);
     const T *from_top = widened(top), *from_bottom = widened(bottom);
     for (int k = 0; k < job.c; ++k) {
       T* out = job.out + (int64_t(k) * job.out_h + y) * job.out_w;
-      for_channels<T>(job.out_w, [&](int x, auto load, auto store) __attribute__((always_inline)) {
+      for_channels<T>(job.out_w, [&](int x, auto load, auto store) DYNROUTE_ALWAYS {
         store(out + x, fma(below, load(from_bottom + k * wide + x), above * load(from_top + k * wide + x)));
       });
     }
