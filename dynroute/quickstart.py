@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dynroute.cli.common import load_target, print_table, write_json
+from dynroute.cli.common import load_target, one_line, print_table, write_json
 
 STEPS = 700
 # The straight-through measure goes on pressing until paths are really closed, which is what a runtime can skip.
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
             for name, extra in RUNS.items()
         }
     except (ValueError, OSError) as error:
-        print(f"quickstart: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"quickstart: error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("quickstart: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from dynroute.cli.common import write_json
+from dynroute.cli.common import one_line, write_json
 
 # In the order of a first session; each module offers HELP, EXAMPLES, `add_arguments(parser)` and `run(args)`.
 COMMANDS = ("train", "eval", "segment", "flops", "bench", "report", "doctor")
@@ -66,6 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if args.debug:
             raise
-        print(f"dynroute: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"dynroute: error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

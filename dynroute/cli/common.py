@@ -20,7 +20,6 @@ from dynroute.models import DynamicNetwork, create_model, from_pretrained, list_
 from dynroute.provenance import provenance
 
 T = TypeVar("T")
-DEVICES = "cpu"
 BACKENDS = ("auto", "cpu", "reference")
 
 
@@ -166,6 +165,14 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip())
         if number == 0:
             print("  ".join("-" * w for w in widths))
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line; of one that a data-loading process passed on, what it was there."""
+    message = str(error).strip()
+    if "Original Traceback" in message:
+        message = message.splitlines()[-1].partition(": ")[2]
+    return " ".join(message.split()) or type(error).__name__
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

@@ -136,3 +136,14 @@ def test_unfinished_run(capsys: pytest.CaptureFixture[str], tiny_run: Path, tmp_
     (run / "eval.json").write_text(json.dumps({"other": 1}))
     assert "miou" in fails(capsys, "report", str(run))
     assert not (run / "report.html").exists()
+
+
+def test_error_of_a_loading_process_is_one_line(
+    capsys: pytest.CaptureFixture[str], folder_data: Path, tmp_path: Path
+) -> None:
+    for kind in ("images", "masks"):
+        shutil.copytree(folder_data / kind / "val", folder_data / kind / "train")
+    (folder_data / "classes.txt").write_text("a\nb\nc\n")  # labels go up to 6
+    values = [f"data.root={folder_data}", "data.cache=false", "data.workers=1", "data.crop=[32,32]"]
+    line = fails(capsys, "train", "camvid", "--set", *values, "--run", str(tmp_path / "run"))
+    assert "wanted 0..2" in line and "Traceback" not in line and len(line) < 300
