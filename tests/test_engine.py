@@ -326,3 +326,13 @@ def test_errors() -> None:
         network.network_forward(images(1, 32, 32), weights, table, net.config, None, torch.empty(8), 32, 32)
     with pytest.raises(RuntimeError, match=r"config: wanted 1 to 3 cell_stacks, got 4"):
         network.network_workspace(1, 32, 32, [*net.config[:-1], 4])
+
+
+def test_opcheck() -> None:
+    net = Net(layers=4)
+    x = images(1, 32, 64)
+    workspace = torch.empty(network.network_workspace(1, 32, 64, net.config))
+    args = (x, *net.packed(), net.config, None, workspace, 30, 60)
+    torch.library.opcheck(
+        torch.ops.dynroute.network_forward.default, args, test_utils=("test_schema", "test_faketensor")
+    )
