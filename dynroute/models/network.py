@@ -61,6 +61,15 @@ class NetworkConfig:
             if not ok:
                 raise ValueError(f"{name}: wanted {wanted}, got {getattr(self, name)!r}")
 
+    def costs(self, height: int, width: int, *, published_decoder: bool = False) -> CostTables:
+        """Cost tables at an input of height x width pixels (padded here as the network pads)."""
+        h, w = padded_size(height, width, self.small_gate)
+        return cost_tables(
+            self.layers, self.channels, self.num_classes, h, w, small_gate=self.small_gate,
+            fixed_gates=self.gate == "fixed", stem_width=self.stem_width, cell=self.cell,
+            published_decoder=published_decoder,
+        )  # fmt: skip
+
 
 @dataclass
 class Output:
@@ -139,13 +148,8 @@ class DynamicNetwork(nn.Module):
         return [p for gate in self.gates() for p in gate.parameters()]
 
     def costs(self, height: int, width: int, *, published_decoder: bool = False) -> CostTables:
-        """Cost tables at an input of height x width pixels (padded here as the network pads)."""
-        c = self.config
-        h, w = padded_size(height, width, c.small_gate)
-        return cost_tables(
-            c.layers, c.channels, c.num_classes, h, w, small_gate=c.small_gate, fixed_gates=c.gate == "fixed",
-            stem_width=c.stem_width, cell=c.cell, published_decoder=published_decoder,
-        )  # fmt: skip
+        """`NetworkConfig.costs` of this network."""
+        return self.config.costs(height, width, published_decoder=published_decoder)
 
     def forward(self, images: Tensor, gates: Tensor | None = None, progress: float | None = None) -> Output:
         """Runs the network.

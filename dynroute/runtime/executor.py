@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dynroute import _native
+from dynroute.cost.ledger import CostTables
 from dynroute.models.network import DynamicNetwork, Output, check_inputs
 from dynroute.models.space import PART_NAMES, SCALES
 from dynroute.models.stem import pad_images
@@ -108,7 +109,6 @@ class Runtime:
 
     def __init__(self, net: DynamicNetwork, backend: str, reason: str) -> None:
         self.backend, self.reason, self.config = backend, reason, net.config
-        self._costs = net.costs
         self._execute: Callable[[Tensor, Tensor | None, int, int], Executed] = (
             CpuExecutor(net) if backend == "cpu" else ReferenceExecutor(net)
         )
@@ -126,12 +126,16 @@ class Runtime:
         h, w = images.shape[-2:]
         padded = pad_images(images, self.config.small_gate).contiguous()
         done = self._execute(padded, forced, h, w)
-        tables = self._costs(h, w)
+        tables = self.costs(h, w)
         executed = done.nodes.sum((1, 2, 3)) + done.stem + done.decoder
         return RunOutput(
             done.logits, done.gates, tables.expected(done.gates), tables.real(done.gates),
             executed, done.nodes, done.halo,
         )  # fmt: skip
+
+    def costs(self, height: int, width: int) -> CostTables:
+        """Cost tables at an input of height x width pixels."""
+        return self.config.costs(height, width)
 
     def all_open_gates(self) -> Tensor:
         """float32 [L+1,4,3] of ones: forces every cell and path open."""
