@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dynroute.cost.ledger import CostTables
-from dynroute.models.space import CLOSED_BELOW
 
 BUDGET_START = 0.40
 BUDGET_WARMUP = 0.02
@@ -45,13 +44,18 @@ class Budget:
     def loss(self, gates: Tensor, tables: CostTables, progress: float) -> Tensor:
         """gates [N,L+1,4,3] -> scalar; C(Space) is the batch's mean."""
         full = tables.all_open if self.full_mflops is None else self.full_mflops
-        spent = tables.expected(gates).mean()
         if self.measure == "real":
-            spent = tables.expected(_straight_through(gates)).mean()
+            spent = _priced_as_open(gates, tables).mean()
+        else:
+            spent = tables.expected(gates).mean()
         return self.weight * self.warmup(progress) * (spent / full - self.target) ** 2
 
 
-def _straight_through(gates: Tensor) -> Tensor:
-    """1 where a path is open, 0 where closed; gradient 1 to each open alpha."""
-    indicator = (gates > CLOSED_BELOW).to(gates.dtype)
-    return gates + (indicator - gates).detach()
+def _priced_as_open(gates: Tensor, tables: CostTables) -> Tensor:
+    """gates [N,L+1,4,3] -> [N]: `CostTables.open_cost` with the gradient of `CostTables.expected`.
+
+    A cell's price bears on the node's largest alpha alone, not on every open one: shared out, it would close the paths
+    up and down, which saves no cell, and leave the scales cut off from each other.
+    """
+    expected = tables.expected(gates)
+    return expected + (tables.open_cost(gates.detach()) - expected).detach().to(expected)
