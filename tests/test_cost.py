@@ -68,6 +68,7 @@ def test_budget_acts_from_forty_percent_with_two_percent_warmup() -> None:
     budget = dynroute.Budget(0.8, 0.1)
     assert [budget.warmup(p) for p in (0.0, 0.4, 1.0)] == [0.0, 0.0, 1.0]
     assert budget.warmup(0.41) == pytest.approx(0.5)
+    assert dynroute.Budget(0.8, 0.1, ramp=0.3).warmup(0.55) == pytest.approx(0.5)
     net = random_network()
     costs = net.costs(64, 64)
     gates = path_exists(6).float()[None].requires_grad_()
@@ -86,7 +87,7 @@ def test_real_measure_prices_what_is_open_and_pushes_it_down() -> None:
     assert gates.grad is not None and (gates.grad[gates > 1e-4] >= 0).all() and gates.grad.sum() > 0
 
 
-@pytest.mark.parametrize("fields", [{"measure": "wall"}, {"full_mflops": 0.0}])
+@pytest.mark.parametrize("fields", [{"measure": "wall"}, {"full_mflops": 0.0}, {"ramp": 0.0}])
 def test_budget_errors(fields: dict) -> None:
     with pytest.raises(ValueError, match="wanted"):
         dynroute.Budget(1.0, 0.1, **fields)

@@ -9,7 +9,6 @@ from torch import Tensor
 from dynroute.cost.ledger import CostTables
 
 BUDGET_START = 0.40
-BUDGET_WARMUP = 0.02
 MEASURES = ("expected", "real")
 
 
@@ -24,22 +23,26 @@ class Budget:
         measure: "expected" is the published loss.  "real" counts what a runtime would execute: the value uses the
             indicators of the real cost, the gradient goes straight through to the alphas, so that the pressure
             stays on until paths close and stops where they have (docs/budget.md).
+        ramp: share of training over which the weight grows linearly, from 40% of training on.
     """
 
     weight: float
     target: float
     full_mflops: float | None = None
     measure: str = "expected"
+    ramp: float = 0.02
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise ValueError(f"budget.measure: wanted one of {', '.join(MEASURES)}, got {self.measure!r}")
+        if self.ramp <= 0:
+            raise ValueError(f"budget.ramp: wanted a share of training above 0, got {self.ramp}")
         if self.full_mflops is not None and self.full_mflops <= 0:
             raise ValueError(f"budget.full_mflops: wanted a positive number or None, got {self.full_mflops}")
 
     def warmup(self, progress: float) -> float:
-        """0 before 40% of training, then linear to 1 over the next 2%."""
-        return min(max((progress - BUDGET_START) / BUDGET_WARMUP, 0.0), 1.0)
+        """0 before 40% of training, then linear to 1 over the ramp (SPEC: the next 2%)."""
+        return min(max((progress - BUDGET_START) / self.ramp, 0.0), 1.0)
 
     def loss(self, gates: Tensor, tables: CostTables, progress: float) -> Tensor:
         """gates [N,L+1,4,3] -> scalar; C(Space) is the batch's mean."""

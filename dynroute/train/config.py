@@ -90,6 +90,7 @@ class BudgetConfig:
     target: float = 0.1
     full_mflops: float | None = None
     measure: str = "expected"
+    ramp: float = 0.02
 
 
 @dataclass
