@@ -101,7 +101,7 @@ def _header(m: Material) -> str:
             else "none",
         ),
         ("trained on", _machine(machine)),
-        ("commit", str(m.evaluation.get("commit") or "not in a checkout")[:13]),
+        ("commit", (m.evaluation.get("commit") or "")[:12] or "not in a checkout"),
     ]
     items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
     boxes = "".join(f'<div class="tile"><b>{value}</b><span>{escape(text)}</span></div>' for value, text in tiles)
