@@ -39,7 +39,7 @@ def objective(
         raise ValueError(f"labels: wanted [N,H,W] = {[images.shape[0], *images.shape[2:]]}, got {list(labels.shape)}")
     if not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress: wanted 0..1, got {progress}")
-    out = net(images, progress=progress)
+    out = net(images, progress=progress, bridge=budget.bridge_at(progress) if budget is not None else 0.0)
     total = F.cross_entropy(out.logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
     # a crop can be all padding: 0 instead of 0/0
     losses = {"segmentation": total / (labels != IGNORED_LABEL).sum().clamp(min=1)}

@@ -96,6 +96,19 @@ def test_closed_sample_passes_its_input() -> None:
     assert torch.equal(keep[0], x[0]) and not torch.equal(keep[1], x[1])
 
 
+def test_the_bridge_makes_closing_continuous_in_training_only() -> None:
+    node = random_network().rows()[3][1].train()
+    x = torch.randn(4, 16, 8, 8)
+    sums = torch.tensor([0.0, 0.1, 0.5, 2.0])
+    alphas = sums[:, None] * torch.tensor([0.0, 1.0, 0.0])
+    plain, bridged = node(x, alphas)[1], node(x, alphas, bridge=1.0)[1]
+    for i, share in enumerate((1.0, 0.9, 0.5, 0.0)):
+        wanted = x[i] if i == 0 else plain[i] + share * x[i]
+        torch.testing.assert_close(bridged[i], wanted)
+    node.eval()
+    assert torch.equal(node(x, alphas, bridge=1.0)[1], node(x, alphas)[1])
+
+
 def test_forced_gates_broadcast_and_ignore_missing_paths() -> None:
     net = random_network()
     x = random_images(2, 32, 32)

@@ -9,6 +9,7 @@ from torch import Tensor
 from dynroute.cost.ledger import CostTables
 
 BUDGET_START = 0.40
+BRIDGE_END = 0.80
 MEASURES = ("expected", "real")
 
 
@@ -24,6 +25,9 @@ class Budget:
             indicators of the real cost, the gradient goes straight through to the alphas, so that the pressure
             stays on until paths close and stops where they have (docs/budget.md).
         ramp: share of training over which the weight grows linearly, from 40% of training on.
+        bridge: above 0, a node whose alphas sum to less than this passes a part of its input in training, all of it at
+            0; the threshold falls linearly from this at 40% of training to 0 at 80%, where the network is the published
+            one again.  0: the published network throughout.
     """
 
     weight: float
@@ -31,10 +35,13 @@ class Budget:
     full_mflops: float | None = None
     measure: str = "expected"
     ramp: float = 0.02
+    bridge: float = 0.0
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise ValueError(f"budget.measure: wanted one of {', '.join(MEASURES)}, got {self.measure!r}")
+        if self.bridge < 0:
+            raise ValueError(f"budget.bridge: wanted a sum of alphas, 0 or more, got {self.bridge}")
         if self.ramp <= 0:
             raise ValueError(f"budget.ramp: wanted a share of training above 0, got {self.ramp}")
         if self.full_mflops is not None and self.full_mflops <= 0:
@@ -43,6 +50,12 @@ class Budget:
     def warmup(self, progress: float) -> float:
         """0 before 40% of training, then linear to 1 over the ramp (SPEC: the next 2%)."""
         return min(max((progress - BUDGET_START) / self.ramp, 0.0), 1.0)
+
+    def bridge_at(self, progress: float) -> float:
+        """The sum of alphas below which a node passes part of its input, at this point of training."""
+        if progress < BUDGET_START:
+            return 0.0
+        return self.bridge * max(0.0, (BRIDGE_END - progress) / (BRIDGE_END - BUDGET_START))
 
     def loss(self, gates: Tensor, tables: CostTables, progress: float) -> Tensor:
         """gates [N,L+1,4,3] -> scalar; C(Space) is the batch's mean."""

@@ -102,10 +102,11 @@ class RoutedNode(nn.Module):
         if node.paths[DOWN]:
             self.down = ConvNorm(c, 2 * c, 1, 2, relu=True)
 
-    def forward(self, x: Tensor, alphas: Tensor, keep_prob: float = 1.0) -> list[Tensor | None]:
+    def forward(self, x: Tensor, alphas: Tensor, keep_prob: float = 1.0, bridge: float = 0.0) -> list[Tensor | None]:
         """x [N,C',h,w], alphas [N,3] -> outputs of up, keep, down (None where there is no path).
 
-        A sample whose alphas sum to less than 1e-4 passes x itself through keep and nothing through the others.  In
+        A sample whose alphas sum to less than 1e-4 passes x itself through keep and nothing through the others; with
+        a bridge (training only) x comes in gradually, as the sum falls from `bridge` to 0.  In
         evaluation a path whose own alpha is at most 1e-4 passes zeros; in training every alpha counts.
         """
         closed = (alphas.sum(1) < CLOSED_BELOW)[:, None, None, None]
@@ -113,7 +114,11 @@ class RoutedNode(nn.Module):
             alphas = torch.where(alphas > CLOSED_BELOW, alphas, 0.0)
         a = alphas.to(x.dtype)[:, :, None, None, None]
         h = F.relu(self.cell(x, keep_prob))
-        out: list[Tensor | None] = [None, torch.where(closed, x, h * a[:, KEEP]), None]
+        if self.training and bridge > 0.0:
+            passed = (1.0 - a.sum(1) / bridge).relu()
+            out: list[Tensor | None] = [None, h * a[:, KEEP] + x * passed, None]
+        else:
+            out = [None, torch.where(closed, x, h * a[:, KEEP]), None]
         if self.node.paths[UP]:
             out[UP] = upsample(self.up(h) * a[:, UP], 2)  # linear: a quarter of the multiplications
         if self.node.paths[DOWN]:
@@ -151,27 +156,32 @@ class DynamicNetwork(nn.Module):
         """`NetworkConfig.costs` of this network."""
         return self.config.costs(height, width, published_decoder=published_decoder)
 
-    def forward(self, images: Tensor, gates: Tensor | None = None, progress: float | None = None) -> Output:
+    def forward(
+        self, images: Tensor, gates: Tensor | None = None, progress: float | None = None, bridge: float = 0.0
+    ) -> Output:
         """Runs the network.
 
         Args:
             images: float [N,3,H,W], already normalised, any H and W >= 1.
             gates: float [N,L+1,4,3] or [L+1,4,3] alphas to force; ignored where there is no path.
             progress: 0..1, position in training, for scheduled drop path (training mode only; None: no drop).
+            bridge: sum of alphas below which a node begins to pass its input (training mode only; see `Budget`).
 
         Raises:
             ValueError: images or gates of another shape.
         """
         forced = check_inputs(images, gates, self.config)
         x = pad_images(images, self.config.small_gate)
-        maps, alphas = self._route(self.stem(x), forced, progress)
+        maps, alphas = self._route(self.stem(x), forced, progress, bridge)
         logits = self.decoder(maps)
         if x is not images:  # a slice that cuts nothing off would still cost its backward a full-size fill
             logits = logits[..., : images.shape[-2], : images.shape[-1]]
         tables = self.costs(*images.shape[-2:])
         return Output(logits, alphas, tables.expected(alphas), tables.real(alphas))
 
-    def _route(self, x: Tensor, forced: Tensor | None, progress: float | None) -> tuple[list[Tensor], Tensor]:
+    def _route(
+        self, x: Tensor, forced: Tensor | None, progress: float | None, bridge: float
+    ) -> tuple[list[Tensor], Tensor]:
         """Stem map [N,C,h,w] -> the last row's maps per scale, and the gates [N,L+1,4,3].
 
         In evaluation a node whose inputs are all absent is absent, per sample: masks, since everything is dense here.
@@ -191,7 +201,7 @@ class DynamicNetwork(nn.Module):
                     alphas = forced[:, r, node.node.scale]
                 if not self.training:
                     alphas = torch.where(here[:, None], alphas, 0.0)
-                outputs.append(node(x_s, alphas, self._keep_prob(r, progress)))
+                outputs.append(node(x_s, alphas, self._keep_prob(r, progress), bridge))
                 closed.append(alphas.sum(1) < CLOSED_BELOW)
                 row_alphas.append(alphas)
             table.append(torch.stack(row_alphas + [zero] * (SCALES - len(nodes)), dim=1))

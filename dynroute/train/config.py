@@ -91,6 +91,7 @@ class BudgetConfig:
     full_mflops: float | None = None
     measure: str = "expected"
     ramp: float = 0.02
+    bridge: float = 0.0
 
 
 @dataclass

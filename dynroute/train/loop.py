@@ -242,7 +242,7 @@ def _budget(config: Config) -> dynroute.Budget | None:
     budget = config.budget
     if budget.weight == 0:
         return None
-    return dynroute.Budget(budget.weight, budget.target, budget.full_mflops, budget.measure, budget.ramp)
+    return dynroute.Budget(budget.weight, budget.target, budget.full_mflops, budget.measure, budget.ramp, budget.bridge)
 
 
 def _values(net: DynamicNetwork, losses: Losses, images: Tensor) -> dict[str, Tensor]:
