@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folders are (default: runs)")
     parser.add_argument("--repeats", type=int, default=21, help="rounds of timing (default: 21)")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/camvid.json"))
+    parser.add_argument("--note", default="", help="how the runs were made, where that is not the commands' own way")
     args = parser.parse_args()
     results = {
         name: one_run(config, args.runs / folder, args.data, args.repeats) for name, (config, folder) in RUNS.items()
@@ -119,7 +120,7 @@ def main() -> None:
         f"\nexecuted work, budgeted over unbudgeted: {ratios['space']:.2f} of the space, {ratios['total']:.2f} of all"
     )
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.json, {"seeds": 1, "executed_ratio": ratios, "runs": results})
+    write_json(args.json, {"note": args.note, "seeds": 1, "executed_ratio": ratios, "runs": results})
 
 
 if __name__ == "__main__":
