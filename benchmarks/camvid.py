@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dynroute.cli.bench import IMAGES, data_images, measure
 from dynroute.cli.common import load_target, open_data, print_table, write_json
+from dynroute.cost import space_macs
 from dynroute.report.work import open_model
 from dynroute.train import evaluate, load_config, train
 
@@ -60,7 +61,7 @@ def one_run(config_name: str, folder: Path, data: str, repeats: int) -> dict[str
             "all_open_real_paper": {"kind": "computed", "value": quality["all_open_real_mflops"] / 1e3},
             "all_open_executed_space": {
                 "kind": "counted",
-                "value": (int(nodes[..., 1:].sum()) - int(nodes[0, :, 1].sum())) * GIGA,
+                "value": int(space_macs(nodes)) * GIGA,
             },
             "all_open_executed_total": {"kind": "counted", "value": total * GIGA},
         },

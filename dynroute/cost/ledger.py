@@ -159,3 +159,9 @@ def cost_tables(
         _stem_cost(channels, stem_width, height, width) * million,
         _decoder_cost(channels, num_classes, height, width, published_decoder) * million,
     )
+
+
+def space_macs(nodes: Tensor) -> Tensor:
+    """executed_nodes [...,L+1,4,5] -> [...]: cells of the grid and all paths, what the budget is about; no gates, no
+    init cell (row 0)."""
+    return nodes[..., 1:].sum((-1, -2, -3)) - nodes[..., 0, :, 1].sum(-1)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynroute.cost import CostTables
+from dynroute.cost import CostTables, space_macs
 from dynroute.models import DynamicNetwork
+
+__all__ = ["Model", "open_model", "space_macs"]
 
 
 class Model:
@@ -79,8 +81,3 @@ class Model:
 def open_model(net: DynamicNetwork, backend: str = "auto") -> Model:
     """`net` behind `backend`: auto, cpu, reference, or eager. Raises ValueError where it does not run here."""
     return Model(net, backend)
-
-
-def space_macs(nodes: Tensor) -> Tensor:
-    """executed_nodes [...,L+1,4,5] -> [...]: cells of the grid and all paths; no gates, no init cell."""
-    return nodes[..., 1:].sum((-1, -2, -3)) - nodes[..., 0, :, 1].sum(-1)

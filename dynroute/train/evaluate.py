@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynroute.cost import space_macs
 from dynroute.data import Normalise, Source
 from dynroute.models.space import CLOSED_BELOW
 from dynroute.train.metrics import confusion_matrix, scores
@@ -106,8 +107,7 @@ class _Tally:
             costs["executed_macs"] = out.executed_macs
         nodes = getattr(out, "executed_nodes", None)
         if nodes is not None:
-            # What the budget is about: cells of the grid and all paths, not the init cell (row 0) and no gates.
-            costs["executed_space_macs"] = nodes[..., 1:].sum((1, 2, 3)) - nodes[:, 0, :, 1].sum(1)
+            costs["executed_space_macs"] = space_macs(nodes)
         if hasattr(model, "costs"):
             if (height, width) not in self._all_open:
                 tables = model.costs(height, width)
