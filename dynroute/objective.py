@@ -27,7 +27,7 @@ def objective(
     Args:
         images: float [N,3,H,W], normalised.
         labels: int64 [N,H,W], 0..K-1, 255 ignored.
-        progress: 0..1, position in training; the budget acts from 0.40 on, drop path grows with it.
+        progress: 0..1, position in training; the budget acts from `budget.start` on, drop path grows with it.
         budget: None leaves the "budget" key out.
 
     Returns: {"segmentation": scalar, "budget": scalar}, with the network's output as `.output`.

@@ -87,13 +87,18 @@ def test_real_measure_prices_what_is_open_and_pushes_it_down() -> None:
     assert gates.grad is not None and (gates.grad[gates > 1e-4] >= 0).all() and gates.grad.sum() > 0
 
 
-def test_the_bridge_falls_from_forty_to_eighty_percent() -> None:
+def test_the_bridge_falls_from_start_to_end() -> None:
     budget = dynroute.Budget(0.8, 0.1, bridge=2.0)
     assert [budget.bridge_at(p) for p in (0.0, 0.39, 0.8, 1.0)] == [0.0] * 4
     assert budget.bridge_at(0.4) == pytest.approx(2.0) and budget.bridge_at(0.6) == pytest.approx(1.0)
+    early = dynroute.Budget(0.8, 0.1, bridge=2.0, start=0.2, bridge_end=0.6)
+    assert early.bridge_at(0.4) == pytest.approx(1.0) and early.bridge_at(0.6) == early.bridge_at(0.19) == 0.0
+    assert early.warmup(0.2) == 0.0 and early.warmup(0.21) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("fields", [{"measure": "wall"}, {"full_mflops": 0.0}, {"ramp": 0.0}, {"bridge": -1.0}])
+@pytest.mark.parametrize(
+    "fields", [{"measure": "wall"}, {"full_mflops": 0.0}, {"ramp": 0.0}, {"bridge": -1.0}, {"start": 0.9}]
+)
 def test_budget_errors(fields: dict) -> None:
     with pytest.raises(ValueError, match="wanted"):
         dynroute.Budget(1.0, 0.1, **fields)

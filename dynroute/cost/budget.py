@@ -8,8 +8,6 @@ from torch import Tensor
 
 from dynroute.cost.ledger import CostTables
 
-BUDGET_START = 0.40
-BRIDGE_END = 0.80
 MEASURES = ("expected", "real")
 
 
@@ -24,10 +22,12 @@ class Budget:
         measure: "expected" is the published loss.  "real" counts what a runtime would execute: the value uses the
             indicators of the real cost, the gradient goes straight through to the alphas, so that the pressure
             stays on until paths close and stops where they have (docs/budget.md).
-        ramp: share of training over which the weight grows linearly, from 40% of training on.
+        ramp: share of training over which the weight grows linearly.
         bridge: above 0, a node whose alphas sum to less than this passes a part of its input in training, all of it at
-            0; the threshold falls linearly from this at 40% of training to 0 at 80%, where the network is the published
-            one again.  0: the published network throughout.
+            0; the threshold falls linearly from this at `start` to 0 at `bridge_end`, where the network is the
+            published one again.  0: the published network throughout.
+        start: share of training before which the budget does nothing (SPEC: 40%).
+        bridge_end: share of training at which the bridge is gone.
     """
 
     weight: float
@@ -36,6 +36,8 @@ class Budget:
     measure: str = "expected"
     ramp: float = 0.02
     bridge: float = 0.0
+    start: float = 0.40
+    bridge_end: float = 0.80
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
@@ -44,18 +46,23 @@ class Budget:
             raise ValueError(f"budget.bridge: wanted a sum of alphas, 0 or more, got {self.bridge}")
         if self.ramp <= 0:
             raise ValueError(f"budget.ramp: wanted a share of training above 0, got {self.ramp}")
+        if not 0 <= self.start < self.bridge_end <= 1:
+            raise ValueError(
+                "budget.start, budget.bridge_end: wanted 0 <= start < bridge_end <= 1, "
+                f"got {self.start}, {self.bridge_end}"
+            )
         if self.full_mflops is not None and self.full_mflops <= 0:
             raise ValueError(f"budget.full_mflops: wanted a positive number or None, got {self.full_mflops}")
 
     def warmup(self, progress: float) -> float:
-        """0 before 40% of training, then linear to 1 over the ramp (SPEC: the next 2%)."""
-        return min(max((progress - BUDGET_START) / self.ramp, 0.0), 1.0)
+        """0 before `start`, then linear to 1 over the ramp (SPEC: from 40% of training over the next 2%)."""
+        return min(max((progress - self.start) / self.ramp, 0.0), 1.0)
 
     def bridge_at(self, progress: float) -> float:
         """The sum of alphas below which a node passes part of its input, at this point of training."""
-        if progress < BUDGET_START:
+        if progress < self.start:
             return 0.0
-        return self.bridge * max(0.0, (BRIDGE_END - progress) / (BRIDGE_END - BUDGET_START))
+        return self.bridge * max(0.0, (self.bridge_end - progress) / (self.bridge_end - self.start))
 
     def loss(self, gates: Tensor, tables: CostTables, progress: float) -> Tensor:
         """gates [N,L+1,4,3] -> scalar; C(Space) is the batch's mean."""

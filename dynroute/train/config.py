@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from dynroute.cost.budget import Budget
 from dynroute.data import BGR_MEAN
 from dynroute.train.parse import ConfigError, build, set_override
 
@@ -92,6 +93,8 @@ class BudgetConfig:
     measure: str = "expected"
     ramp: float = 0.02
     bridge: float = 0.0
+    start: float = 0.40
+    bridge_end: float = 0.80
 
 
 @dataclass
@@ -208,6 +211,10 @@ def _check(config: Config) -> None:
     for holds, message in checks:
         if not holds:
             raise ConfigError(message)
+    try:
+        Budget(**asdict(config.budget))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -242,7 +243,7 @@ def _budget(config: Config) -> dynroute.Budget | None:
     budget = config.budget
     if budget.weight == 0:
         return None
-    return dynroute.Budget(budget.weight, budget.target, budget.full_mflops, budget.measure, budget.ramp, budget.bridge)
+    return dynroute.Budget(**asdict(budget))
 
 
 def _values(net: DynamicNetwork, losses: Losses, images: Tensor) -> dict[str, Tensor]:
