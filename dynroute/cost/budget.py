@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,6 +29,9 @@ class Budget:
             published one again.  0: the published network throughout.
         start: share of training before which the budget does nothing (SPEC: 40%).
         bridge_end: share of training at which the bridge is gone.
+        knee: above 0, the gradient of measure "real" takes each alpha's price as log(1 + alpha/knee) / log(1 + 1/knee)
+            instead of alpha: a weak path is pressed harder than a strong one, so that gates part into closed and open
+            instead of all fading together.  0: every alpha alike.
     """
 
     weight: float
@@ -38,12 +42,15 @@ class Budget:
     bridge: float = 0.0
     start: float = 0.40
     bridge_end: float = 0.80
+    knee: float = 0.0
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise ValueError(f"budget.measure: wanted one of {', '.join(MEASURES)}, got {self.measure!r}")
         if self.bridge < 0:
             raise ValueError(f"budget.bridge: wanted a sum of alphas, 0 or more, got {self.bridge}")
+        if self.knee < 0:
+            raise ValueError(f"budget.knee: wanted an alpha, 0 or more, got {self.knee}")
         if self.ramp <= 0:
             raise ValueError(f"budget.ramp: wanted a share of training above 0, got {self.ramp}")
         if not 0 <= self.start < self.bridge_end <= 1:
@@ -68,17 +75,18 @@ class Budget:
         """gates [N,L+1,4,3] -> scalar; C(Space) is the batch's mean."""
         full = tables.all_open if self.full_mflops is None else self.full_mflops
         if self.measure == "real":
-            spent = _priced_as_open(gates, tables).mean()
+            spent = _priced_as_open(gates, tables, self.knee).mean()
         else:
             spent = tables.expected(gates).mean()
         return self.weight * self.warmup(progress) * (spent / full - self.target) ** 2
 
 
-def _priced_as_open(gates: Tensor, tables: CostTables) -> Tensor:
-    """gates [N,L+1,4,3] -> [N]: `CostTables.open_cost` with the gradient of `CostTables.expected`.
+def _priced_as_open(gates: Tensor, tables: CostTables, knee: float) -> Tensor:
+    """gates [N,L+1,4,3] -> [N]: `CostTables.open_cost` with the gradient of `CostTables.expected` at bent alphas.
 
     A cell's price bears on the node's largest alpha alone, not on every open one: shared out, it would close the paths
     up and down, which saves no cell, and leave the scales cut off from each other.
     """
-    expected = tables.expected(gates)
+    bent = gates if knee == 0 else (gates / knee).log1p() / math.log1p(1 / knee)
+    expected = tables.expected(bent)
     return expected + (tables.open_cost(gates.detach()) - expected).detach().to(expected)

@@ -95,6 +95,7 @@ class BudgetConfig:
     bridge: float = 0.0
     start: float = 0.40
     bridge_end: float = 0.80
+    knee: float = 0.0
 
 
 @dataclass
