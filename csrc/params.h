@@ -28,16 +28,36 @@ struct RowStage {
   bool relu;
 };
 
+// Up to three weighted sources of a map X [h, w, c], summed in the fixed order down, keep, up.
+// A source with weight 0 is not read, and may be null.
+template <class T>
+struct Sources {
+  const T* down;  // [h, w, c]
+  const T* keep;  // [h, w, c]
+  const T* up;    // [h/2, w/2, c], read through a bilinear x2
+  T down_weight, keep_weight, up_weight;
+};
+
+// How a stack of stages is cut: none of it can change a bit of the result.
+struct Tiling {
+  int band_rows;    // rows of the last stage's output in a task
+  int step_rows;    // of those, made at a time: they and the rows behind them share L2
+  int strip;        // columns walked down together: three rows of them share L1
+  int tile_pixels;  // most pixels in a panel
+};
+
 // A stack of stages over one sample; a task is a band of rows of the last stage's output.
 template <class T>
 struct SepconvJob {
   RowStage<T> stage[3];
   int stages;
-  const T* x;         // [h_in, w_in, c_in], or [c_in, h_in, w_in] if planar
-  bool planar;        // only for a full convolution (the stem's image)
-  const T* residual;  // [h_out, w_out, c_out] or null
-  T* out;             // [h_out, w_out, c_out]
-  int band_rows;
+  const T* x;          // [h_in, w_in, c_in], or [c_in, h_in, w_in] if planar; null: pulled row by row from `sources`
+  Sources<T> sources;  // of a map [h_in, w_in, c_in]
+  bool planar;         // only for a full convolution (the stem's image)
+  bool residual;       // add the input map
+  const T* addend;     // [h_out, w_out, c_out] or null: added where the input map is no longer at hand
+  T* out;              // [h_out, w_out, c_out]
+  Tiling tiling;
   int64_t* macs;  // executed multiply-accumulates are added here as bands finish
   int64_t* halo;  // and here those that another band does too
 };
@@ -53,14 +73,10 @@ struct TransformJob {
   int64_t* macs;
 };
 
-// The sum of up to three weighted sources in the fixed order down, keep, up; a task is a band of rows.
-// A source with weight 0 is not read, and may be null.
+// X itself, stored; a task is a band of rows.
 template <class T>
 struct AggregateJob {
-  const T* down;  // [h, w, c]
-  const T* keep;  // [h, w, c]
-  const T* up;    // [h/2, w/2, c], read through a bilinear x2
-  T down_weight, keep_weight, up_weight;
+  Sources<T> sources;
   T* out;  // [h, w, c]
   int h, w, c;
 };
@@ -68,7 +84,8 @@ struct AggregateJob {
 // Column sums over a map of ReLU(1x1(x) + shift); a task is a band of rows and writes its own partial sum.
 template <class T>
 struct GateJob {
-  const T* x;  // [h, w, k]
+  const T* x;  // [h, w, k], or null: pulled row by row from `sources`
+  Sources<T> sources;
   Pointwise<T> pointwise;
   int h, w;
   bool small;   // sum over the map at a quarter of the size

@@ -14,6 +14,7 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def("transform(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? open, int stride) -> Tensor");
   m.def("aggregate(Tensor? down, Tensor? keep, Tensor? up, Tensor alphas) -> Tensor");
 
+  m.def("network_buffer(int floats) -> Tensor");
   m.def("network_workspace(int n, int h, int w, int[] config) -> int");
   m.def(
       "network_forward(Tensor images, Tensor weights, Tensor table, int[] config, Tensor? gates, "

@@ -9,7 +9,7 @@ namespace {
 
 // inputs: one row of each source, null if its weight is 0
 template <class T>
-struct Sources {
+struct SourceRows {
   const T* down;              // [w, c]
   const T* keep;              // [w, c]
   const T *up_near, *up_far;  // [w/2, c]: the rows weighing 3/4 and 1/4
@@ -17,7 +17,7 @@ struct Sources {
 };
 
 template <class T, class Load>
-DYNROUTE_INLINE Vec<T> weighted(const Sources<T>& in, int64_t at, Load load) {
+DYNROUTE_INLINE Vec<T> weighted(const SourceRows<T>& in, int64_t at, Load load) {
   Vec<T> sum = Vec<T>::set(0);
   if (in.down) sum = Vec<T>::set(in.down_weight) * load(in.down + at);
   if (in.keep) sum = fma(Vec<T>::set(in.keep_weight), load(in.keep + at), sum);
@@ -25,14 +25,14 @@ DYNROUTE_INLINE Vec<T> weighted(const Sources<T>& in, int64_t at, Load load) {
 }
 
 template <class T>
-void row_without_up(const Sources<T>& in, int64_t size, T* out /* [size] */) {
+void row_without_up(const SourceRows<T>& in, int64_t size, T* out /* [size] */) {
   // size is at most 2^31: a row
   for_channels<T>(int(size),
                   [&](int c, auto load, auto store) DYNROUTE_ALWAYS { store(out + c, weighted(in, c, load)); });
 }
 
 template <class T>
-void row_with_up(const Sources<T>& in, int w, int channels, T* out /* [w, channels] */) {
+void row_with_up(const SourceRows<T>& in, int w, int channels, T* out /* [w, channels] */) {
   const int half = w / 2;
   const Vec<T> near = Vec<T>::set(T(0.75)), far = Vec<T>::set(T(0.25)), alpha = Vec<T>::set(in.up_weight);
   for (int begin = 0; begin < half; begin += 8) {
@@ -58,25 +58,30 @@ void row_with_up(const Sources<T>& in, int w, int channels, T* out /* [w, channe
 }  // namespace
 
 template <class T>
-void aggregate(const AggregateJob<T>& job, int band) {
-  const int rows = plan::aggregate_rows(job.w, job.c);
-  const int64_t size = int64_t(job.w) * job.c, up_size = size / 2;
-  for (int y = band * rows; y < least((band + 1) * rows, job.h); ++y) {
-    Sources<T> in = {};
-    in.down_weight = job.down_weight, in.keep_weight = job.keep_weight, in.up_weight = job.up_weight;
-    if (job.down_weight != 0) in.down = job.down + y * size;
-    if (job.keep_weight != 0) in.keep = job.keep + y * size;
-    if (job.up_weight != 0) {
-      const int near = y / 2, far = least(most(y % 2 ? near + 1 : near - 1, 0), job.h / 2 - 1);
-      in.up_near = job.up + near * up_size;
-      in.up_far = job.up + far * up_size;
-      row_with_up(in, job.w, job.c, job.out + y * size);
-    } else {
-      row_without_up(in, size, job.out + y * size);
-    }
-  }
+void pull_row(const Sources<T>& sources, int h, int w, int c, int y, T* out /* [w, c] */) {
+  const int64_t size = int64_t(w) * c, up_size = size / 2;
+  SourceRows<T> in = {};
+  in.down_weight = sources.down_weight, in.keep_weight = sources.keep_weight, in.up_weight = sources.up_weight;
+  if (sources.down_weight != 0) in.down = sources.down + y * size;
+  if (sources.keep_weight != 0) in.keep = sources.keep + y * size;
+  if (sources.up_weight == 0) return row_without_up(in, size, out);
+  const int near = y / 2, far = least(most(y % 2 ? near + 1 : near - 1, 0), h / 2 - 1);
+  in.up_near = sources.up + near * up_size;
+  in.up_far = sources.up + far * up_size;
+  row_with_up(in, w, c, out);
 }
 
+template <class T>
+void aggregate(const AggregateJob<T>& job, int band) {
+  const int rows = plan::aggregate_rows(job.w, job.c);
+  for (int y = band * rows; y < least((band + 1) * rows, job.h); ++y)
+    pull_row(job.sources, job.h, job.w, job.c, y, job.out + int64_t(y) * job.w * job.c);
+}
+
+template void pull_row<float>(const Sources<float>&, int, int, int, int, float*);
+#if defined(DYNROUTE_TARGET_PORTABLE)
+template void pull_row<double>(const Sources<double>&, int, int, int, int, double*);
+#endif
 DYNROUTE_INSTANTIATE(aggregate, AggregateJob)
 
 }  // namespace dynroute::DYNROUTE_TARGET

@@ -5,6 +5,7 @@
 
 #include "bind.h"
 #include "engine.h"
+#include "memory.h"
 #include "routing.h"
 
 namespace dynroute {
@@ -39,6 +40,13 @@ int64_t workspace_op(int64_t n, int64_t h, int64_t w, std::vector<int64_t> confi
   const NetworkConfig parsed = parse_config(config, "network_workspace");
   check_size("network_workspace", parsed, h, w);
   return network_workspace(parsed, int(n), int(h), int(w));
+}
+
+Tensor buffer_op(int64_t floats) {
+  require(floats >= 0, "network_buffer: floats: wanted 0 or more, got " + std::to_string(floats));
+  Tensor buffer = new_tensor({floats}, ScalarType::Float);
+  advise_huge(buffer.mutable_data_ptr<float>(), size_t(floats) * sizeof(float));
+  return buffer;
 }
 
 template <class T>
@@ -78,6 +86,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_op(const Tensor& images, cons
                                                        std::to_string(offsets[i]));
 
   Tensor logits = new_tensor({n, parsed.classes, out_h, out_w}, ScalarType::Float);
+  advise_huge(logits.mutable_data_ptr<float>(), size_t(logits.numel()) * sizeof(float));
   Tensor alphas = new_tensor({n, rows, kScales, kPaths}, ScalarType::Float);
   Tensor nodes = new_tensor({n, rows, kScales, 5}, ScalarType::Long), other = new_tensor({n, 3}, ScalarType::Long);
   std::optional<Values<float>> forced;
@@ -116,6 +125,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) { m.impl("network_forward", TORCH_BO
 
 STABLE_TORCH_LIBRARY_IMPL(dynroute, CompositeExplicitAutograd, m) {
   m.impl("network_workspace", TORCH_BOX(&dynroute::workspace_op));
+  m.impl("network_buffer", TORCH_BOX(&dynroute::buffer_op));
   m.impl("build_info", TORCH_BOX(&dynroute::build_info));
   m.impl("last_macs", TORCH_BOX(&dynroute::last_macs_op));
   m.impl("debug_skip_tile", TORCH_BOX(&dynroute::debug_skip_tile));

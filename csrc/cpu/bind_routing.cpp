@@ -100,12 +100,12 @@ Tensor run_aggregate(const std::optional<Tensor>& down, const std::optional<Tens
   TaskList list;
   for (int64_t i = 0; i < n; ++i) {
     const T* alpha = alphas.data() + 3 * i;
-    job.up = data[kUp] ? data[kUp] + i * size / 4 : nullptr;
-    job.keep = data[kKeep] ? data[kKeep] + i * size : nullptr;
-    job.down = data[kDown] ? data[kDown] + i * size : nullptr;
-    job.up_weight = data[kUp] ? alpha[kUp] : T(0);
-    job.keep_weight = data[kKeep] ? alpha[kKeep] : T(0);
-    job.down_weight = data[kDown] ? alpha[kDown] : T(0);
+    job.sources.up = data[kUp] ? data[kUp] + i * size / 4 : nullptr;
+    job.sources.keep = data[kKeep] ? data[kKeep] + i * size : nullptr;
+    job.sources.down = data[kDown] ? data[kDown] + i * size : nullptr;
+    job.sources.up_weight = data[kUp] ? alpha[kUp] : T(0);
+    job.sources.keep_weight = data[kKeep] ? alpha[kKeep] : T(0);
+    job.sources.down_weight = data[kDown] ? alpha[kDown] : T(0);
     job.out = out.template mutable_data_ptr<T>() + i * size;
     list.add(kernels<T>().aggregate, job, plan::aggregate_tasks(job));
   }

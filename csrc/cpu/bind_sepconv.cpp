@@ -1,6 +1,7 @@
 // sepconv and transform: check, pack, allocate, launch.
 #include <torch/csrc/stable/library.h>
 
+#include "../planner/planner.h"
 #include "bind.h"
 
 namespace dynroute {
@@ -12,23 +13,19 @@ std::string indexed(const char* what, size_t k) {
 
 // Stages of one sample as jobs: one fused job, or one per stage with whole maps between.
 template <class T>
-void add_sample(const Kernels<T>& kernels, const SepconvJob<T>& whole, bool fused, T* middle[2],
+void add_sample(const Kernels<T>& kernels, const SepconvJob<T>& whole, const SepconvPlan& plan, T* middle[2],
                 std::vector<TaskList>& lists) {
   SepconvJob<T> job = whole;
-  const RowStage<T>& last = whole.stage[whole.stages - 1];
-  if (fused) {
-    job.band_rows = whole.stages == 1 ? plan::stage_rows(last.h_out, last.w_out) : plan::kFusedRows;
-    lists[0].add(kernels.sepconv, job, plan::sepconv_tasks(job));
-    return;
-  }
+  job.tiling = plan.tiling;
+  if (plan.fused) return lists[0].add(kernels.sepconv, job, plan::sepconv_tasks(job));
   job.stages = 1;
+  job.residual = false;
   for (int k = 0; k < whole.stages; ++k) {
     const bool is_last = k == whole.stages - 1;
     job.stage[0] = whole.stage[k];
     job.x = k == 0 ? whole.x : middle[(k - 1) % 2];
     job.out = is_last ? whole.out : middle[k % 2];
-    job.residual = is_last ? whole.residual : nullptr;
-    job.band_rows = plan::stage_rows(job.stage[0].h_out, job.stage[0].w_out);
+    job.addend = is_last && whole.residual ? whole.x : nullptr;
     lists[size_t(k)].add(kernels.sepconv, job, plan::sepconv_tasks(job));
   }
 }
@@ -69,8 +66,6 @@ Tensor run_sepconv(const Tensor& x_in, const std::vector<Tensor>& depthwise, con
   packed.run(parallel);
 
   Tensor out = new_tensor({n, c, h, w}, x.scalar_type(), true);
-  const int widest = std::max(int(x.size(1)), c);
-  const bool fused = stages == 1 || plan::fuse_stages(widest, h, w);
   std::vector<int64_t> samples;
   const int64_t in_size = x.size(1) * x.size(2) * x.size(3), out_size = int64_t(h) * w * c;
   T* out_data = out.template mutable_data_ptr<T>();
@@ -80,17 +75,19 @@ Tensor run_sepconv(const Tensor& x_in, const std::vector<Tensor>& depthwise, con
     if (open[i]) samples.push_back(i);
     else lists[size_t(stages) - 1].add([=](int) { std::memset(sample, 0, size_t(out_size) * sizeof(T)); }, 1);
   }
-  const int middles = fused ? 0 : std::min(stages - 1, 2);
+  const SepconvPlan plan =
+      planner().sepconv({stages, int(x.size(1)), c, h, w, stride}, true, int(samples.size()), parallel.threads());
+  const int middles = plan.fused ? 0 : std::min(stages - 1, 2);
   Tensor middle = new_tensor({int64_t(samples.size()) * middles * middle_size}, x.scalar_type());
   T* middle_data = middle.template mutable_data_ptr<T>();
   const T* x_data = x.template const_data_ptr<T>();
   for (int64_t i : samples) {
     job.x = x_data + i * in_size;
     job.out = out_data + i * out_size;
-    job.residual = residual ? job.x : nullptr;
+    job.residual = residual;
     job.macs = counters.macs, job.halo = counters.halo;
     T* two[2] = {middle_data, middle_data + (middles - 1) * middle_size};
-    add_sample(kernels<T>(), job, fused, two, lists);
+    add_sample(kernels<T>(), job, plan, two, lists);
     middle_data += middles * middle_size;
   }
   Runner runner(parallel);

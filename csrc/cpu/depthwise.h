@@ -38,30 +38,32 @@ DYNROUTE_INLINE void depthwise_pixels(const Rows<T>& in, int x_in, int kx_begin,
   });
 }
 
-// Output pixels [x, x + count) of a row.
+// Output pixels [x, x + count) of a row. What blocks of P leave over is covered by one more that starts earlier and makes
+// some pixels again, to the same bits.
 template <class T, int Stride>
 DYNROUTE_INLINE void depthwise_run(const Rows<T>& in, int w_in, int pad, int channels, const T* weights, int x,
                                    int count, T* out, int64_t out_stride) {
 #if defined(DYNROUTE_TARGET_AVX512) || defined(DYNROUTE_TARGET_NEON)
-  constexpr int P = Stride == 1 ? 6 : 4;
+  constexpr int P = Stride == 1 ? 8 : 4;
 #else
   constexpr int P = Stride == 1 ? 4 : 2;
 #endif
   const int end = x + count;
-  while (x < end) {
-    const int x_in = x * Stride - pad;
-    if (x_in >= 0 && x + P <= end && x_in + (P - 1) * Stride + 3 <= w_in) {
-      depthwise_pixels<T, P, Stride>(in, x_in, 0, 3, channels, weights, out, out_stride);
-      x += P, out += P * out_stride;
-    } else if (x_in >= 0 && x + 2 <= end && x_in + Stride + 3 <= w_in) {
-      depthwise_pixels<T, 2, Stride>(in, x_in, 0, 3, channels, weights, out, out_stride);
-      x += 2, out += 2 * out_stride;
-    } else {
-      depthwise_pixels<T, 1, Stride>(in, x_in, most(0, -x_in), least(3, w_in - x_in), channels, weights, out,
-                                     out_stride);
-      x += 1, out += out_stride;
+  out -= x * out_stride;
+  const auto single = [&](int at) DYNROUTE_ALWAYS {
+    const int x_in = at * Stride - pad;
+    depthwise_pixels<T, 1, Stride>(in, x_in, most(0, -x_in), least(3, w_in - x_in), channels, weights,
+                                   out + at * out_stride, out_stride);
+  };
+  for (; x < end && x * Stride < pad; ++x) single(x);
+  int inner_end = end;
+  while (inner_end > x && (inner_end - 1) * Stride - pad + 3 > w_in) --inner_end;
+  if (inner_end - x >= P)
+    for (; x < inner_end; x += P) {
+      x = least(x, inner_end - P);
+      depthwise_pixels<T, P, Stride>(in, x * Stride - pad, 0, 3, channels, weights, out + x * out_stride, out_stride);
     }
-  }
+  for (; x < end; ++x) single(x);
 }
 
 }  // namespace dynroute::DYNROUTE_TARGET

@@ -5,7 +5,10 @@
 #include <stdexcept>
 #include <vector>
 
+#include "../planner/planner.h"
 #include "kernels.h"
+#include "memory.h"
+#include "tasks.h"
 
 namespace dynroute {
 
@@ -112,6 +115,7 @@ class Scratch {
         held_ = 0;
         throw std::bad_alloc();
       }
+      advise_huge(memory_, held_);
     }
     return memory_;
   }
@@ -130,6 +134,25 @@ const Kernels<float>& kernels<float>() {
 template <>
 const Kernels<double>& kernels<double>() {
   return portable::double_kernels();
+}
+
+Planner& planner() {
+  static Planner of_process(chosen_isa());
+  return of_process;
+}
+
+void set_tracing(bool on) {
+  if (on) trace.clear();
+  trace.on = on;
+}
+
+std::vector<TraceEntry> traced() {
+  std::vector<TraceEntry> entries;
+  for (int slot = 0; slot < Trace::kSlots; ++slot)
+    if (trace.tasks[slot] > 0)
+      entries.push_back({kWorkNames[slot / Trace::kScales], slot % Trace::kScales, trace.nanoseconds[slot],
+                         trace.tasks[slot]});
+  return entries;
 }
 
 std::string chosen_isa() { return choice().isa.name; }

@@ -1,16 +1,18 @@
 // The engine: decides, layer by layer and sample by sample, what is open, and hands the kernels task lists in which the
 // four scales and all samples of a layer lie together. Nothing is copied for what is closed.
 //
-// Memory of one (scale, sample): two maps and one pair of halves. The keep source of a layer lies in one map; X goes to
-// the other, or *is* the first where keep alone passes with weight 1; an open cell writes over the map X is not in; a
-// closed cell's X becomes the next keep source where it lies. The halves hold the paths up and down (half a map each),
-// and, while neither is alive, the intermediate map of a cell that runs one stage at a time.
+// The consumer pulls: gate and cell make X row by row from its sources, and X itself is never stored, unless its node is
+// closed (X is then the next keep source) or the cell runs one stage at a time.
+// Memory of one (scale, sample): two maps and one pair of halves. The keep source of a layer lies in one map and H goes
+// to the other; where keep alone passes with weight 1, X *is* the keep source where it lies. The halves hold the paths up
+// and down (half a map each): they are read while a layer's cells run and written after.
 // As every reader of a cell's output H wants ReLU(H), the cell writes that.
 #include "engine.h"
 
 #include <algorithm>
 #include <cstring>
 
+#include "../planner/planner.h"
 #include "kernels.h"
 #include "plan.h"
 #include "routing.h"
@@ -27,12 +29,17 @@ struct Shape {
 struct Node {
   bool present = false, closed = false;
   float weight[kPaths] = {0, 0, 0};  // of each outgoing path; 0: closed or none
-  int held = 0;                      // which map the keep source (or X) lies in
+  int held = 0;                      // which map the keep source lies in, and X where it is stored
+  bool stored = false;               // X lies in the map `held`
+  Sources<float> sources = {};       // else it is pulled from these
 };
 
 struct Layout {
   Shape shape[kScales];
-  int64_t map[kScales][2], halves[kScales], partials[kScales], logits, total;
+  int64_t map[kScales][2], halves[kScales], middle[kScales], partials[kScales], logits, total;
+
+  // May a cell of this scale run one stage at a time? Where maps are large it would not pay.
+  static bool staged(const NetworkConfig& config, int s) { return s >= 2 && config.cell_stacks > 1; }
 
   Layout(const NetworkConfig& config, int h, int w) {
     total = 0;
@@ -45,6 +52,7 @@ struct Layout {
       shape[s] = {h >> (s + 2), w >> (s + 2), config.channels << s};
       for (int64_t& map_ : map[s]) map_ = take(shape[s].size());
       halves[s] = take(shape[s].size());
+      middle[s] = staged(config, s) ? take(shape[s].size()) : -1;
       partials[s] =
           take(plan::gate_tasks(shape[s].h, shape[s].w, config.small_gate) * round_up(shape[s].c / 2, kPanel));
     }
@@ -60,15 +68,16 @@ class Network {
         args_(args),
         layout_(config, args.h, args.w),
         kernels_(kernels<float>()),
+        threads_(parallel.threads()),
         runner_(parallel),
         nodes_(size_t(args.n) * kScales),
         before_(nodes_.size()),
-        lists_(size_t(config.cell_stacks) + 1) {}
+        lists_(size_t(config.cell_stacks) + 2) {}
 
   void run() {
     stem();
     for (int row = 0; row <= config_.layers; ++row) {
-      if (row > 0) aggregate(row);
+      if (row > 0) wire(row);
       gate(row);
       cells(row);
     }
@@ -80,6 +89,7 @@ class Network {
   const NetworkArgs& args_;
   const Layout layout_;
   const Kernels<float>& kernels_;
+  const int threads_;
   Runner runner_;
   std::vector<Node> nodes_, before_;  // [n][4]: of this layer and of the one before
   std::vector<TaskList> lists_;
@@ -126,17 +136,17 @@ class Network {
       job.x = args_.images + int64_t(i) * 3 * h * w;
       job.planar = true;
       job.out = map(i, 0, 0);
-      job.band_rows = plan::kStemRows;
+      job.tiling = plan::convolution_tiling(plan::kStemRows);
       job.macs = other(i, 0);
       job.halo = other(i, 2);
-      list_.add(kernels_.sepconv, job, plan::sepconv_tasks(job));
-      node(i, 0).present = true;
+      list_.add(kernels_.sepconv, job, plan::sepconv_tasks(job), {Work::kStem});
+      node(i, 0).present = node(i, 0).stored = true;
     }
     runner_.run(list_);
   }
 
-  // X of every present node: pulled from its sources of the layer before.
-  void aggregate(int row) {
+  // Which nodes are present, and where their X comes from.
+  void wire(int row) {
     std::swap(nodes_, before_);
     for (int i = 0; i < args_.n; ++i)
       for (int s = 0; s < kScales; ++s) {
@@ -151,23 +161,26 @@ class Network {
         };
         now.present = passes(s - 1, kDown) || before[s].present || passes(s + 1, kUp);
         if (!now.present) continue;
-        const float down = passes(s - 1, kDown) ? before[s - 1].weight[kDown] : 0;
-        const float up = passes(s + 1, kUp) ? before[s + 1].weight[kUp] : 0;
-        const float keep = before[s].present ? before[s].weight[kKeep] : 0;
         now.held = before[s].held;
-        if (keep == 1 && down == 0 && up == 0) continue;  // X is the keep source
-        now.held = 1 - now.held;
-        const Shape& shape = layout_.shape[s];
-        AggregateJob<float> job = {};
-        job.down = down != 0 ? down_half(i, s - 1) : nullptr;
-        job.keep = keep != 0 ? map(i, s, before[s].held) : nullptr;
-        job.up = up != 0 ? up_half(i, s + 1) : nullptr;
-        job.down_weight = down, job.keep_weight = keep, job.up_weight = up;
-        job.out = map(i, s, now.held);
-        job.h = shape.h, job.w = shape.w, job.c = shape.c;
-        list_.add(kernels_.aggregate, job, plan::aggregate_tasks(job));
+        Sources<float>& x = now.sources;
+        x.down_weight = passes(s - 1, kDown) ? before[s - 1].weight[kDown] : 0;
+        x.keep_weight = before[s].present ? before[s].weight[kKeep] : 0;
+        x.up_weight = passes(s + 1, kUp) ? before[s + 1].weight[kUp] : 0;
+        now.stored = x.keep_weight == 1 && x.down_weight == 0 && x.up_weight == 0;
+        if (x.down_weight != 0) x.down = down_half(i, s - 1);
+        if (x.keep_weight != 0) x.keep = map(i, s, now.held);
+        if (x.up_weight != 0) x.up = up_half(i, s + 1);
       }
-    runner_.run(list_);
+  }
+
+  // Stores X beside its keep source.
+  void store(int i, int s, TaskList& list) {
+    Node& now = node(i, s);
+    const Shape& shape = layout_.shape[s];
+    now.held = 1 - now.held;
+    now.stored = true;
+    const AggregateJob<float> job = {now.sources, map(i, s, now.held), shape.h, shape.w, shape.c};
+    list.add(kernels_.aggregate, job, plan::aggregate_tasks(job), {Work::kAggregate, uint8_t(s)});
   }
 
   // Alphas, and from them each node's route.
@@ -178,14 +191,16 @@ class Network {
         for (int s = 0; s < scales(row); ++s) {
           if (!node(i, s).present) continue;
           const Shape& shape = layout_.shape[s];
-          GateJob<float> job = {map(i, s, node(i, s).held),
+          const Node& now = node(i, s);
+          GateJob<float> job = {now.stored ? map(i, s, now.held) : nullptr,
+                                now.sources,
                                 pointwise(row * kScales + s, kGateConv, shape.c, shape.c / 2),
                                 shape.h,
                                 shape.w,
                                 config_.small_gate,
                                 at(i, layout_.partials[s]),
                                 macs(i, row, s, 0)};
-          list_.add(kernels_.gate, job, plan::gate_tasks(shape.h, shape.w, config_.small_gate));
+          list_.add(kernels_.gate, job, plan::gate_tasks(shape.h, shape.w, config_.small_gate), {Work::kGate, uint8_t(s)});
         }
       runner_.run(list_);
     }
@@ -225,29 +240,37 @@ class Network {
     *macs(i, row, s, 0) += int64_t(channels) * gates;
   }
 
-  // Cells and outgoing paths of open nodes. Fused cells need one list, others one per stage; paths follow their cell.
+  // Cells and outgoing paths of open nodes, X of closed ones. Everything that reads this layer's sources is in the first
+  // list; the paths, which write over them, follow their cells in later ones.
   void cells(int row) {
+    int open[kScales] = {};
     for (int i = 0; i < args_.n; ++i)
-      for (int s = 0; s < scales(row); ++s) {
-        Node& now = node(i, s);
-        if (!now.present || now.closed) continue;
-        const int done = cell(i, row, s);
-        paths(i, row, s, lists_[size_t(done)]);
+      for (int s = 0; s < scales(row); ++s) open[s] += node(i, s).present && !node(i, s).closed;
+    for (int s = 0; s < scales(row); ++s)
+      for (int i = 0; i < args_.n; ++i) {
+        const Node& now = node(i, s);
+        if (!now.present) continue;
+        if (!now.closed) paths(i, row, s, lists_[size_t(cell(i, row, s, open[s]))]);
+        else if (!now.stored) store(i, s, lists_[0]);
       }
     for (TaskList& list : lists_) runner_.run(list);
   }
 
   // Returns the list after which the output is whole.
-  int cell(int i, int row, int s) {
+  int cell(int i, int row, int s, int open) {
     const Shape& shape = layout_.shape[s];
     const int table_row = row * kScales + s, stacks = config_.cell_stacks;
+    const Tag tag = {Work::kCell, uint8_t(s)};
     Node& now = node(i, s);
-    const float* x = map(i, s, now.held);
-    now.held = 1 - now.held;
-    float* out = map(i, s, now.held);
+    SepconvPlan plan = planner().sepconv({stacks, shape.c, shape.c, shape.h, shape.w, 1}, Layout::staged(config_, s),
+                                         open, threads_);
+    int list = 0;
+    if (!plan.fused && !now.stored) store(i, s, lists_[size_t(list++)]);
     SepconvJob<float> job = {};
+    job.tiling = plan.tiling;
     job.macs = macs(i, row, s, 1);
     job.halo = other(i, 2);
+    const float* x = now.stored ? map(i, s, now.held) : nullptr;
     const auto stage = [&](int k) -> RowStage<float> {
       const int field = kCell + 3 * k;
       return {weight(table_row, field),
@@ -261,26 +284,28 @@ class Network {
               shape.w,
               true};
     };
-    if (plan::fuse_stages(shape.c, shape.h, shape.w)) {
+    now.held = 1 - now.held;
+    float* out = map(i, s, now.held);
+    if (plan.fused) {
       job.stages = stacks;
       for (int k = 0; k < stacks; ++k) job.stage[k] = stage(k);
-      job.x = job.residual = x;
+      job.x = x;
+      job.sources = now.sources;
+      job.residual = true;
       job.out = out;
-      job.band_rows = plan::kFusedRows;
-      lists_[0].add(kernels_.sepconv, job, plan::sepconv_tasks(job));
+      lists_[0].add(kernels_.sepconv, job, plan::sepconv_tasks(job), tag);
       return 1;
     }
-    // the last stage writes `out`; those before alternate between it and the halves
+    // the last stage writes `out`; those before alternate between it and the map between
     job.stages = 1;
-    job.band_rows = plan::stage_rows(shape.h, shape.w);
     for (int k = 0; k < stacks; ++k) {
       job.stage[0] = stage(k);
       job.x = k == 0 ? x : job.out;
-      job.out = (stacks - 1 - k) % 2 == 0 ? out : up_half(i, s);
-      job.residual = k == stacks - 1 ? x : nullptr;
-      lists_[size_t(k)].add(kernels_.sepconv, job, plan::sepconv_tasks(job));
+      job.out = (stacks - 1 - k) % 2 == 0 ? out : at(i, layout_.middle[s]);
+      job.addend = k == stacks - 1 ? x : nullptr;
+      lists_[size_t(list++)].add(kernels_.sepconv, job, plan::sepconv_tasks(job), tag);
     }
-    return stacks;
+    return list;
   }
 
   void paths(int i, int row, int s, TaskList& list) {
@@ -299,7 +324,7 @@ class Network {
       job.h_out = shape.h / job.stride, job.w_out = shape.w / job.stride;
       job.relu = true;
       job.macs = macs(i, row, s, down ? 4 : 2);
-      list.add(kernels_.transform, job, plan::transform_tasks(job));
+      list.add(kernels_.transform, job, plan::transform_tasks(job), {Work::kPath, uint8_t(s)});
     }
   }
 
@@ -310,16 +335,13 @@ class Network {
       const Shape& shape = layout_.shape[s];
       for (int i = 0; i < args_.n; ++i) {
         Node& now = node(i, s);
-        AggregateJob<float> job = {};
-        job.keep_weight = now.present ? now.weight[kKeep] : 0;
-        job.up_weight = s < kScales - 1 ? 1 : 0;
-        if (job.keep_weight == 1 && job.up_weight == 0) continue;
-        job.keep = map(i, s, now.held);
-        job.up = s < kScales - 1 ? up_half(i, s + 1) : nullptr;
-        now.held = 1 - now.held;
-        job.out = map(i, s, now.held);
-        job.h = shape.h, job.w = shape.w, job.c = shape.c;
-        list_.add(kernels_.aggregate, job, plan::aggregate_tasks(job));
+        now.sources = {};
+        now.sources.keep_weight = now.present ? now.weight[kKeep] : 0;
+        now.sources.up_weight = s < kScales - 1 ? 1 : 0;
+        if (now.sources.keep_weight == 1 && now.sources.up_weight == 0) continue;
+        now.sources.keep = map(i, s, now.held);
+        now.sources.up = s < kScales - 1 ? up_half(i, s + 1) : nullptr;
+        store(i, s, list_);
       }
       runner_.run(list_);
       for (int i = 0; i < args_.n; ++i) {
@@ -331,7 +353,7 @@ class Network {
         job.stride = 1;
         job.relu = true;
         job.macs = other(i, 1);
-        list_.add(kernels_.transform, job, plan::transform_tasks(job));
+        list_.add(kernels_.transform, job, plan::transform_tasks(job), {Work::kMerge, uint8_t(s)});
       }
       runner_.run(list_);
     }
@@ -347,10 +369,10 @@ class Network {
                       shape.w, false};
       job.x = up_half(i, 0);
       job.out = small_logits(i);
-      job.band_rows = plan::stage_rows(shape.h, shape.w);
+      job.tiling = plan::convolution_tiling(plan::stage_rows(shape.h, shape.w));
       job.macs = other(i, 1);
       job.halo = other(i, 2);
-      list_.add(kernels_.sepconv, job, plan::sepconv_tasks(job));
+      list_.add(kernels_.sepconv, job, plan::sepconv_tasks(job), {Work::kPredictor});
     }
     runner_.run(list_);
     for (int i = 0; i < args_.n; ++i) {
@@ -359,7 +381,7 @@ class Network {
           shape.h,         shape.w,
           config_.classes, args_.out_h,
           args_.out_w};
-      list_.add(kernels_.upsample, job, plan::upsample_tasks(job));
+      list_.add(kernels_.upsample, job, plan::upsample_tasks(job), {Work::kUpsample});
     }
     runner_.run(list_);
   }

@@ -1,40 +1,70 @@
 // The gate's pooled features: column sums of ReLU(1x1(x) + shift), never stored as a map.
-// Unit of work: a band of rows, in tiles of pixels; a tile sums into its own row and tiles are added in order, so that
-// rounding stays small and depends on the shape alone. The small gate's pixels are means of 2x2 input pixels (what
+// Unit of work: a band of rows, in tiles of a row's pixels; a tile has sums of its own and tiles are added in order, so
+// that rounding stays small and depends on the shape alone. X is pulled row by row where it is not stored: a gate reads
+// the sources, and nothing is written but its sums. The small gate's pixels are means of 2x2 input pixels (what
 // bilinear x1/4 comes to), made in a panel in L1.
 #include "target.h"
 
 namespace dynroute::DYNROUTE_TARGET {
+namespace {
+
+// Rows of X, pulled as they are asked for in rising order; two of them are kept.
+template <class T>
+class PulledRows {
+ public:
+  PulledRows(const GateJob<T>& job, T* memory /* [2, w, k], unused where x is there */)
+      : job_(job), size_(int64_t(job.w) * job.pointwise.k), memory_(memory) {}
+  const T* row(int y) {
+    if (job_.x) return job_.x + y * size_;
+    T* to = memory_ + y % 2 * size_;
+    if (held_[y % 2] != y) pull_row(job_.sources, job_.h, job_.w, job_.pointwise.k, y, to), held_[y % 2] = y;
+    return to;
+  }
+
+ private:
+  const GateJob<T>& job_;
+  const int64_t size_;
+  T* memory_;
+  int held_[2] = {-1, -1};
+};
+
+}  // namespace
 
 template <class T>
 void gate(const GateJob<T>& job, int band) {
   const int h = plan::gate_height(job.h, job.small), w = plan::gate_height(job.w, job.small);
   const int rows = plan::gate_rows(job.h, job.w, job.small);
-  const int begin = band * rows * w, end = least((band + 1) * rows, h) * w;
+  const int begin = band * rows, end = least((band + 1) * rows, h);
   const int k = job.pointwise.k, n = job.pointwise.n, columns = int(round_up(n, kPanel)), tile = 64;
   const int64_t stride = job.small ? panel_stride<T>(k) : k;
-  T* sums = scratch<T>(columns + (job.small ? tile * stride : 0));
+  T* sums = scratch<T>(columns + (job.small ? tile * stride : 0) + (job.x ? 0 : 2 * int64_t(job.w) * k));
   T* panel = sums + columns;
+  PulledRows<T> x(job, panel + (job.small ? tile * stride : 0));
   T* partial = job.partials + int64_t(band) * columns;
   for (int c = 0; c < columns; ++c) partial[c] = 0;
-  for (int p = begin; p < end; p += tile) {
-    const int m = least(tile, end - p);
-    for (int i = 0; job.small && i < m; ++i) {
-      const int y = (p + i) / w, x = (p + i) % w;
-      const T* top = job.x + (int64_t(4 * y + 1) * job.w + 4 * x + 1) * k;
-      const T* bottom = top + int64_t(job.w) * k;
-      T* to = panel + i * stride;
-      for_channels<T>(k, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-        store(to + c,
-              Vec<T>::set(T(0.25)) * ((load(top + c) + load(top + k + c)) + (load(bottom + c) + load(bottom + k + c))));
-      });
+  for (int y = begin; y < end; ++y)
+    for (int at = 0; at < w; at += tile) {
+      const int m = least(tile, w - at);
+      const T* a;
+      if (job.small) {
+        const T *top = x.row(4 * y + 1), *bottom = x.row(4 * y + 2);
+        for (int i = 0; i < m; ++i) {
+          const int64_t from = (int64_t(4) * (at + i) + 1) * k;
+          T* to = panel + i * stride;
+          for_channels<T>(k, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+            const T *p = top + from + c, *q = bottom + from + c;
+            store(to + c, Vec<T>::set(T(0.25)) * ((load(p) + load(p + k)) + (load(q) + load(q + k))));
+          });
+        }
+        a = panel;
+      } else {
+        a = x.row(y) + int64_t(at) * k;
+      }
+      for (int c = 0; c < columns; ++c) sums[c] = 0;
+      pointwise<T>({a, stride, m, job.pointwise, nullptr, nullptr, true, sums});
+      for (int c = 0; c < columns; ++c) partial[c] += sums[c];
     }
-    for (int c = 0; c < columns; ++c) sums[c] = 0;
-    const T* a = job.small ? panel : job.x + int64_t(p) * k;
-    pointwise<T>({a, stride, m, job.pointwise, nullptr, nullptr, true, sums});
-    for (int c = 0; c < columns; ++c) partial[c] += sums[c];
-  }
-  count(job.macs, int64_t(end - begin) * k * n);
+  count(job.macs, int64_t(end - begin) * w * k * n);
 }
 
 DYNROUTE_INSTANTIATE(gate, GateJob)

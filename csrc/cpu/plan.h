@@ -5,24 +5,21 @@
 
 namespace dynroute::plan {
 
-constexpr int kTilePixels = 128;  // least pixels per task of a one-stage kernel, so that a pass over the weights pays
-constexpr int kFusedRows = 32;    // rows per band of fused stages: each band border recomputes two rows
-constexpr int kStemRows = 16;     // rows at scale 1/4 per band of the stem
+constexpr int kTilePixels = 128;         // least pixels per task of a one-stage kernel, so that a pass over the weights pays
+constexpr int kStemRows = 16;            // rows at scale 1/4 per band of the stem
 constexpr int kAggregateSize = 1 << 16;  // elements per task of a pass that only moves memory
 
 inline int at_least(int64_t value, int64_t floor) { return int(value > floor ? value : floor); }
 
-// Several stages run fused, row by row, while a few rows of the intermediate map stay in cache. From 256 channels on
-// the weights of two stages no longer fit beside them, and on a low map the recomputed rows cost more than is saved:
-// there each stage writes its whole map.
-inline bool fuse_stages(int c, int h_out, int w_out) { return c <= 128 && h_out >= kFusedRows && w_out >= 32; }
-
 // Rows of a task of one stage that stands alone: an eighth of the map, but no fewer pixels than a tile.
 inline int stage_rows(int h_out, int w_out) { return at_least(ceil_div(h_out, 8), ceil_div(kTilePixels, w_out)); }
 
+// A full 3x3 convolution: the stem's first stage, or the predictor.
+inline Tiling convolution_tiling(int band_rows) { return {band_rows, 1, 48, 48}; }
+
 template <class T>
 int sepconv_tasks(const SepconvJob<T>& job) {
-  return int(ceil_div(job.stage[job.stages - 1].h_out, job.band_rows));
+  return int(ceil_div(job.stage[job.stages - 1].h_out, job.tiling.band_rows));
 }
 
 inline int transform_pixels(int h_out, int w_out) { return at_least(ceil_div(int64_t(h_out) * w_out, 8), kTilePixels); }

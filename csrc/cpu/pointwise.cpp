@@ -1,32 +1,57 @@
 // Pointwise product of a tile of pixels with packed weights.
-// Unit of work: MR pixels x P panels (16 output channels each) held in registers over the whole of k; 8 x 32 with
-// AVX-512, 6 x 16 with AVX2 and NEON, and narrower ones at the edges.
-// L1 holds the panels of one column block (k x 32), reused by every row of the tile; the tile itself (m x k, written
+// Unit of work: MR pixels x P panels (16 output channels each) held in registers over the whole of k; 6 x 64 with
+// AVX-512, 6 x 16 with AVX2 and NEON, and others at the edges.
+// L1 or L2 holds the panels of one column block (k x 64), reused by every row of the tile; the tile itself (m x k, written
 // just before by the depthwise) streams from L1 or L2, MR rows at a time. Column blocks are the outer loop for that.
 #include "target.h"
 
 namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
-template <class T>
-struct Traits {  // rows per register block, with two adjacent panels (0: never) and with one
+// Rows of a register block by how many adjacent panels it spans (0: never so many). Wide blocks load the pixels less
+// often, tall ones the weights.
+template <class T, int Panels>
+constexpr int kRows = 0;
 #if defined(DYNROUTE_TARGET_AVX512)
-  static constexpr int pair_rows = 8, single_rows = 14;
-#elif defined(DYNROUTE_TARGET_AVX2)
-  static constexpr int pair_rows = 0, single_rows = 6;
-#elif defined(DYNROUTE_TARGET_NEON)
-  static constexpr int pair_rows = 0, single_rows = 6;
+template <class T>
+constexpr int kRows<T, 4> = 6;
+template <class T>
+constexpr int kRows<T, 2> = 12;
+template <class T>
+constexpr int kRows<T, 1> = 14;
+#elif defined(DYNROUTE_TARGET_AVX2) || defined(DYNROUTE_TARGET_NEON)
+template <class T>
+constexpr int kRows<T, 1> = 6;
 #else
-  static constexpr int pair_rows = 0, single_rows = 2;
+template <class T>
+constexpr int kRows<T, 1> = 2;
 #endif
-  static_assert(kPanel % Vec<T>::width == 0, "a panel is a whole number of vectors");
+
+// What happens to a finished sum: constants, so that the epilogue is straight-line code.
+template <bool Residual, bool Relu, bool Sums>
+struct Epilogue {
+  static constexpr bool residual = Residual, relu = Relu, sums = Sums;
 };
 
-template <class T, int MR, int P>
-__attribute__((noinline)) void block(const PointwiseArgs<T>& args, int row, int panel) {
+// Asks for the cache lines that a block will write (and those it will add) while its products are still to be made.
+template <class T, int MR, int P, class E>
+DYNROUTE_INLINE void prefetch_outputs(const PointwiseArgs<T>& args, int row, int column) {
+  constexpr int line = 64 / sizeof(T);
+  DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
+    const int64_t at = int64_t(row + i) * args.weights.n + column;
+    DYNROUTE_UNROLL for (int j = 0; j < P * kPanel; j += line) {
+      __builtin_prefetch(args.out + at + j, 1);
+      if constexpr (E::residual) __builtin_prefetch(args.residual + at + j, 0);
+    }
+  }
+}
+
+template <class T, int MR, int P, class E>
+DYNROUTE_INLINE void block(const PointwiseArgs<T>& args, int row, int panel) {
   using V = Vec<T>;
+  static_assert(kPanel % V::width == 0, "a panel is a whole number of vectors");
   constexpr int per_panel = kPanel / V::width, NV = P * per_panel;
-  const int k = args.weights.k, n = args.weights.n;
+  const int k = args.weights.k, n = args.weights.n, column = panel * kPanel;
   const int64_t lda = args.lda;
   const T* a = args.a + row * lda;
   const T* b[P];
@@ -34,9 +59,10 @@ __attribute__((noinline)) void block(const PointwiseArgs<T>& args, int row, int 
 
   V sum[MR][NV];
   DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
-    V shift = V::load(args.weights.shift + panel * kPanel + j * V::width);
+    V shift = V::load(args.weights.shift + column + j * V::width);
     DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) sum[i][j] = shift;
   }
+  if constexpr (!E::sums) prefetch_outputs<T, MR, P, E>(args, row, column);
   // every third row has a pointer of its own: rows 1 and 2 behind it are reached by scaled addressing
   const T* rows[(MR + 2) / 3];
   DYNROUTE_UNROLL for (int i = 0; i < MR; i += 3) rows[i / 3] = a + i * lda;
@@ -64,62 +90,82 @@ __attribute__((noinline)) void block(const PointwiseArgs<T>& args, int row, int 
     advance(1);
   }
 
-  const int column = panel * kPanel;
-  if (args.sums) {
+  if constexpr (E::sums) {
     DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
       T* p = args.sums + column + j * V::width;
       V total = V::load(p);
-      DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) total = total + (args.relu ? relu(sum[i][j]) : sum[i][j]);
+      DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) total = total + (E::relu ? relu(sum[i][j]) : sum[i][j]);
       total.store(p);
     }
     return;
   }
-  const bool whole = column + P * kPanel <= n;
+  const auto finish = [&](V v, int64_t at, auto load) DYNROUTE_ALWAYS {
+    if constexpr (E::residual) v = v + load(args.residual + at);
+    return E::relu ? relu(v) : v;
+  };
+  if (column + P * kPanel <= n) {
+    DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
+      const int64_t at = int64_t(row + i) * n + column;
+      DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
+        const int64_t to = at + j * V::width;
+        finish(sum[i][j], to, [](const T* p) DYNROUTE_ALWAYS { return V::load(p); }).store(args.out + to);
+      }
+    }
+    return;
+  }
   DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
     const int64_t at = int64_t(row + i) * n + column;
     DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
-      const int left = whole ? V::width : n - column - j * V::width;
+      const int left = least(n - column - j * V::width, V::width);
       if (left <= 0) break;
       const int64_t to = at + j * V::width;
-      V v = sum[i][j];
-      if (left >= V::width) {
-        if (args.residual) v = v + V::load(args.residual + to);
-        if (args.relu) v = relu(v);
-        v.store(args.out + to);
-      } else {
-        if (args.residual) v = v + V::load(args.residual + to, left);
-        if (args.relu) v = relu(v);
-        v.store(args.out + to, left);
-      }
+      finish(sum[i][j], to, [left](const T* p) DYNROUTE_ALWAYS {
+        return V::load(p, left);
+      }).store(args.out + to, left);
     }
   }
 }
 
 // The last rows of a tile: MR is found at run time.
-template <class T, int MR, int P>
-void rest(const PointwiseArgs<T>& args, int row, int panel, int rows) {
+template <class T, int MR, int P, class E>
+__attribute__((noinline)) void rest(const PointwiseArgs<T>& args, int row, int panel, int rows) {
   if constexpr (MR > 0) {
-    if (rows == MR) block<T, MR, P>(args, row, panel);
-    else rest<T, MR - 1, P>(args, row, panel, rows);
+    if (rows == MR) block<T, MR, P, E>(args, row, panel);
+    else rest<T, MR - 1, P, E>(args, row, panel, rows);
   }
 }
 
-template <class T, int MR, int P>
-void column(const PointwiseArgs<T>& args, int panel) {
+template <class T, int MR, int P, class E>
+__attribute__((noinline)) void column(const PointwiseArgs<T>& args, int panel) {
   int row = 0;
-  for (; row + MR <= args.m; row += MR) block<T, MR, P>(args, row, panel);
-  rest<T, MR - 1, P>(args, row, panel, args.m - row);
+  for (; row + MR <= args.m; row += MR) block<T, MR, P, E>(args, row, panel);
+  if (row < args.m) rest<T, MR - 1, P, E>(args, row, panel, args.m - row);
+}
+
+template <class T, class E, int P>
+DYNROUTE_INLINE int columns(const PointwiseArgs<T>& args, int panel, int panels) {
+  if constexpr (kRows<T, P> > 0)
+    for (; panel + P <= panels; panel += P) column<T, kRows<T, P>, P, E>(args, panel);
+  return panel;
+}
+
+template <class T, class E>
+void all_columns(const PointwiseArgs<T>& args) {
+  const int panels = int(ceil_div(args.weights.n, kPanel));
+  int panel = columns<T, E, 4>(args, 0, panels);
+  panel = columns<T, E, 2>(args, panel, panels);
+  columns<T, E, 1>(args, panel, panels);
 }
 
 }  // namespace
 
 template <class T>
 void pointwise(const PointwiseArgs<T>& args) {
-  const int panels = int(ceil_div(args.weights.n, kPanel));
-  int panel = 0;
-  if constexpr (Traits<T>::pair_rows > 0)
-    for (; panel + 2 <= panels; panel += 2) column<T, Traits<T>::pair_rows, 2>(args, panel);
-  for (; panel < panels; ++panel) column<T, Traits<T>::single_rows, 1>(args, panel);
+  if (args.sums) all_columns<T, Epilogue<false, true, true>>(args);
+  else if (args.residual && args.relu) all_columns<T, Epilogue<true, true, false>>(args);
+  else if (args.residual) all_columns<T, Epilogue<true, false, false>>(args);
+  else if (args.relu) all_columns<T, Epilogue<false, true, false>>(args);
+  else all_columns<T, Epilogue<false, false, false>>(args);
 }
 
 template void pointwise<float>(const PointwiseArgs<float>&);

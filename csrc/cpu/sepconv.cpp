@@ -9,9 +9,6 @@
 namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
-// Pixels per panel: enough to reuse the weights in L1, few enough that panel and rows share L2.
-inline int tile_pixels(int k) { return k <= 128 ? 64 : 128; }
-
 // Rows of a map, or of a ring that keeps the newest `rows` of them.
 template <class T>
 struct RowBuffer {
@@ -42,42 +39,45 @@ void gather(const SepconvJob<T>& job, const RowStage<T>& stage, int y, int x, in
     }
 }
 
-// Rows [y, y_end) of one stage.
+// The depthwise (or the gathered columns of a full convolution) of `count` pixels of output row y, from column x.
 template <class T>
-void run_rows(const SepconvJob<T>& job, int s, const RowBuffer<const T>& in, const RowBuffer<T>& out, int y, int y_end,
-              T* panel) {
+DYNROUTE_INLINE void depthwise_row(const SepconvJob<T>& job, const RowStage<T>& stage, const RowBuffer<const T>& in,
+                                   int y, int x, int count, T* panel, int64_t stride) {
+  if (!stage.depthwise) return gather(job, stage, y, x, count, panel, stride);
+  Rows<T> rows;
+  for (int ky = 0; ky < 3; ++ky) {
+    const int y_in = y * stage.stride - stage.pad + ky;
+    rows.row[ky] = y_in >= 0 && y_in < stage.h_in ? in.row(y_in) : nullptr;
+  }
+  if (stage.stride == 1)
+    depthwise_run<T, 1>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, x, count, panel, stride);
+  else depthwise_run<T, 2>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, x, count, panel, stride);
+}
+
+// Rows [y_begin, y_end) of one stage, in strips of columns: within a strip a row's depthwise finds the two rows above in
+// L1. A strip of the whole width takes several rows at once, where they follow each other in memory.
+template <class T>
+void run_rows(const SepconvJob<T>& job, int s, const RowBuffer<const T>& in, const RowBuffer<T>& out,
+              const RowBuffer<const T>& added, int y_begin, int y_end, T* panel) {
   const RowStage<T>& stage = job.stage[s];
-  const int n = stage.pointwise.n, tile = tile_pixels(stage.pointwise.k);
+  const int n = stage.pointwise.n, width = least(stage.w_out, job.tiling.strip);
   const int64_t stride = panel_stride<T>(stage.pointwise.k);
-  const T* residual = s == job.stages - 1 ? job.residual : nullptr;
-  int x = 0;
-  while (y < y_end) {
-    // a tile: pixels whose outputs lie side by side in memory, over row ends where rows follow each other
-    T* first = out.row(y) + int64_t(x) * n;
-    const int64_t at = (int64_t(y) * stage.w_out + x) * n;
-    int m = 0;
-    do {
-      const int run = least(stage.w_out - x, tile - m);
-      if (stage.depthwise) {
-        Rows<T> rows;
-        for (int ky = 0; ky < 3; ++ky) {
-          const int y_in = y * stage.stride - stage.pad + ky;
-          rows.row[ky] = y_in >= 0 && y_in < stage.h_in ? in.row(y_in) : nullptr;
-        }
-        if (stage.stride == 1)
-          depthwise_run<T, 1>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, x, run, panel + m * stride,
-                              stride);
-        else
-          depthwise_run<T, 2>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, x, run, panel + m * stride,
-                              stride);
-      } else {
-        gather(job, stage, y, x, run, panel + m * stride, stride);
-      }
-      m += run;
-      x += run;
-      if (x == stage.w_out) x = 0, ++y;
-    } while (m < tile && y < y_end && out.row(y) == first + int64_t(m) * n);
-    pointwise<T>({panel, stride, m, stage.pointwise, first, residual ? residual + at : nullptr, stage.relu, nullptr});
+  for (int x = 0; x < stage.w_out; x += width) {
+    const int count = least(width, stage.w_out - x);
+    for (int y = y_begin; y < y_end;) {
+      T* first = out.row(y) + int64_t(x) * n;
+      const T* residual = added.base ? added.row(y) + int64_t(x) * n : nullptr;
+      int m = 0;
+      const auto follows = [&] {
+        return out.row(y) == first + int64_t(m) * n && (!residual || added.row(y) == residual + int64_t(m) * n);
+      };
+      do {
+        depthwise_row(job, stage, in, y, x, count, panel + m * stride, stride);
+        m += count;
+        ++y;
+      } while (count == stage.w_out && m + count <= job.tiling.tile_pixels && y < y_end && follows());
+      pointwise<T>({panel, stride, m, stage.pointwise, first, residual, stage.relu, nullptr});
+    }
   }
 }
 
@@ -87,11 +87,11 @@ template <class T>
 void sepconv(const SepconvJob<T>& job, int band) {
   const int last = job.stages - 1;
   const RowStage<T>* stage = job.stage;
-  const int y_begin = band * job.band_rows, y_end = least(y_begin + job.band_rows, stage[last].h_out);
-  const int step =
-      most(1, tile_pixels(stage[last].pointwise.k) / stage[last].w_out);  // rows of the last stage at a time
+  const int y_begin = band * job.tiling.band_rows, y_end = least(y_begin + job.tiling.band_rows, stage[last].h_out);
+  const int step = least(job.tiling.step_rows, job.tiling.band_rows);
+  const bool pulled = !job.x;
 
-  // rings: stage s holds what one step of stage s + 1 reads
+  // rings: stage s holds what one step of stage s + 1 reads; the pulled input also what the residual still needs
   int ring_rows[3] = {}, start[3], next[3];
   int64_t ring_size = 0, panel_size = 0;
   next[last] = y_begin;
@@ -105,13 +105,19 @@ void sepconv(const SepconvJob<T>& job, int band) {
       next[s] = most(0, next[s + 1] * after.stride - after.pad);
     }
     start[s] = next[s];
-    panel_size = most(panel_size, tile_pixels(now.pointwise.k) * panel_stride<T>(now.pointwise.k));
+    const int pixels = most(job.tiling.tile_pixels, least(now.w_out, job.tiling.strip));
+    panel_size = most(panel_size, pixels * panel_stride<T>(now.pointwise.k));
   }
-  T* panel = scratch<T>(panel_size + ring_size);
+  const int64_t in_size = int64_t(stage[0].w_in) * stage[0].c_in;
+  const int pulled_rows = pulled ? (ring_rows[0] - 1) * stage[0].stride + 3 + job.stages : 0;
+  int pulled_next = most(0, next[0] * stage[0].stride - stage[0].pad);
+
+  T* panel = scratch<T>(panel_size + ring_size + pulled_rows * in_size);
   T* free_row = panel + panel_size;
   RowBuffer<T> out[3];
   RowBuffer<const T> in[3];
-  in[0] = {job.x, stage[0].h_in, int64_t(stage[0].w_in) * stage[0].c_in};
+  T* x_ring = free_row + ring_size;
+  in[0] = pulled ? RowBuffer<const T>{x_ring, pulled_rows, in_size} : RowBuffer<const T>{job.x, stage[0].h_in, in_size};
   for (int s = 0; s <= last; ++s) {
     const int64_t size = int64_t(stage[s].w_out) * stage[s].pointwise.n;
     if (s == last) {
@@ -122,15 +128,24 @@ void sepconv(const SepconvJob<T>& job, int band) {
       free_row += ring_rows[s] * size;
     }
   }
+  RowBuffer<const T> added = {nullptr, 1, 0};
+  if (job.addend) added = {job.addend, stage[last].h_out, int64_t(stage[last].w_out) * stage[last].pointwise.n};
+  else if (job.residual) added = in[0];
 
   while (next[last] < y_end) {
     int want[3];
     want[last] = least(next[last] + step, y_end);
     for (int s = last - 1; s >= 0; --s)
       want[s] = least(stage[s].h_out, (want[s + 1] - 1) * stage[s + 1].stride - stage[s + 1].pad + 3);
+    if (pulled) {
+      const int want_x = least(stage[0].h_in, (want[0] - 1) * stage[0].stride - stage[0].pad + 3);
+      for (; pulled_next < want_x; ++pulled_next)
+        pull_row(job.sources, stage[0].h_in, stage[0].w_in, stage[0].c_in, pulled_next,
+                 x_ring + pulled_next % pulled_rows * in_size);
+    }
     for (int s = 0; s <= last; ++s) {
       if (next[s] >= want[s]) continue;
-      run_rows(job, s, in[s], out[s], next[s], want[s], panel);
+      run_rows(job, s, in[s], out[s], s == last ? added : RowBuffer<const T>{nullptr, 1, 0}, next[s], want[s], panel);
       next[s] = want[s];
     }
   }

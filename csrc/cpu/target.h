@@ -22,6 +22,10 @@ struct PointwiseArgs {
 template <class T>
 void pointwise(const PointwiseArgs<T>& args);
 
+// Row y of X [h, w, c] from its sources.
+template <class T>
+void pull_row(const Sources<T>& sources, int h, int w, int c, int y, T* out /* [w, c] */);
+
 template <class T>
 void sepconv(const SepconvJob<T>& job, int band);
 template <class T>

@@ -1,9 +1,11 @@
 // Task lists and the loop that runs them. Threads come from outside (torch's pool, in this project) through Parallel.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
-#include <utility>
+#include <new>
+#include <type_traits>
 #include <vector>
 
 namespace dynroute {
@@ -15,15 +17,51 @@ struct Parallel {
   virtual void each(int threads, const std::function<void()>& body) const = 0;
 };
 
-// Jobs whose tasks may run at the same time, in any order.
+// What a task belongs to, for traces: a kind of work at a scale of the network.
+enum class Work : uint8_t { kOther, kStem, kAggregate, kGate, kCell, kPath, kMerge, kPredictor, kUpsample, kKinds };
+constexpr const char* kWorkNames[] = {"other", "stem",  "aggregate", "gate",    "cell",
+                                      "path",  "merge", "predictor", "upsample"};
+
+struct Tag {
+  Work work = Work::kOther;
+  uint8_t scale = 0;
+};
+
+// Nanoseconds and tasks by kind of work and scale, added up over all threads while tracing is on.
+struct Trace {
+  static constexpr int kScales = 4, kSlots = int(Work::kKinds) * kScales;
+  std::atomic<bool> on{false};
+  std::atomic<int64_t> nanoseconds[kSlots] = {}, tasks[kSlots] = {};
+  void clear() {
+    for (int slot = 0; slot < kSlots; ++slot) nanoseconds[slot] = 0, tasks[slot] = 0;
+  }
+  void add(Tag tag, int64_t spent) {
+    const int slot = int(tag.work) * kScales + tag.scale;
+    nanoseconds[slot].fetch_add(spent, std::memory_order_relaxed);
+    tasks[slot].fetch_add(1, std::memory_order_relaxed);
+  }
+};
+inline Trace trace;
+
+// Jobs whose tasks may run at the same time, in any order. A job is kept by value in the list's own memory, which it
+// holds on to: filling a list again allocates nothing.
 class TaskList {
  public:
   template <class Job>
-  void add(void (*kernel)(const Job&, int), const Job& job, int tasks) {
-    add([kernel, job](int task) { kernel(job, task); }, tasks);
+  void add(void (*kernel)(const Job&, int), const Job& job, int tasks, Tag tag = {}) {
+    add([kernel, job](int task) { kernel(job, task); }, tasks, tag);
   }
-  void add(std::function<void(int)> run, int tasks) {
-    if (tasks > 0) ranges_.push_back({total_ += tasks, tasks, std::move(run)});
+  template <class Run>
+  void add(const Run& run, int tasks, Tag tag = {}) {
+    static_assert(sizeof(Run) <= kBytes && std::is_trivially_copyable_v<Run>, "a job is a small plain value");
+    if (tasks <= 0) return;
+    ranges_.emplace_back();
+    Range& range = ranges_.back();
+    range.end = total_ += tasks;
+    range.begin = range.end - tasks;
+    range.tag = tag;
+    range.call = [](const void* job, int task) { (*static_cast<const Run*>(job))(task); };
+    new (range.job) Run(run);
   }
   int64_t total() const { return total_; }
   void run(int64_t task) const {
@@ -33,15 +71,21 @@ class TaskList {
       if (task < ranges_[middle].end) high = middle;
       else low = middle + 1;
     }
-    ranges_[low].run(int(task - (ranges_[low].end - ranges_[low].tasks)));
+    const Range& range = ranges_[low];
+    if (!trace.on.load(std::memory_order_relaxed)) return range.call(range.job, int(task - range.begin));
+    const auto start = std::chrono::steady_clock::now();
+    range.call(range.job, int(task - range.begin));
+    trace.add(range.tag, std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count());
   }
   void clear() { ranges_.clear(), total_ = 0; }
 
  private:
+  static constexpr size_t kBytes = 640;
   struct Range {
-    int64_t end;
-    int tasks;
-    std::function<void(int)> run;
+    int64_t begin, end;
+    Tag tag;
+    void (*call)(const void* job, int task);
+    alignas(16) unsigned char job[kBytes];
   };
   std::vector<Range> ranges_;
   int64_t total_ = 0;

@@ -10,7 +10,7 @@ template <class T>
 void transform(const TransformJob<T>& job, int task) {
   const int pixels = job.h_out * job.w_out, per_task = plan::transform_pixels(job.h_out, job.w_out);
   const int begin = task * per_task, end = least(begin + per_task, pixels);
-  const int k = job.pointwise.k, n = job.pointwise.n, tile = k <= 128 ? 64 : 128;
+  const int k = job.pointwise.k, n = job.pointwise.n, tile = k <= 128 ? 60 : 120;
   const bool in_place = job.stride == 1 && !job.relu_input;
   const int64_t stride = in_place ? k : panel_stride<T>(k);
   T* panel = in_place ? nullptr : scratch<T>(tile * stride);

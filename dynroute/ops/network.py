@@ -24,6 +24,11 @@ def network_workspace(n: int, h: int, w: int, config: Sequence[int]) -> int:
     return torch.ops.dynroute.network_workspace(n, h, w, list(config))
 
 
+def network_buffer(floats: int) -> Tensor:
+    """float32 [floats] on the CPU, uninitialised, in large pages where the system grants them."""
+    return torch.ops.dynroute.network_buffer(floats)
+
+
 def network_forward(
     images: Tensor,
     weights: Tensor,

@@ -14,7 +14,7 @@ from dynroute.cost.ledger import CostTables
 from dynroute.models.network import DynamicNetwork, Output, check_inputs
 from dynroute.models.space import PART_NAMES, SCALES
 from dynroute.models.stem import pad_images
-from dynroute.ops.network import network_forward, network_workspace
+from dynroute.ops.network import network_buffer, network_forward, network_workspace
 from dynroute.runtime.folding import pack, why_not_packable
 from dynroute.runtime.reference import ReferenceExecutor
 
@@ -80,7 +80,7 @@ class CpuExecutor:
         with self._lock:
             workspace = self._idle.pop() if self._idle else None
         if workspace is None or workspace.numel() < floats:
-            workspace = torch.empty(floats)
+            workspace = network_buffer(floats)
         return workspace
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dynroute.models.layers import ConvNorm, fold_norm
 from dynroute.models.network import DynamicNetwork, RoutedNode
 from dynroute.models.space import DOWN, SCALES, UP
-from dynroute.ops.network import ACTIVATIONS, TABLE_FIELDS, table_rows
+from dynroute.ops.network import ACTIVATIONS, TABLE_FIELDS, network_buffer, table_rows
 from dynroute.ops.packing import pack_depthwise, pack_pointwise, pack_shift
 
 ALIGN = 16  # floats: one cache line
@@ -63,7 +63,7 @@ class _Packer:
             self.put_pointwise(row, field + 3 * i + 1, pointwise)
 
     def weights(self) -> Tensor:
-        return torch.cat(self._parts)
+        return torch.cat(self._parts, out=network_buffer(self._size))
 
 
 def cell_stages(node: RoutedNode) -> list[tuple[nn.Conv2d, ConvNorm]]:
