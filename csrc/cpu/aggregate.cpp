@@ -1,7 +1,7 @@
 // X = down_weight * down + keep_weight * keep + up_weight * bilinear_x2(up), in one pass, in this order.
-// Unit of work: a band of rows; within a row, blocks of 8 source pixels of `up` (16 of X), so that the rows in use stay
-// in L1. The x2 bilinear has the weights 1/4 and 3/4, first down the columns, then along the row; beyond the border the
-// border is repeated. Bound by memory: what counts is that every source is read once and X written once.
+// Unit of work: a row; within it, blocks of `up` that fit L1. The x2 bilinear has the weights 1/4 and 3/4, first down the
+// columns, then along the row; beyond the border the border is repeated. Bound by memory: what counts is that every
+// source is read once, front to back.
 #include "target.h"
 
 namespace dynroute::DYNROUTE_TARGET {
@@ -15,6 +15,8 @@ struct SourceRows {
   const T *up_near, *up_far;  // [w/2, c]: the rows weighing 3/4 and 1/4
   T down_weight, keep_weight, up_weight;
 };
+
+constexpr int kBlock = 4096, kChunk = 512;  // values of a block of `up`, and of its channels at a time
 
 template <class T, class Load>
 DYNROUTE_INLINE Vec<T> weighted(const SourceRows<T>& in, int64_t at, Load load) {
@@ -35,23 +37,28 @@ template <class T>
 void row_with_up(const SourceRows<T>& in, int w, int channels, T* out /* [w, channels] */) {
   const int half = w / 2;
   const Vec<T> near = Vec<T>::set(T(0.75)), far = Vec<T>::set(T(0.25)), alpha = Vec<T>::set(in.up_weight);
-  for (int begin = 0; begin < half; begin += 8) {
-    const int end = least(begin + 8, half);
-    for_channels<T>(channels, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-      const auto column = [&](int x) DYNROUTE_ALWAYS {
-        const int64_t at = int64_t(x) * channels + c;
-        return fma(near, load(in.up_near + at), far * load(in.up_far + at));
-      };
-      Vec<T> left = column(most(begin - 1, 0)), middle = column(begin);
-      for (int x = begin; x < end; ++x) {
-        const Vec<T> right = column(least(x + 1, half - 1));
-        const int64_t at = int64_t(2 * x) * channels + c;
-        store(out + at, fma(alpha, fma(near, middle, far * left), weighted(in, at, load)));
-        store(out + at + channels, fma(alpha, fma(near, middle, far * right), weighted(in, at + channels, load)));
-        left = middle;
-        middle = right;
+  T blended[kBlock + 2 * kChunk];  // [pixels + 2][chunk]: between the two source rows, not yet between columns
+  for (int c0 = 0; c0 < channels; c0 += kChunk) {
+    const int chunk = least(kChunk, channels - c0), pixels = kBlock / chunk;
+    for (int begin = 0; begin < half; begin += pixels) {
+      const int end = least(begin + pixels, half);
+      for (int x = begin - 1; x <= end; ++x) {
+        const int64_t from = int64_t(least(most(x, 0), half - 1)) * channels + c0;
+        T* to = blended + int64_t(x - begin + 1) * chunk;
+        for_channels<T>(chunk, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+          store(to + c, fma(near, load(in.up_near + from + c), far * load(in.up_far + from + c)));
+        });
       }
-    });
+      for (int x = begin; x < end; ++x) {
+        const T* middle = blended + int64_t(x - begin + 1) * chunk;
+        const int64_t at = int64_t(2 * x) * channels + c0;
+        for_channels<T>(chunk, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+          const Vec<T> left = load(middle - chunk + c), here = near * load(middle + c), right = load(middle + chunk + c);
+          store(out + at + c, fma(alpha, fma(far, left, here), weighted(in, at + c, load)));
+          store(out + at + channels + c, fma(alpha, fma(far, right, here), weighted(in, at + channels + c, load)));
+        });
+      }
+    }
   }
 }
 

@@ -39,7 +39,7 @@ struct Layout {
   int64_t map[kScales][2], halves[kScales], middle[kScales], partials[kScales], logits, total;
 
   // May a cell of this scale run one stage at a time? Where maps are large it would not pay.
-  static bool staged(const NetworkConfig& config, int s) { return s >= 2 && config.cell_stacks > 1; }
+  static bool staged(const NetworkConfig& config, int s) { return s >= 0 && config.cell_stacks > 1; }
 
   Layout(const NetworkConfig& config, int h, int w) {
     total = 0;

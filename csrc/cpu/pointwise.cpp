@@ -28,26 +28,23 @@ constexpr int kRows<T, 1> = 2;
 #endif
 
 // What happens to a finished sum: constants, so that the epilogue is straight-line code.
-template <bool Residual, bool Relu, bool Sums>
+template <bool Residual, bool Relu, bool Sums, bool WriteSoon>
 struct Epilogue {
-  static constexpr bool residual = Residual, relu = Relu, sums = Sums;
+  static constexpr bool residual = Residual, relu = Relu, sums = Sums, write_soon = WriteSoon;
 };
 
-// Asks for the cache lines that a block will write (and those it will add) while its products are still to be made.
-template <class T, int MR, int P, class E>
-DYNROUTE_INLINE void prefetch_outputs(const PointwiseArgs<T>& args, int row, int column) {
+// The residual's lines into L1 while the products are made: the epilogue comes too late to fetch them from L2.
+template <class T, int MR, int P>
+DYNROUTE_INLINE void prefetch_residual(const PointwiseArgs<T>& args, int row, int column) {
   constexpr int line = 64 / sizeof(T);
   DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
-    const int64_t at = int64_t(row + i) * args.weights.n + column;
-    DYNROUTE_UNROLL for (int j = 0; j < P * kPanel; j += line) {
-      __builtin_prefetch(args.out + at + j, 1);
-      if constexpr (E::residual) __builtin_prefetch(args.residual + at + j, 0);
-    }
+    const T* from = args.residual + int64_t(row + i) * args.weights.n + column;
+    DYNROUTE_UNROLL for (int j = 0; j < P * kPanel; j += line) __builtin_prefetch(from + j);
   }
 }
 
 template <class T, int MR, int P, class E>
-DYNROUTE_INLINE void block(const PointwiseArgs<T>& args, int row, int panel) {
+DYNROUTE_INLINE void block(const PointwiseArgs<T>& args, int row, int panel, const char*& soon) {
   using V = Vec<T>;
   static_assert(kPanel % V::width == 0, "a panel is a whole number of vectors");
   constexpr int per_panel = kPanel / V::width, NV = P * per_panel;
@@ -62,7 +59,8 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T>& args, int row, int panel) {
     V shift = V::load(args.weights.shift + column + j * V::width);
     DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) sum[i][j] = shift;
   }
-  if constexpr (!E::sums) prefetch_outputs<T, MR, P, E>(args, row, column);
+  if constexpr (E::residual) prefetch_residual<T, MR, P>(args, row, column);
+  const int soon_step = args.soon ? kSoonPerBlock / (k / 4) : 0;
   // every third row has a pointer of its own: rows 1 and 2 behind it are reached by scaled addressing
   const T* rows[(MR + 2) / 3];
   DYNROUTE_UNROLL for (int i = 0; i < MR; i += 3) rows[i / 3] = a + i * lda;
@@ -84,6 +82,14 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T>& args, int row, int panel) {
   for (; left_k >= 4; left_k -= 4) {
     DYNROUTE_UNROLL for (int kk = 0; kk < 4; ++kk) step(kk);
     advance(4);
+    if constexpr (E::write_soon) {
+      __builtin_prefetch(soon, 1, 2);
+      __builtin_prefetch(soon + 64, 1, 2);
+    } else {
+      __builtin_prefetch(soon, 0, 2);
+      __builtin_prefetch(soon + 64, 0, 2);
+    }
+    soon += soon_step;
   }
   for (; left_k > 0; --left_k) {
     step(0);
@@ -128,44 +134,64 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T>& args, int row, int panel) {
 
 // The last rows of a tile: MR is found at run time.
 template <class T, int MR, int P, class E>
-__attribute__((noinline)) void rest(const PointwiseArgs<T>& args, int row, int panel, int rows) {
+__attribute__((noinline)) void rest(const PointwiseArgs<T>& args, int row, int panel, int rows, const char*& soon) {
   if constexpr (MR > 0) {
-    if (rows == MR) block<T, MR, P, E>(args, row, panel);
-    else rest<T, MR - 1, P, E>(args, row, panel, rows);
+    if (rows == MR) block<T, MR, P, E>(args, row, panel, soon);
+    else rest<T, MR - 1, P, E>(args, row, panel, rows, soon);
   }
 }
 
 template <class T, int MR, int P, class E>
-__attribute__((noinline)) void column(const PointwiseArgs<T>& args, int panel) {
+__attribute__((noinline)) void column(const PointwiseArgs<T>& args, int panel, const char*& soon) {
   int row = 0;
-  for (; row + MR <= args.m; row += MR) block<T, MR, P, E>(args, row, panel);
-  if (row < args.m) rest<T, MR - 1, P, E>(args, row, panel, args.m - row);
+  for (; row + MR <= args.m; row += MR) block<T, MR, P, E>(args, row, panel, soon);
+  if (row < args.m) rest<T, MR - 1, P, E>(args, row, panel, args.m - row, soon);
 }
 
 template <class T, class E, int P>
-DYNROUTE_INLINE int columns(const PointwiseArgs<T>& args, int panel, int panels) {
+DYNROUTE_INLINE int columns(const PointwiseArgs<T>& args, int panel, int panels, const char*& soon) {
   if constexpr (kRows<T, P> > 0)
-    for (; panel + P <= panels; panel += P) column<T, kRows<T, P>, P, E>(args, panel);
+    for (; panel + P <= panels; panel += P) column<T, kRows<T, P>, P, E>(args, panel, soon);
   return panel;
 }
 
 template <class T, class E>
 void all_columns(const PointwiseArgs<T>& args) {
   const int panels = int(ceil_div(args.weights.n, kPanel));
-  int panel = columns<T, E, 4>(args, 0, panels);
-  panel = columns<T, E, 2>(args, panel, panels);
-  columns<T, E, 1>(args, panel, panels);
+  // where there is nothing to ask for, the same hot line is asked for again
+  const char* soon = static_cast<const char*>(args.soon ? args.soon : args.a);
+  int panel = columns<T, E, 4>(args, 0, panels, soon);
+  panel = columns<T, E, 2>(args, panel, panels, soon);
+  columns<T, E, 1>(args, panel, panels, soon);
 }
+
+template <class T, bool WriteSoon>
+void with_epilogue(const PointwiseArgs<T>& args) {
+  if (args.sums) all_columns<T, Epilogue<false, true, true, false>>(args);
+  else if (args.residual && args.relu) all_columns<T, Epilogue<true, true, false, WriteSoon>>(args);
+  else if (args.residual) all_columns<T, Epilogue<true, false, false, WriteSoon>>(args);
+  else if (args.relu) all_columns<T, Epilogue<false, true, false, WriteSoon>>(args);
+  else all_columns<T, Epilogue<false, false, false, WriteSoon>>(args);
+}
+
+template <class T>
+constexpr int kWidest = kRows<T, 4> > 0 ? 4 : kRows<T, 2> > 0 ? 2 : 1;
 
 }  // namespace
 
 template <class T>
+int64_t soon_bytes(int m, int n) {
+  return int64_t(kSoonPerBlock) * (m / kRows<T, kWidest<T>>)*int(ceil_div(n, kWidest<T> * kPanel));
+}
+template int64_t soon_bytes<float>(int, int);
+#if defined(DYNROUTE_TARGET_PORTABLE)
+template int64_t soon_bytes<double>(int, int);
+#endif
+
+template <class T>
 void pointwise(const PointwiseArgs<T>& args) {
-  if (args.sums) all_columns<T, Epilogue<false, true, true>>(args);
-  else if (args.residual && args.relu) all_columns<T, Epilogue<true, true, false>>(args);
-  else if (args.residual) all_columns<T, Epilogue<true, false, false>>(args);
-  else if (args.relu) all_columns<T, Epilogue<false, true, false>>(args);
-  else all_columns<T, Epilogue<false, false, false>>(args);
+  if (args.soon_write) with_epilogue<T, true>(args);
+  else with_epilogue<T, false>(args);
 }
 
 template void pointwise<float>(const PointwiseArgs<float>&);

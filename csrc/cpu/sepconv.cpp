@@ -58,7 +58,7 @@ DYNROUTE_INLINE void depthwise_row(const SepconvJob<T>& job, const RowStage<T>& 
 // L1. A strip of the whole width takes several rows at once, where they follow each other in memory.
 template <class T>
 void run_rows(const SepconvJob<T>& job, int s, const RowBuffer<const T>& in, const RowBuffer<T>& out,
-              const RowBuffer<const T>& added, int y_begin, int y_end, T* panel) {
+              const RowBuffer<const T>& added, int y_begin, int y_end, T* panel, Soon& soon) {
   const RowStage<T>& stage = job.stage[s];
   const int n = stage.pointwise.n, width = least(stage.w_out, job.tiling.strip);
   const int64_t stride = panel_stride<T>(stage.pointwise.k);
@@ -76,9 +76,23 @@ void run_rows(const SepconvJob<T>& job, int s, const RowBuffer<const T>& in, con
         m += count;
         ++y;
       } while (count == stage.w_out && m + count <= job.tiling.tile_pixels && y < y_end && follows());
-      pointwise<T>({panel, stride, m, stage.pointwise, first, residual, stage.relu, nullptr});
+      pointwise<T>({panel, stride, m, stage.pointwise, first, residual, stage.relu, nullptr,
+                    soon.take(soon_bytes<T>(m, n)), s == job.stages - 1 && s > 0});
     }
   }
+}
+
+// What the step after this one will read (rows [y, y_end) of the input, or of its sources) and write.
+template <class T>
+void ask_inputs(const SepconvJob<T>& job, int y, int y_end, Soon& soon) {
+  const int64_t row = int64_t(job.stage[0].w_in) * job.stage[0].c_in * int64_t(sizeof(T));
+  const auto add = [&](const T* map, int from, int to, int64_t size) {
+    if (map && to > from) soon.add(reinterpret_cast<const char*>(map) + from * size, (to - from) * size);
+  };
+  if (job.x) return add(job.planar ? nullptr : job.x, y, y_end, row);
+  add(job.sources.keep, y, y_end, row);
+  add(job.sources.up, y / 2 + 1, y_end / 2 + 1, row / 2);
+  add(job.sources.down, y, y_end, row);
 }
 
 }  // namespace
@@ -132,20 +146,30 @@ void sepconv(const SepconvJob<T>& job, int band) {
   if (job.addend) added = {job.addend, stage[last].h_out, int64_t(stage[last].w_out) * stage[last].pointwise.n};
   else if (job.residual) added = in[0];
 
+  int total_stride = 1;
+  for (int s = 0; s <= last; ++s) total_stride *= stage[s].stride;
   while (next[last] < y_end) {
     int want[3];
     want[last] = least(next[last] + step, y_end);
     for (int s = last - 1; s >= 0; --s)
       want[s] = least(stage[s].h_out, (want[s + 1] - 1) * stage[s + 1].stride - stage[s + 1].pad + 3);
-    if (pulled) {
-      const int want_x = least(stage[0].h_in, (want[0] - 1) * stage[0].stride - stage[0].pad + 3);
-      for (; pulled_next < want_x; ++pulled_next)
-        pull_row(job.sources, stage[0].h_in, stage[0].w_in, stage[0].c_in, pulled_next,
-                 x_ring + pulled_next % pulled_rows * in_size);
-    }
+    const int want_x = least(stage[0].h_in, (want[0] - 1) * stage[0].stride - stage[0].pad + 3);
+    for (; pulled && pulled_next < want_x; ++pulled_next)
+      pull_row(job.sources, stage[0].h_in, stage[0].w_in, stage[0].c_in, pulled_next,
+               x_ring + pulled_next % pulled_rows * in_size);
+    // while the first stage is made the next step's input is fetched, while the last is, its output
+    const int ahead = (want[last] - next[last]) * total_stride;
+    Soon soon;
+    if (want[last] < y_end) ask_inputs(job, want_x, least(stage[0].h_in, want_x + ahead), soon);
     for (int s = 0; s <= last; ++s) {
       if (next[s] >= want[s]) continue;
-      run_rows(job, s, in[s], out[s], s == last ? added : RowBuffer<const T>{nullptr, 1, 0}, next[s], want[s], panel);
+      if (s == last && last > 0) {
+        soon.clear();
+        const int rows = least(step, y_end - want[last]);
+        soon.add(out[last].row(want[last] % stage[last].h_out), rows * out[last].size * int64_t(sizeof(T)));
+      }
+      run_rows(job, s, in[s], out[s], s == last ? added : RowBuffer<const T>{nullptr, 1, 0}, next[s], want[s], panel,
+               soon);
       next[s] = want[s];
     }
   }

@@ -18,7 +18,14 @@ struct PointwiseArgs {
   const T* residual;  // like out, or null
   bool relu;
   T* sums;  // [round_up(n, 16)] or null; rows are added in order
+  // Memory that will be wanted soon is asked for while products are made, a little with every block: null, or where to
+  // begin; `soon_bytes(m, n)` of it are covered. `soon_write`: it will be written.
+  const void* soon = nullptr;
+  bool soon_write = false;
 };
+constexpr int kSoonPerBlock = 2048;  // bytes
+template <class T>
+int64_t soon_bytes(int m, int n);
 template <class T>
 void pointwise(const PointwiseArgs<T>& args);
 
@@ -36,6 +43,31 @@ template <class T>
 void gate(const GateJob<T>& job, int band);
 template <class T>
 void upsample(const UpsampleJob<T>& job, int band);
+
+// Stretches of memory to be asked for ahead of their use, taken a piece at a time.
+class Soon {
+ public:
+  void clear() { count_ = current_ = 0; }
+  DYNROUTE_INLINE void add(const void* begin, int64_t bytes) {
+    if (begin && bytes > 0 && count_ < 4) range_[count_++] = {static_cast<const char*>(begin), bytes};
+  }
+  // The next `bytes`, or null when all has been asked for.
+  DYNROUTE_INLINE const void* take(int64_t bytes) {
+    if (current_ == count_) return nullptr;
+    Range& range = range_[current_];
+    const char* begin = range.begin;
+    range.begin += bytes, range.bytes -= bytes;
+    if (range.bytes <= 0) ++current_;
+    return begin;
+  }
+
+ private:
+  struct Range {
+    const char* begin;
+    int64_t bytes;
+  } range_[4];
+  int count_ = 0, current_ = 0;
+};
 
 // This thread's memory for `count` values.
 template <class T>

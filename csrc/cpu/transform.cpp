@@ -25,7 +25,13 @@ void transform(const TransformJob<T>& job, int task) {
       });
     }
     const T* a = in_place ? job.x + int64_t(p) * k : panel;
-    pointwise<T>({a, stride, m, job.pointwise, job.out + int64_t(p) * n, nullptr, job.relu, nullptr});
+    // the next tile's pixels: in place all of them, at stride 2 those of every other row
+    const void* soon = nullptr;
+    if (p + tile < end) {
+      const int next = p + tile, y = next / job.w_out, x = next % job.w_out;
+      soon = job.x + (int64_t(y) * job.stride * job.w_in + x * job.stride) * k;
+    }
+    pointwise<T>({a, stride, m, job.pointwise, job.out + int64_t(p) * n, nullptr, job.relu, nullptr, soon});
   }
   count(job.macs, int64_t(end - begin) * k * n);
 }
