@@ -32,6 +32,8 @@ template <class T>
 void gate(const GateJob<T>& job, int band);
 template <class T>
 void upsample(const UpsampleJob<T>& job, int band);
+template <class T>
+double fma_loop(int64_t iterations);
 
 // This thread's memory for `count` values.
 template <class T>
