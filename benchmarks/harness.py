@@ -189,9 +189,7 @@ def _time(case: Case, settings: Settings, each: Callable[[float], None]) -> dict
         "ratios": {},
     }
     if OURS in seconds:
-        out["ratios"] = {
-            name: measured(values / seconds[OURS]) for name, values in seconds.items() if name != OURS
-        }
+        out["ratios"] = {name: measured(values / seconds[OURS]) for name, values in seconds.items() if name != OURS}
     if case.derive is not None:
         out["derived"] = case.derive(seconds)
     return out
