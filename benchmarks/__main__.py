@@ -34,30 +34,44 @@ SECONDS, QUICK_SECONDS = 45.0, 3.0
 def run(settings: Settings, cases: list[tuple[Benchmark, dict[str, Any]]], probe_rounds: int = 9) -> dict[str, Any]:
     """The results document of some benchmarks: provenance, machine, results. JSON-able."""
     shown = sys.stderr.isatty()
+    weights = [benchmark.guess(shape) for benchmark, shape in cases]
+    results = []
     # into a file: a line now and then, not one per round
-    with tqdm(total=len(cases) + 1, delay=2, leave=False, bar_format=BAR, mininterval=0.1 if shown else 20) as progress:
+    with tqdm(
+        total=sum(weights) + 1, delay=2, leave=False, bar_format=BAR, mininterval=0.1 if shown else 20
+    ) as progress:
         progress.set_description("machine", refresh=shown)
         machine = probe(probe_rounds)
         progress.update()
-        results = []
         for i, (benchmark, shape) in enumerate(cases):
             label = f"{benchmark.name} {shape_text(shape)}"
 
             def say(text: str, label: str = label) -> None:
                 progress.set_description(f"{label} [{text}]", refresh=shown)
 
+            def advance(part: float, weight: float = weights[i]) -> None:
+                progress.update(part * weight)
+
             progress.set_description(label, refresh=shown)
             settings.say = say
             try:
-                result = run_case(benchmark, shape, settings, each=lambda part: progress.update(part))
+                result = run_case(benchmark, shape, settings, advance)
             except MemoryError as error:  # the other cases still say something
-                result = {"benchmark": benchmark.name, "group": benchmark.group, "shape": shape, "absent": {},
-                          "facts": {}, "bars": [], "error": f"out of memory: {error}"}  # fmt: skip
+                result = without_times(benchmark, shape, f"out of memory: {error}")
+            except KeyboardInterrupt:
+                results += [without_times(b, s, "interrupted") for b, s in cases[i:]]
+                break
             result["rates"] = rates(result, machine) if "ms" in result else {}
             results.append(result)
-            progress.update(i + 2 - progress.n)
+            progress.update(1 + sum(weights[: i + 1]) - progress.n)
     return {"provenance": provenance(network.SEED), "build": _native.build_info(), "versions": peer_versions(),
             "rounds": settings.rounds, "scale": settings.scale, "machine": machine, "results": results}  # fmt: skip
+
+
+def without_times(benchmark: Benchmark, shape: dict[str, Any], error: str) -> dict[str, Any]:
+    """The result of a case that did not come to its end."""
+    return {"benchmark": benchmark.name, "group": benchmark.group, "shape": shape, "macs": None, "bytes": None,
+            "absent": {}, "errors": {}, "facts": {}, "bars": [], "rates": {}, "error": error}  # fmt: skip
 
 
 BAR = "{desc}{percentage:3.0f}%|{bar:20}| {elapsed} < {remaining}"

@@ -108,6 +108,7 @@ class Benchmark:
     group: str
     make: Callable[..., Case]
     shapes: Mapping[str, Sequence[dict[str, Any]]]  # by scale
+    guess: Callable[[dict[str, Any]], float]  # how long a shape takes, for the progress bar only
 
 
 REGISTRY: dict[str, Benchmark] = {}
@@ -119,6 +120,7 @@ def benchmark(
     quick: Sequence[dict[str, Any]] | None = None,
     tiny: Sequence[dict[str, Any]] | None = None,
     name: str | None = None,
+    guess: Callable[[dict[str, Any]], float] = lambda shape: 1.0,
 ) -> Callable[[Callable[..., Case]], Callable[..., Case]]:
     """Registers `make(settings, **shape) -> Case` for a list of shapes per scale.
 
@@ -126,15 +128,15 @@ def benchmark(
         group: what belongs together in the tables.
         full: all shapes; quick: what a look of a minute takes (default: the first); tiny: what a test takes.
         name: default: the function's.
+        guess: how long a shape takes, relative to the others.
     """
 
     def register(make: Callable[..., Case]) -> Callable[..., Case]:
         key = f"{group}.{name or make.__name__}"
         assert key not in REGISTRY, key
         fewer = full[:1] if quick is None else quick
-        REGISTRY[key] = Benchmark(
-            key, group, make, {"full": full, "quick": fewer, "tiny": fewer if tiny is None else tiny}
-        )
+        shapes = {"full": full, "quick": fewer, "tiny": fewer if tiny is None else tiny}
+        REGISTRY[key] = Benchmark(key, group, make, shapes, guess)
         return make
 
     return register

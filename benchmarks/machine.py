@@ -25,7 +25,7 @@ def probe(rounds: int = 9) -> dict[str, Any]:
     """Peaks of this machine.
 
     Returns:
-        fma_gflops: {isa: {"1": GFLOP/s of one thread, "<n>": of all torch threads}} for each instruction set that runs here;
+        fma_gflops: {isa: {"1": GFLOP/s of one thread, "<n>": of all torch threads}}, each instruction set that runs;
         copy_gbs: {"large", "l2": GB/s of a copy, read and written bytes added}; l2_bytes; peak_gflops and
         peak_copy_gbs, what rates are held against: the best round of the chosen instruction set and of the large copy,
         with all threads (a ceiling is the best that was seen, not the middle).

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import peers
 from benchmarks.harness import Case, Settings, bar, benchmark, number
-from benchmarks.network import TINY_ALL_OPEN, network, noise
+from benchmarks.network import QUICK_ALL_OPEN, TINY_ALL_OPEN, network, noise
 from dynroute.models.stem import pad_images
 from dynroute.ops.network import network_workspace
 
@@ -77,8 +77,9 @@ def resident() -> int | None:
         return None
 
 
-@benchmark("memory", [{"n": 1, "h": 512, "w": 1024}, {"n": 8, "h": 512, "w": 1024}],
-           [{"n": 1, "h": 512, "w": 1024}], TINY_ALL_OPEN)  # fmt: skip
+@benchmark(
+    "memory", [{"n": n, "h": 512, "w": 1024} for n in (1, 8)], QUICK_ALL_OPEN, TINY_ALL_OPEN, guess=lambda shape: 15.0
+)
 def steady_state(settings: Settings, n: int, h: int, w: int) -> Case:
     """Allocations of a call after the first, and workspace, for Network-Fix."""
     net, run = network("fix_l16", settings.scale == "tiny")

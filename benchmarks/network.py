@@ -55,10 +55,11 @@ ALL_OPEN = [
 ]  # fmt: skip
 TOO_LONG = {(8, 1024, 2048): "one round of all peers takes minutes; N=2 at this size and N=8 at a quarter are there"}
 ONE_COMPILATION = "compiled for 1x3x512x1024 of a full run only, as it takes minutes for each shape"
+QUICK_ALL_OPEN = [{"n": 1, "h": 256, "w": 512}]
 TINY_ALL_OPEN = [{"n": 2, "h": 64, "w": 96}]
 
 
-@benchmark("network", ALL_OPEN, tiny=TINY_ALL_OPEN)
+@benchmark("network", ALL_OPEN, QUICK_ALL_OPEN, TINY_ALL_OPEN, guess=lambda s: min(s["n"] * s["h"] * s["w"] / 2e4, 100))
 def all_open(settings: Settings, n: int, h: int, w: int) -> Case:
     """Network-Fix, ours and all peers. torch.compile only at the first shape: it takes minutes for each."""
     if (n, h, w) in TOO_LONG:
@@ -78,7 +79,7 @@ def all_open(settings: Settings, n: int, h: int, w: int) -> Case:
     )  # fmt: skip
 
 
-@benchmark("network", [{"n": 1, "h": 512, "w": 1024}], tiny=TINY_ALL_OPEN)
+@benchmark("network", ALL_OPEN[:1], QUICK_ALL_OPEN, TINY_ALL_OPEN)
 def stem_decoder(settings: Settings, n: int, h: int, w: int) -> Case:
     """Every node closed: what is left is the stem, the passing through, and the decoder. Eager computes the same stem
     and decoder, the three absent maps as zeros."""
@@ -104,7 +105,11 @@ PATTERNS_OF = {1: 4, 2: 3, 8: 2}  # how many patterns, or batches of them, are r
 ROUTED = [{"n": n, "share": share, "h": 512, "w": 1024} for n in (1, 2, 8) for share in SHARES]
 
 
-@benchmark("network", ROUTED, ROUTED[:3], [{"n": 2, "share": 0.5, "h": 64, "w": 96}])
+QUICK_ROUTED = [{"n": 1, "share": share, "h": 256, "w": 512} for share in SHARES]
+TINY_ROUTED = [{"n": 2, "share": 0.5, "h": 64, "w": 96}]
+
+
+@benchmark("network", ROUTED, QUICK_ROUTED, TINY_ROUTED, guess=lambda shape: 15.0)
 def routed(settings: Settings, n: int, share: float, h: int, w: int) -> Case:
     """Random patterns with `share` of the nodes open, against the same network all open.
 
@@ -148,7 +153,7 @@ def judge_realised(share: float) -> Callable[[dict[str, Any]], list[dict[str, An
 MIXED = [{"n": 8, "h": 512, "w": 1024}, {"n": 2, "h": 512, "w": 1024}]
 
 
-@benchmark("network", MIXED, [{"n": 2, "h": 512, "w": 1024}], TINY_ALL_OPEN)
+@benchmark("network", MIXED, [{"n": 2, "h": 256, "w": 512}], TINY_ALL_OPEN, guess=lambda shape: 15.0)
 def mixed_batch(settings: Settings, n: int, h: int, w: int) -> Case:
     """A batch whose samples have different routes (30, 50, 70% of the nodes in turn) against each sample by itself."""
     net, run = network("dynamic_raw_l16", settings.scale == "tiny")

@@ -80,8 +80,8 @@ def _machine(document: dict[str, Any]) -> str:
     copies = m["copy_gbs"]
     return (
         f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, float32; medians [p10-p90].\n"
-        f"Best rounds: multiply-adds on registers, GFLOP/s: {fma}; copies, GB/s read + written: {copies['large']['best']:.1f} "
-        f"in memory, {copies['l2']['best']:.1f} in L2."
+        f"Best rounds: multiply-adds on registers, GFLOP/s: {fma}; copies, GB/s read + written: "
+        f"{copies['large']['best']:.1f} in memory, {copies['l2']['best']:.1f} in L2."
     )
 
 
@@ -112,7 +112,8 @@ def _routed(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     table = markdown(["", "work of all open", "time of all open", "realised share"], rows) if rows else ""
     mixed = [
         f"Batch with mixed routes, {shape_text(r['shape'])}: each sample by itself takes "
-        f"{figure(r['ratios']['each_alone'])} times as long; outputs {'the same bits' if r['facts']['same_bits']['value'] else 'DIFFER'}."
+        f"{figure(r['ratios']['each_alone'])} times as long; "
+        f"{'the same bits' if r['facts']['same_bits']['value'] else 'the outputs DIFFER'}."
         for r in results
         if r["benchmark"] == "network.mixed_batch" and "each_alone" in r.get("ratios", {})
     ]
