@@ -38,7 +38,7 @@ def run(settings: Settings, cases: list[tuple[Benchmark, dict[str, Any]]], probe
     results = []
     # into a file: a line now and then, not one per round
     with tqdm(
-        total=sum(weights) + 1, delay=2, leave=False, bar_format=BAR, mininterval=0.1 if shown else 20
+        total=sum(weights) + 1, delay=2, leave=False, bar_format=BAR, mininterval=0.1 if shown else 20, miniters=0
     ) as progress:
         progress.set_description("machine", refresh=shown)
         machine = probe(probe_rounds)

@@ -23,7 +23,7 @@ from dynroute.models.stem import pad_images
 from dynroute.ops.network import network_workspace
 
 FLOAT = 4
-REPEATS = 20
+REPEATS = 10
 WORKSPACE_SHARE = 0.5
 # Python's own objects come and go by a few kilobytes per call.
 NATIVE_SLACK = 64 << 10

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import importlib
 import inspect
 import io
 import logging
@@ -135,7 +136,7 @@ def _why_not(name: str) -> str | None:
     wanted = {ONNXRUNTIME: ("onnxruntime",), OPENVINO: ("openvino",), OPENVINO_BF16: ("openvino",)}.get(name, ())
     for package in (*wanted, "onnx", "onnxscript") if wanted else ():
         try:
-            __import__(package)
+            importlib.import_module(package)
         except ImportError as error:
             return f"not installed: {error}"
     return None

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.peers import OPENVINO_BF16
 from benchmarks.tables import PEERS
 
 GIGA = 1e-9
@@ -47,7 +48,7 @@ def time_against_work(results: list[dict[str, Any]], n: int, path: Path) -> bool
     full = np.median(np.array(opens), 0)
     axes.plot([0, full[0]], [0, full[1]], color="#999999", linestyle="--", label="ideal: in proportion to work")
     for rows, marker, label in ((points, "o", "ours, random routes"), ([tuple(full)], "D", "ours, all open")):
-        x, y, low, high = np.array(rows).T
+        x, y, low, high = np.array(rows, dtype=float).reshape(-1, 4).T
         axes.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], fmt=marker, color=OURS_COLOUR,
                       markersize=6 if marker == "o" else 8, elinewidth=1, capsize=2, label=label, zorder=3)  # fmt: skip
     dense = next((r for r in results if r["benchmark"] == "network.all_open" and "ms" in r
@@ -56,7 +57,13 @@ def time_against_work(results: list[dict[str, Any]], n: int, path: Path) -> bool
         if dense is not None and peer in dense["ms"]:
             level = dense["ms"][peer]["median"] / n
             # in the legend, not on the line: two peers may be as fast as each other
-            axes.axhline(level, color=colour, linewidth=1.4, label=f"{name}, all open ({level:.0f} ms)")
+            axes.axhline(
+                level,
+                color=colour,
+                linewidth=1.4,
+                linestyle=":" if peer == OPENVINO_BF16 else "-",
+                label=f"{name}, all open ({level:.0f} ms)",
+            )
     axes.set(xlim=(0, full[0] * 1.05), ylim=(0, None), xlabel="executed work per image, GMACs (counted)",
              ylabel="ms per image (measured; median, p10 to p90)",
              title=f"Time against work: L16 C=64, {h}x{w}, batch {n}, float32")  # fmt: skip
