@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import memory, network, ops, peers, plots  # noqa: F401  (importing registers the benchmarks)
-from benchmarks.harness import REGISTRY, Benchmark, Settings, plan, run_case
+from benchmarks.harness import REGISTRY, SEED, Benchmark, Settings, plan, run_case
 from benchmarks.machine import probe
 from benchmarks.tables import PEERS, rates, report, shape_text
 from dynroute import _native
@@ -28,7 +28,7 @@ from dynroute.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS, QUICK_ROUNDS = 15, 5
-SECONDS, QUICK_SECONDS = 45.0, 3.0
+SECONDS, QUICK_SECONDS = 30.0, 3.0
 
 
 def run(settings: Settings, cases: list[tuple[Benchmark, dict[str, Any]]], probe_rounds: int = 9) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def run(settings: Settings, cases: list[tuple[Benchmark, dict[str, Any]]], probe
             result["rates"] = rates(result, machine) if "ms" in result else {}
             results.append(result)
             progress.update(1 + sum(weights[: i + 1]) - progress.n)
-    return {"provenance": provenance(network.SEED), "build": _native.build_info(), "versions": peer_versions(),
+    return {"provenance": provenance(SEED), "build": _native.build_info(), "versions": peer_versions(),
             "rounds": settings.rounds, "scale": settings.scale, "machine": machine, "results": results}  # fmt: skip
 
 

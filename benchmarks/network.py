@@ -12,12 +12,11 @@ from torch import Tensor
 
 import dynroute
 from benchmarks import peers
-from benchmarks.harness import OURS, Case, Settings, bar, benchmark, measured, number
+from benchmarks.harness import OURS, SEED, Case, Settings, bar, benchmark, measured, number
 from dynroute.models import DynamicNetwork
 from dynroute.report.timing import random_patterns
 from dynroute.runtime.executor import Runtime
 
-SEED = 20200612
 CLASSES = 19
 FLOAT = 4
 TINY_NET = {"layers": 4, "channels": 8, "stem_width": 16, "num_classes": 5}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from benchmarks import peers
 from benchmarks.harness import OURS, Case, Settings, benchmark, number
 from dynroute import ops
+from dynroute.models.gate import GATE_BIAS
 
 conv, relu, interpolate = nn.functional.conv2d, torch.relu, nn.functional.interpolate
 FLOAT = 4
@@ -179,7 +180,7 @@ def gate_small(settings: Settings, n: int, c: int, h: int, w: int) -> Case:
 def _gate(n: int, c: int, h: int, w: int, small: bool) -> Case:
     x = nhwc(n, c, h, w)
     weight, scale, shift, folded = random_pointwise(c // 2, c)
-    fc_weight, fc_bias = torch.randn(3, c // 2, 1, 1) / c**0.5, torch.randn(3)
+    fc_weight, fc_bias = torch.randn(3, c // 2, 1, 1) / c, torch.full((3,), GATE_BIAS)
 
     def eager() -> Tensor:
         y = x

@@ -84,7 +84,7 @@ def relative_error(got: Any, wanted: Tensor) -> float:
     got = torch.as_tensor(got)
     if got.shape != wanted.shape or not bool(torch.isfinite(got).all()):
         return float("inf")
-    return float((got - wanted).abs().max() / wanted.abs().max())
+    return float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
 
 
 def admit(peers: Peers, name: str, job: Callable[[], Any], wanted: Tensor, limit: float = F32_ERROR) -> None:

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.peers import OPENVINO_BF16
 from benchmarks.tables import PEERS
@@ -88,20 +89,31 @@ def roofline(results: list[dict[str, Any]], machine: dict[str, Any], path: Path)
         rate = copies[key]["best"]
         axes.plot(x, np.minimum(peak, rate * x), style, color="#444444", linewidth=1.3,
                   label=f"{name}: {rate:.0f} GB/s copied; {peak:.0f} GFLOP/s of multiply-adds")  # fmt: skip
+    bottom = min(r["rates"]["gflops"]["value"] for r in found) / 2
     by_name: dict[str, list[dict[str, Any]]] = {}
     for r in found:
         by_name.setdefault(r["benchmark"].partition(".")[2], []).append(r)
     markers = {64: "o", 128: "s", 256: "^", 512: "D"}
     for colour, (name, rows) in zip(COLOURS, by_name.items()):
-        for i, r in enumerate(rows):
-            axes.plot(r["rates"]["flops_per_byte"]["value"], r["rates"]["gflops"]["value"], color=colour, linestyle="",
-                      marker=markers.get(r["shape"]["c"], "x"), markersize=7, markeredgecolor="white",
-                      label=name.replace("_", " ") if i == 0 else None)  # fmt: skip
+        for r in rows:
+            axes.plot(
+                r["rates"]["flops_per_byte"]["value"], r["rates"]["gflops"]["value"], color=colour, linestyle="",
+                marker=markers.get(r["shape"]["c"], "x"), markersize=8, markeredgecolor="white",
+            )  # fmt: skip
+        # a colour says which operator, a shape how many channels
+        axes.plot([], [], color=colour, linewidth=6, label=name.replace("_", " "))
     for c, marker in markers.items():
         axes.plot([], [], color="#777777", linestyle="", marker=marker, label=f"C = {c}")
-    axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="FLOP per compulsory byte (counted / computed)",
-             ylabel=f"GFLOP/s (measured, {machine['threads']} threads)",
-             title=f"Operators under the machine's ceilings ({machine['isa']})")  # fmt: skip
+    axes.set(
+        xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, 1.6 * peak),
+        xlabel="FLOP per compulsory byte (counted / computed)",
+        ylabel=f"GFLOP/s (measured; threads: {machine['threads']})",
+        title=f"Operators under the machine's ceilings ({machine['isa']})",
+    )  # fmt: skip
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25, which="both")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.savefig(path, dpi=130)

@@ -8,7 +8,6 @@ from typing import Any
 from benchmarks.harness import OURS
 from benchmarks.peers import COMPILED, EAGER, EAGER_NHWC, ONNXRUNTIME, OPENVINO, OPENVINO_BF16
 
-MEBI = 1 / (1 << 20)
 GIGA = 1e-9
 PEERS = {
     EAGER: "eager", EAGER_NHWC: "eager, channels_last", COMPILED: "torch.compile", ONNXRUNTIME: "ONNX Runtime",
@@ -79,7 +78,7 @@ def _machine(document: dict[str, Any]) -> str:
     )
     copies = m["copy_gbs"]
     return (
-        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, float32; medians [p10-p90].\n"
+        f"{where['cpu']}, {where['cores']} cores, threads: {where['threads']}, float32; medians [p10-p90].\n"
         f"Best rounds: multiply-adds on registers, GFLOP/s: {fma}; copies, GB/s read + written: "
         f"{copies['large']['best']:.1f} in memory, {copies['l2']['best']:.1f} in L2."
     )
@@ -158,7 +157,7 @@ def _bars(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
             continue
         for b in r["bars"]:
             sign = ">=" if b["at_least"] else "<="
-            where, wanted = f"{r['benchmark']} {shape_text(r['shape'])}", f"{sign} {b['wanted']:g}"
+            where, wanted = f"{r['benchmark']} {shape_text(r['shape'])}", f"{sign} {_short(b['wanted'])}"
             rows.append([where, b["name"], wanted, _short(b["got"]), "hit" if b["hit"] else "missed"])
     checks = [(b, r) for r in results if r["group"] == "check" for b in r["bars"]]
     if checks:
@@ -171,7 +170,7 @@ def _bars(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 1000 else f"{value * MEBI:.2f} Mi"
+    return f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _missing(results: list[dict[str, Any]]) -> list[str]:
