@@ -131,7 +131,9 @@ const Kernels<double>& kernels<double>() {
   return portable::double_kernels();
 }
 
-const Kernels<float>& kernels_of(const std::string& isa, const std::string& what) { return named(isa, what).kernels(); }
+const Kernels<float>& kernels_of(const std::string& isa, const std::string& what) {
+  return named(isa, what).kernels();
+}
 
 std::string chosen_isa() { return choice().isa.name; }
 std::string why_chosen_isa() { return choice().why; }
