@@ -50,7 +50,7 @@ def time_against_work(results: list[dict[str, Any]], n: int, path: Path) -> bool
     axes.plot([0, full[0]], [0, full[1]], color="#999999", linestyle="--", label="ideal: in proportion to work")
     for rows, marker, label in ((points, "o", "ours, random routes"), ([tuple(full)], "D", "ours, all open")):
         x, y, low, high = np.array(rows, dtype=float).reshape(-1, 4).T
-        axes.errorbar(x, y, [np.maximum(y - low, 0), np.maximum(high - y, 0)], fmt=marker, color=OURS_COLOUR,
+        axes.errorbar(x, y, np.stack([y - low, high - y]).clip(0), fmt=marker, color=OURS_COLOUR,
                       markersize=6 if marker == "o" else 8, elinewidth=1, capsize=2, label=label, zorder=3)  # fmt: skip
     dense = next((r for r in results if r["benchmark"] == "network.all_open" and "ms" in r
                   and (r["shape"]["n"], r["shape"]["h"], r["shape"]["w"]) == (n, h, w)), None)  # fmt: skip
