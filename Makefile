@@ -10,7 +10,7 @@ help:
 	@echo "make quickstart  train a small routed network without and with a budget, print what was saved, write a report"
 	@echo "make test        build, lint and run all tests"
 	@echo "make lint        ruff, mypy"
-	@echo "make bench       operators against eager PyTorch on this machine"
+	@echo "make bench       operators and networks against what else runs them on this machine (BENCH=--quick for a look)"
 
 # The stamps keep a second `make` from installing again; the native library is rebuilt when a source changed.
 $(VENV)/.installed: requirements.txt requirements-dev.txt
@@ -34,8 +34,12 @@ lint: $(VENV)/.built
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.built
-	$(BIN)/python benchmarks/ops_vs_eager.py
+$(VENV)/.bench-installed: $(VENV)/.installed requirements-bench.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	touch $@
+
+bench: $(VENV)/.built $(VENV)/.bench-installed
+	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dynroute/lib *.egg-info

@@ -22,5 +22,6 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
 
   m.def("build_info() -> str");
   m.def("last_macs() -> int[]");
+  m.def("fma_flops(str isa, int iterations) -> float");
   m.def("debug_skip_tile(int index) -> ()");
 }

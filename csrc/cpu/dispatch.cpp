@@ -1,6 +1,5 @@
 // Which kernels run here: decided once, from cpuid and DYNROUTE_CPU_ISA. Compiled with baseline flags.
 #include <cstdlib>
-#include <cstring>
 #include <new>
 #include <stdexcept>
 #include <vector>
@@ -74,21 +73,21 @@ struct Choice {
   std::string why;
 };
 
+Isa named(const std::string& wanted, const std::string& what) {
+  for (const Isa& isa : all_isas()) {
+    if (wanted != isa.name) continue;
+    if (!isa.compiled)
+      throw std::runtime_error(what + ": '" + wanted + "' was not compiled into this library (has " + compiled_isas() +
+                               ")");
+    if (!isa.supported) throw std::runtime_error(what + ": this machine does not support '" + wanted + "'");
+    return isa;
+  }
+  throw std::runtime_error(what + ": wanted one of portable, avx2, avx512, neon, got '" + wanted + "'");
+}
+
 Choice choose() {
   const char* wanted = std::getenv("DYNROUTE_CPU_ISA");
-  if (wanted && *wanted) {
-    for (const Isa& isa : all_isas()) {
-      if (std::strcmp(isa.name, wanted) != 0) continue;
-      if (!isa.compiled)
-        throw std::runtime_error("DYNROUTE_CPU_ISA: '" + std::string(wanted) +
-                                 "' was not compiled into this library (has " + compiled_isas() + ")");
-      if (!isa.supported)
-        throw std::runtime_error("DYNROUTE_CPU_ISA: this machine does not support '" + std::string(wanted) + "'");
-      return {isa, "named by DYNROUTE_CPU_ISA"};
-    }
-    throw std::runtime_error("DYNROUTE_CPU_ISA: wanted one of portable, avx2, avx512, neon, got '" +
-                             std::string(wanted) + "'");
-  }
+  if (wanted && *wanted) return {named(wanted, "DYNROUTE_CPU_ISA"), "named by DYNROUTE_CPU_ISA"};
   std::string passed_over;
   for (const Isa& isa : all_isas()) {
     if (isa.compiled && isa.supported) return {isa, passed_over.empty() ? "the best compiled in" : passed_over};
@@ -153,6 +152,10 @@ std::vector<TraceEntry> traced() {
       entries.push_back({kWorkNames[slot / Trace::kScales], slot % Trace::kScales, trace.nanoseconds[slot],
                          trace.tasks[slot]});
   return entries;
+}
+
+const Kernels<float>& kernels_of(const std::string& isa, const std::string& what) {
+  return named(isa, what).kernels();
 }
 
 std::string chosen_isa() { return choice().isa.name; }

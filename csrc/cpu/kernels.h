@@ -15,12 +15,16 @@ struct Kernels {
   void (*aggregate)(const AggregateJob<T>& job, int band);
   void (*gate)(const GateJob<T>& job, int band);
   void (*upsample)(const UpsampleJob<T>& job, int band);
+  double (*fma_loop)(int64_t iterations);  // no kernel: the arithmetic peak; returns the operations done
 };
 
 // The table for float is the best the machine has, or what DYNROUTE_CPU_ISA names; double is always portable.
 // Throws std::runtime_error if DYNROUTE_CPU_ISA names something unknown, not compiled in, or not supported.
 template <class T>
 const Kernels<T>& kernels();
+
+// The table of a named instruction set. Throws std::runtime_error, beginning with `what`, if it does not run here.
+const Kernels<float>& kernels_of(const std::string& isa, const std::string& what);
 
 std::string chosen_isa();      // e.g. "avx2"
 std::string why_chosen_isa();  // one line

@@ -5,7 +5,7 @@ namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
 template <class T>
-constexpr Kernels<T> table = {&sepconv<T>, &transform<T>, &aggregate<T>, &gate<T>, &upsample<T>};
+constexpr Kernels<T> table = {&sepconv<T>, &transform<T>, &aggregate<T>, &gate<T>, &upsample<T>, &fma_loop<T>};
 
 }  // namespace
 

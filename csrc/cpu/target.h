@@ -43,6 +43,8 @@ template <class T>
 void gate(const GateJob<T>& job, int band);
 template <class T>
 void upsample(const UpsampleJob<T>& job, int band);
+template <class T>
+double fma_loop(int64_t iterations);
 
 // Stretches of memory to be asked for ahead of their use, taken a piece at a time.
 class Soon {

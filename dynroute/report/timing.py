@@ -29,14 +29,20 @@ def random_patterns(layers: int, share: float, count: int, seed: int) -> Tensor:
 
 
 def interleave(
-    jobs: dict[str, Callable[[], object]], repeats: int, each: Callable[[], None] | None = None
+    jobs: dict[str, Callable[[], object]], repeats: int, each: Callable[[], None] | None = None, pause: float = 0.0
 ) -> dict[str, np.ndarray]:
-    """Seconds of each job in each of `repeats` rounds, after a warm-up; every round starts with another job."""
+    """Seconds of each job in each of `repeats` rounds, after a warm-up; every round starts with another job.
+
+    Args:
+        pause: seconds to wait before each job, for worker threads of the one before it to fall asleep.
+    """
     names = list(jobs)
     taken = np.zeros((len(names), repeats))
     for turn in range(-WARMUP, repeats):
         for i in range(len(names)):
             which = (i + turn) % len(names)
+            if pause:
+                time.sleep(pause)
             started = time.perf_counter()
             jobs[names[which]]()
             if turn >= 0:
