@@ -44,7 +44,7 @@ int64_t workspace_op(int64_t n, int64_t h, int64_t w, std::vector<int64_t> confi
 template <class T>
 T* zeroed(const Tensor& tensor) {
   T* data = tensor.mutable_data_ptr<T>();
-  std::memset(data, 0, size_t(tensor.numel()) * sizeof(T));
+  std::fill_n(data, tensor.numel(), T(0));  // data is null where there is no sample
   return data;
 }
 
