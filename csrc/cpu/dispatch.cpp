@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "guard.h"
 #include "kernels.h"
 
 namespace dynroute {
@@ -113,6 +114,8 @@ class Scratch {
         throw std::bad_alloc();
       }
     }
+    guard::allow(memory_, bytes);
+    guard::forbid(static_cast<char*>(memory_) + bytes, held_ - bytes);
     return memory_;
   }
 

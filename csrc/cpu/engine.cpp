@@ -10,7 +10,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
+#include "guard.h"
 #include "kernels.h"
 #include "plan.h"
 #include "routing.h"
@@ -33,12 +35,14 @@ struct Node {
 struct Layout {
   Shape shape[kScales];
   int64_t map[kScales][2], halves[kScales], partials[kScales], logits, total;
+  std::vector<std::pair<int64_t, int64_t>> gaps;  // behind each part, if there are sanitizers to watch them
 
   Layout(const NetworkConfig& config, int h, int w) {
     total = 0;
     const auto take = [&](int64_t size) {
       const int64_t at = total;
-      total += round_up(size, 16);
+      total += round_up(size, 16) + guard::kFloats;
+      if constexpr (guard::kFloats > 0) gaps.push_back({at + size, total});
       return at;
     };
     for (int s = 0; s < kScales; ++s) {
@@ -66,6 +70,9 @@ class Network {
         lists_(size_t(config.cell_stacks) + 1) {}
 
   void run() {
+    const guard::Allowed in_the_end(args_.workspace, size_t(args_.n * layout_.total) * sizeof(float));
+    for (int i = 0; i < args_.n; ++i)
+      for (const auto& [begin, end] : layout_.gaps) guard::forbid(at(i, begin), size_t(end - begin) * sizeof(float));
     stem();
     for (int row = 0; row <= config_.layers; ++row) {
       if (row > 0) aggregate(row);
