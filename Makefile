@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test lint sanitize bench clean
 
 help:
 	@echo "make quickstart  train a small routed network without and with a budget, print what was saved, write a report"
 	@echo "make test        build, lint and run all tests"
 	@echo "make lint        ruff, mypy"
+	@echo "make sanitize    the operators' tests on a library built with AddressSanitizer and UBSan, in build/sanitize"
 	@echo "make bench       operators against eager PyTorch on this machine"
 
 # The stamps keep a second `make` from installing again; the native library is rebuilt when a source changed.
@@ -33,6 +34,9 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sanitize: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/native/sanitize.py
 
 bench: $(VENV)/.built
 	$(BIN)/python benchmarks/ops_vs_eager.py
