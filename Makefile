@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test lint sanitize bench clean
 
 help:
 	@echo "make quickstart  train a small routed network without and with a budget, print what was saved, write a report"
 	@echo "make test        build, lint and run all tests"
 	@echo "make lint        ruff, mypy"
 	@echo "make bench       operators and networks against what else runs them on this machine (BENCH=--quick for a look)"
+	@echo "make sanitize    the operators' tests on a library built with AddressSanitizer and UBSan, in build/sanitize"
 
 # The stamps keep a second `make` from installing again; the native library is rebuilt when a source changed.
 $(VENV)/.installed: requirements.txt requirements-dev.txt
@@ -33,6 +34,9 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sanitize: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/native/sanitize.py
 
 $(VENV)/.bench-installed: $(VENV)/.installed requirements-bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt

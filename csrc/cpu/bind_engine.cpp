@@ -52,7 +52,7 @@ Tensor buffer_op(int64_t floats) {
 template <class T>
 T* zeroed(const Tensor& tensor) {
   T* data = tensor.mutable_data_ptr<T>();
-  std::memset(data, 0, size_t(tensor.numel()) * sizeof(T));
+  std::fill_n(data, tensor.numel(), T(0));  // data is null where there is no sample
   return data;
 }
 

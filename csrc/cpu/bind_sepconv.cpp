@@ -86,7 +86,7 @@ Tensor run_sepconv(const Tensor& x_in, const std::vector<Tensor>& depthwise, con
     job.out = out_data + i * out_size;
     job.residual = residual;
     job.macs = counters.macs, job.halo = counters.halo;
-    T* two[2] = {middle_data, middle_data + (middles - 1) * middle_size};
+    T* two[2] = {middle_data, middles == 2 ? middle_data + middle_size : middle_data};
     add_sample(kernels<T>(), job, plan, two, lists);
     middle_data += middles * middle_size;
   }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../planner/planner.h"
+#include "guard.h"
 #include "kernels.h"
 #include "memory.h"
 #include "tasks.h"
@@ -116,6 +117,8 @@ class Scratch {
       }
       advise_huge(memory_, held_);
     }
+    guard::allow(memory_, bytes);
+    guard::forbid(static_cast<char*>(memory_) + bytes, held_ - bytes);
     return memory_;
   }
 

@@ -11,8 +11,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "../planner/planner.h"
+#include "guard.h"
 #include "kernels.h"
 #include "plan.h"
 #include "routing.h"
@@ -37,15 +39,17 @@ struct Node {
 struct Layout {
   Shape shape[kScales];
   int64_t map[kScales][2], halves[kScales], middle[kScales], partials[kScales], logits, total;
+  std::vector<std::pair<int64_t, int64_t>> gaps;  // behind each part, if there are sanitizers to watch them
 
   // May a cell of this scale run one stage at a time? Where maps are large it would not pay.
-  static bool staged(const NetworkConfig& config, int s) { return s >= 0 && config.cell_stacks > 1; }
+  static bool staged(const NetworkConfig& config, int s) { return s >= 2 && config.cell_stacks > 1; }
 
   Layout(const NetworkConfig& config, int h, int w) {
     total = 0;
     const auto take = [&](int64_t size) {
       const int64_t at = total;
-      total += round_up(size, 16);
+      total += round_up(size, 16) + guard::kFloats;
+      if constexpr (guard::kFloats > 0) gaps.push_back({at + size, total});
       return at;
     };
     for (int s = 0; s < kScales; ++s) {
@@ -75,6 +79,9 @@ class Network {
         lists_(size_t(config.cell_stacks) + 2) {}
 
   void run() {
+    const guard::Allowed in_the_end(args_.workspace, size_t(args_.n * layout_.total) * sizeof(float));
+    for (int i = 0; i < args_.n; ++i)
+      for (const auto& [begin, end] : layout_.gaps) guard::forbid(at(i, begin), size_t(end - begin) * sizeof(float));
     stem();
     for (int row = 0; row <= config_.layers; ++row) {
       if (row > 0) wire(row);

@@ -5,6 +5,8 @@
 #pragma once
 #include <cstdint>
 
+#include "guard.h"
+
 #if defined(DYNROUTE_TARGET_AVX512) || defined(DYNROUTE_TARGET_AVX2)
 #include <immintrin.h>
 #elif defined(DYNROUTE_TARGET_NEON)
@@ -36,9 +38,15 @@ struct Vec<float> {
   static constexpr int width = 16;
   __m512 v;
   static DYNROUTE_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static DYNROUTE_INLINE Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+  static DYNROUTE_INLINE Vec load(const float* p, int n) {
+    guard::reads(p, size_t(n) * 4);
+    return {_mm512_maskz_loadu_ps(mask(n), p)};
+  }
   DYNROUTE_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
-  DYNROUTE_INLINE void store(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
+  DYNROUTE_INLINE void store(float* p, int n) const {
+    guard::writes(p, size_t(n) * 4);
+    _mm512_mask_storeu_ps(p, mask(n), v);
+  }
   static DYNROUTE_INLINE Vec set(float a) { return {_mm512_set1_ps(a)}; }
   static DYNROUTE_INLINE __mmask16 mask(int n) { return __mmask16((1u << n) - 1); }
 };
@@ -53,9 +61,15 @@ struct Vec<float> {
   static constexpr int width = 8;
   __m256 v;
   static DYNROUTE_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  static DYNROUTE_INLINE Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
+  static DYNROUTE_INLINE Vec load(const float* p, int n) {
+    guard::reads(p, size_t(n) * 4);
+    return {_mm256_maskload_ps(p, mask(n))};
+  }
   DYNROUTE_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
-  DYNROUTE_INLINE void store(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
+  DYNROUTE_INLINE void store(float* p, int n) const {
+    guard::writes(p, size_t(n) * 4);
+    _mm256_maskstore_ps(p, mask(n), v);
+  }
   static DYNROUTE_INLINE Vec set(float a) { return {_mm256_set1_ps(a)}; }
   static DYNROUTE_INLINE __m256i mask(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
