@@ -11,18 +11,34 @@ constexpr int kPanel = 16;  // output channels of a packed panel; shifts are pad
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 constexpr int64_t ceil_div(int64_t value, int64_t step) { return (value + step - 1) / step; }
 
-template <class T>
+// How maps and pointwise weights may be stored: float, double, or bfloat16, the upper half of a float. What is stored as
+// S is computed in Compute<S>, and rounded once, when it is stored.
+struct bf16 {
+  uint16_t bits;
+};
+template <class S>
+struct ComputeOf {
+  using type = S;
+};
+template <>
+struct ComputeOf<bf16> {
+  using type = float;
+};
+template <class S>
+using Compute = typename ComputeOf<S>::type;
+
+template <class S>
 struct Pointwise {
-  const T* panels;  // [ceil(n/16)][k][16], columns beyond n are zero
-  const T* shift;   // [round_up(n, 16)], zeros beyond n
+  const S* panels;          // [ceil(n/16)][k][16], columns beyond n are zero
+  const Compute<S>* shift;  // [round_up(n, 16)], zeros beyond n
   int k, n;         // input and output channels
 };
 
 // One stage of a sepconv: depthwise 3x3 -> pointwise -> shift -> [ReLU].
-template <class T>
+template <class S>
 struct RowStage {
-  const T* depthwise;  // [9][c_in]; null: a full 3x3 convolution, pointwise.k = 9 * c_in, index (ky*3+kx)*c_in + c
-  Pointwise<T> pointwise;
+  const Compute<S>* depthwise;  // [9][c_in]; null: a full 3x3 convolution, pointwise.k = 9 * c_in, index (ky*3+kx)*c_in + c
+  Pointwise<S> pointwise;
   int c_in, stride, pad;
   int h_in, w_in, h_out, w_out;
   bool relu;
@@ -30,12 +46,12 @@ struct RowStage {
 
 // Up to three weighted sources of a map X [h, w, c], summed in the fixed order down, keep, up.
 // A source with weight 0 is not read, and may be null.
-template <class T>
+template <class S>
 struct Sources {
-  const T* down;  // [h, w, c]
-  const T* keep;  // [h, w, c]
-  const T* up;    // [h/2, w/2, c], read through a bilinear x2
-  T down_weight, keep_weight, up_weight;
+  const S* down;  // [h, w, c]
+  const S* keep;  // [h, w, c]
+  const S* up;    // [h/2, w/2, c], read through a bilinear x2
+  Compute<S> down_weight, keep_weight, up_weight;
 };
 
 // How a stack of stages is cut: none of it can change a bit of the result.
@@ -47,57 +63,57 @@ struct Tiling {
 };
 
 // A stack of stages over one sample; a task is a band of rows of the last stage's output.
-template <class T>
+template <class S>
 struct SepconvJob {
-  RowStage<T> stage[3];
+  RowStage<S> stage[3];
   int stages;
-  const T* x;          // [h_in, w_in, c_in], or [c_in, h_in, w_in] if planar; null: pulled row by row from `sources`
-  Sources<T> sources;  // of a map [h_in, w_in, c_in]
-  bool planar;         // only for a full convolution (the stem's image)
+  const S* x;               // [h_in, w_in, c_in], or null: pulled row by row from `sources`
+  Sources<S> sources;  // of a map [h_in, w_in, c_in]
+  const Compute<S>* image;  // [c_in, h_in, w_in] in the place of x, for a full convolution
   bool residual;       // add the input map
-  const T* addend;     // [h_out, w_out, c_out] or null: added where the input map is no longer at hand
-  T* out;              // [h_out, w_out, c_out]
+  const S* addend;     // [h_out, w_out, c_out] or null: added where the input map is no longer at hand
+  S* out;              // [h_out, w_out, c_out]
   Tiling tiling;
   int64_t* macs;  // executed multiply-accumulates are added here as bands finish
   int64_t* halo;  // and here those that another band does too
 };
 
 // [ReLU] -> 1x1 with stride 1 or 2 -> shift -> [ReLU]; a task is a run of output pixels.
-template <class T>
+template <class S>
 struct TransformJob {
-  const T* x;  // [h_in, w_in, k]
-  T* out;      // [h_out, w_out, n]
-  Pointwise<T> pointwise;
+  const S* x;  // [h_in, w_in, k]
+  S* out;      // [h_out, w_out, n]
+  Pointwise<S> pointwise;
   int h_in, w_in, h_out, w_out, stride;
   bool relu_input, relu;
   int64_t* macs;
 };
 
 // X itself, stored; a task is a band of rows.
-template <class T>
+template <class S>
 struct AggregateJob {
-  Sources<T> sources;
-  T* out;  // [h, w, c]
+  Sources<S> sources;
+  S* out;  // [h, w, c]
   int h, w, c;
 };
 
 // Column sums over a map of ReLU(1x1(x) + shift); a task is a band of rows and writes its own partial sum.
-template <class T>
+template <class S>
 struct GateJob {
-  const T* x;  // [h, w, k], or null: pulled row by row from `sources`
-  Sources<T> sources;
-  Pointwise<T> pointwise;
+  const S* x;  // [h, w, k], or null: pulled row by row from `sources`
+  Sources<S> sources;
+  Pointwise<S> pointwise;
   int h, w;
   bool small;   // sum over the map at a quarter of the size
-  T* partials;  // [gate_bands][round_up(n, 16)]
+  Compute<S>* partials;  // [gate_bands][round_up(n, 16)]
   int64_t* macs;
 };
 
 // Bilinear x4 of [h, w, c] into planes, cropped; a task is a band of input rows.
-template <class T>
+template <class S>
 struct UpsampleJob {
-  const T* x;  // [h, w, c]
-  T* out;      // [c, out_h, out_w]
+  const S* x;  // [h, w, c]
+  Compute<S>* out;  // [c, out_h, out_w]
   int h, w, c, out_h, out_w;
 };
 

@@ -177,7 +177,7 @@ class Net:
     @property
     def config(self) -> list[int]:
         activation = network.ACTIVATIONS.index(self.activation)
-        return [self.layers, self.channels, self.stem_width, self.classes, activation, self.small_gate, self.stacks]
+        return [self.layers, self.channels, self.stem_width, self.classes, activation, self.small_gate, self.stacks, 0]
 
     def native(self, images: Tensor, forced: Tensor | None = None, poison: set[int] | None = None, **crop: int):
         n, _, h, w = images.shape
@@ -327,7 +327,7 @@ def test_errors() -> None:
     with pytest.raises(RuntimeError, match=r"workspace: wanted \d+ floats, got 8"):
         network.network_forward(images(1, 32, 32), weights, table, net.config, None, torch.empty(8), 32, 32)
     with pytest.raises(RuntimeError, match=r"config: wanted 1 to 3 cell_stacks, got 4"):
-        network.network_workspace(1, 32, 32, [*net.config[:-1], 4])
+        network.network_workspace(1, 32, 32, [*net.config[:-2], 4, 0])
 
 
 def test_opcheck() -> None:

@@ -8,33 +8,34 @@ namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
 // inputs: one row of each source, null if its weight is 0
-template <class T>
+template <class S>
 struct SourceRows {
-  const T* down;              // [w, c]
-  const T* keep;              // [w, c]
-  const T *up_near, *up_far;  // [w/2, c]: the rows weighing 3/4 and 1/4
-  T down_weight, keep_weight, up_weight;
+  const S* down;              // [w, c]
+  const S* keep;              // [w, c]
+  const S *up_near, *up_far;  // [w/2, c]: the rows weighing 3/4 and 1/4
+  Compute<S> down_weight, keep_weight, up_weight;
 };
 
 constexpr int kBlock = 4096, kChunk = 512;  // values of a block of `up`, and of its channels at a time
 
-template <class T, class Load>
-DYNROUTE_INLINE Vec<T> weighted(const SourceRows<T>& in, int64_t at, Load load) {
+template <class S, class Load, class T = Compute<S>>
+DYNROUTE_INLINE Vec<T> weighted(const SourceRows<S>& in, int64_t at, Load load) {
   Vec<T> sum = Vec<T>::set(0);
   if (in.down) sum = Vec<T>::set(in.down_weight) * load(in.down + at);
   if (in.keep) sum = fma(Vec<T>::set(in.keep_weight), load(in.keep + at), sum);
   return sum;
 }
 
-template <class T>
-void row_without_up(const SourceRows<T>& in, int64_t size, T* out /* [size] */) {
+template <class S, class O>
+void row_without_up(const SourceRows<S>& in, int64_t size, O* out /* [size] */) {
   // size is at most 2^31: a row
-  for_channels<T>(int(size),
-                  [&](int c, auto load, auto store) DYNROUTE_ALWAYS { store(out + c, weighted(in, c, load)); });
+  for_channels<Compute<S>>(
+      int(size), [&](int c, auto load, auto store) DYNROUTE_ALWAYS { store(out + c, weighted(in, c, load)); });
 }
 
-template <class T>
-void row_with_up(const SourceRows<T>& in, int w, int channels, T* out /* [w, channels] */) {
+template <class S, class O>
+void row_with_up(const SourceRows<S>& in, int w, int channels, O* out /* [w, channels] */) {
+  using T = Compute<S>;
   const int half = w / 2;
   const Vec<T> near = Vec<T>::set(T(0.75)), far = Vec<T>::set(T(0.25)), alpha = Vec<T>::set(in.up_weight);
   T blended[kBlock + 2 * kChunk];  // [pixels + 2][chunk]: between the two source rows, not yet between columns
@@ -64,10 +65,10 @@ void row_with_up(const SourceRows<T>& in, int w, int channels, T* out /* [w, cha
 
 }  // namespace
 
-template <class T>
-void pull_row(const Sources<T>& sources, int h, int w, int c, int y, T* out /* [w, c] */) {
+template <class S, class O>
+void pull_row(const Sources<S>& sources, int h, int w, int c, int y, O* out /* [w, c] */) {
   const int64_t size = int64_t(w) * c, up_size = size / 2;
-  SourceRows<T> in = {};
+  SourceRows<S> in = {};
   in.down_weight = sources.down_weight, in.keep_weight = sources.keep_weight, in.up_weight = sources.up_weight;
   if (sources.down_weight != 0) in.down = sources.down + y * size;
   if (sources.keep_weight != 0) in.keep = sources.keep + y * size;
@@ -78,16 +79,17 @@ void pull_row(const Sources<T>& sources, int h, int w, int c, int y, T* out /* [
   row_with_up(in, w, c, out);
 }
 
-template <class T>
-void aggregate(const AggregateJob<T>& job, int band) {
+template <class S>
+void aggregate(const AggregateJob<S>& job, int band) {
   const int rows = plan::aggregate_rows(job.w, job.c);
   for (int y = band * rows; y < least((band + 1) * rows, job.h); ++y)
     pull_row(job.sources, job.h, job.w, job.c, y, job.out + int64_t(y) * job.w * job.c);
 }
 
-template void pull_row<float>(const Sources<float>&, int, int, int, int, float*);
+template void pull_row<float, float>(const Sources<float>&, int, int, int, int, float*);
+template void pull_row<bf16, float>(const Sources<bf16>&, int, int, int, int, float*);
 #if defined(DYNROUTE_TARGET_PORTABLE)
-template void pull_row<double>(const Sources<double>&, int, int, int, int, double*);
+template void pull_row<double, double>(const Sources<double>&, int, int, int, int, double*);
 #endif
 DYNROUTE_INSTANTIATE(aggregate, AggregateJob)
 

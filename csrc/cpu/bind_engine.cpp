@@ -13,11 +13,12 @@ namespace {
 
 NetworkConfig parse_config(const std::vector<int64_t>& config, const char* op) {
   const std::string what = std::string(op) + ": config: ";
-  require(config.size() == 7,
-          what + "wanted [layers, channels, stem_width, num_classes, activation, small_gate, cell_stacks], got " +
+  require(config.size() == 8,
+          what + "wanted [layers, channels, stem_width, num_classes, activation, small_gate, cell_stacks, "
+                 "bf16_storage], got " +
               std::to_string(config.size()) + " numbers");
   const NetworkConfig parsed = {int(config[0]), int(config[1]), int(config[2]), int(config[3]),
-                                int(config[4]), config[5] != 0, int(config[6])};
+                                int(config[4]), config[5] != 0, int(config[6]), config[7] != 0};
   require(parsed.layers >= 4, what + "wanted at least 4 layers, got " + std::to_string(parsed.layers));
   check_channels(what + "channels", parsed.channels, 8);
   check_channels(what + "stem_width", parsed.stem_width, 8);

@@ -14,22 +14,26 @@ namespace dynroute {
 
 namespace portable {
 const Kernels<float>& float_kernels();
+const Kernels<bf16>& bf16_kernels();
 const Kernels<double>& double_kernels();
 }  // namespace portable
 #ifdef DYNROUTE_HAS_AVX2
 namespace avx2 {
 const Kernels<float>& float_kernels();
-}
+const Kernels<bf16>& bf16_kernels();
+}  // namespace avx2
 #endif
 #ifdef DYNROUTE_HAS_AVX512
 namespace avx512 {
 const Kernels<float>& float_kernels();
-}
+const Kernels<bf16>& bf16_kernels();
+}  // namespace avx512
 #endif
 #ifdef DYNROUTE_HAS_NEON
 namespace neon {
 const Kernels<float>& float_kernels();
-}
+const Kernels<bf16>& bf16_kernels();
+}  // namespace neon
 #endif
 
 namespace {
@@ -38,6 +42,7 @@ struct Isa {
   const char* name;
   bool compiled, supported;
   const Kernels<float>& (*kernels)();
+  const Kernels<bf16>& (*bf16_kernels)();
 };
 
 // Best first.
@@ -51,21 +56,21 @@ std::vector<Isa> all_isas() {
                   __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("fma"),
-                  &avx512::float_kernels});
+                  &avx512::float_kernels, &avx512::bf16_kernels});
 #else
-  isas.push_back({"avx512", false, false, nullptr});
+  isas.push_back({"avx512", false, false, nullptr, nullptr});
 #endif
 #ifdef DYNROUTE_HAS_AVX2
-  isas.push_back({"avx2", true, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), &avx2::float_kernels});
+  isas.push_back({"avx2", true, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), &avx2::float_kernels, &avx2::bf16_kernels});
 #else
-  isas.push_back({"avx2", false, false, nullptr});
+  isas.push_back({"avx2", false, false, nullptr, nullptr});
 #endif
 #ifdef DYNROUTE_HAS_NEON
-  isas.push_back({"neon", true, true, &neon::float_kernels});  // part of every 64-bit ARM
+  isas.push_back({"neon", true, true, &neon::float_kernels, &neon::bf16_kernels});  // part of every 64-bit ARM
 #else
-  isas.push_back({"neon", false, false, nullptr});
+  isas.push_back({"neon", false, false, nullptr, nullptr});
 #endif
-  isas.push_back({"portable", true, true, &portable::float_kernels});
+  isas.push_back({"portable", true, true, &portable::float_kernels, &portable::bf16_kernels});
   return isas;
 }
 
@@ -132,6 +137,10 @@ class Scratch {
 template <>
 const Kernels<float>& kernels<float>() {
   return choice().isa.kernels();
+}
+template <>
+const Kernels<bf16>& kernels<bf16>() {
+  return choice().isa.bf16_kernels();
 }
 template <>
 const Kernels<double>& kernels<double>() {

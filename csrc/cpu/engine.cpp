@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "../planner/planner.h"
@@ -28,27 +29,33 @@ struct Shape {
 };
 
 // What a node leaves to the next layer, for one sample.
+template <class S>
 struct Node {
   bool present = false, closed = false;
   float weight[kPaths] = {0, 0, 0};  // of each outgoing path; 0: closed or none
   int held = 0;                      // which map the keep source lies in, and X where it is stored
   bool stored = false;               // X lies in the map `held`
-  Sources<float> sources = {};       // else it is pulled from these
+  Sources<S> sources = {};       // else it is pulled from these
 };
 
+// Where a sample's maps lie, in values of S; the gates' sums are floats and `logits` may be one of the maps.
+template <class S>
 struct Layout {
   Shape shape[kScales];
   int64_t map[kScales][2], halves[kScales], middle[kScales], partials[kScales], logits, total;
   std::vector<std::pair<int64_t, int64_t>> gaps;  // behind each part, if there are sanitizers to watch them
 
   // May a cell of this scale run one stage at a time? Where maps are large it would not pay.
-  static bool staged(const NetworkConfig& config, int s) { return s >= 2 && config.cell_stacks > 1; }
+  // What is stored in fewer bits than it is computed with stays in rings of rows between stages.
+  static bool staged(const NetworkConfig& config, int s) {
+    return s >= 2 && config.cell_stacks > 1 && std::is_same_v<S, float>;
+  }
 
   Layout(const NetworkConfig& config, int h, int w) {
     total = 0;
     const auto take = [&](int64_t size) {
       const int64_t at = total;
-      total += round_up(size, 16) + guard::kFloats;
+      total += round_up(size, 64 / sizeof(S)) + guard::kFloats;
       if constexpr (guard::kFloats > 0) gaps.push_back({at + size, total});
       return at;
     };
@@ -58,20 +65,22 @@ struct Layout {
       halves[s] = take(shape[s].size());
       middle[s] = staged(config, s) ? take(shape[s].size()) : -1;
       partials[s] =
-          take(plan::gate_tasks(shape[s].h, shape[s].w, config.small_gate) * round_up(shape[s].c / 2, kPanel));
+          take(plan::gate_tasks(shape[s].h, shape[s].w, config.small_gate) * round_up(shape[s].c / 2, kPanel) *
+               int64_t(sizeof(float) / sizeof(S)));
     }
     // the small logits take a free map of scale 1/4 unless there are more classes than channels
     logits = config.classes <= config.channels ? -1 : take(int64_t(shape[0].h) * shape[0].w * config.classes);
   }
 };
 
+template <class S>
 class Network {
  public:
   Network(const NetworkConfig& config, const NetworkArgs& args, const Parallel& parallel)
       : config_(config),
         args_(args),
         layout_(config, args.h, args.w),
-        kernels_(kernels<float>()),
+        kernels_(kernels<S>()),
         threads_(parallel.threads()),
         runner_(parallel),
         nodes_(size_t(args.n) * kScales),
@@ -79,9 +88,9 @@ class Network {
         lists_(size_t(config.cell_stacks) + 2) {}
 
   void run() {
-    const guard::Allowed in_the_end(args_.workspace, size_t(args_.n * layout_.total) * sizeof(float));
+    const guard::Allowed in_the_end(args_.workspace, size_t(args_.n * layout_.total) * sizeof(S));
     for (int i = 0; i < args_.n; ++i)
-      for (const auto& [begin, end] : layout_.gaps) guard::forbid(at(i, begin), size_t(end - begin) * sizeof(float));
+      for (const auto& [begin, end] : layout_.gaps) guard::forbid(at(i, begin), size_t(end - begin) * sizeof(S));
     stem();
     for (int row = 0; row <= config_.layers; ++row) {
       if (row > 0) wire(row);
@@ -94,11 +103,11 @@ class Network {
  private:
   const NetworkConfig& config_;
   const NetworkArgs& args_;
-  const Layout layout_;
-  const Kernels<float>& kernels_;
+  const Layout<S> layout_;
+  const Kernels<S>& kernels_;
   const int threads_;
   Runner runner_;
-  std::vector<Node> nodes_, before_;  // [n][4]: of this layer and of the one before
+  std::vector<Node<S>> nodes_, before_;  // [n][4]: of this layer and of the one before
   std::vector<TaskList> lists_;
   TaskList list_;
 
@@ -109,19 +118,22 @@ class Network {
     if (row == config_.layers) return false;
     return path == kUp ? s > 0 : s < kScales - 1;
   }
-  Node& node(int i, int s) { return nodes_[size_t(i) * kScales + s]; }
+  Node<S>& node(int i, int s) { return nodes_[size_t(i) * kScales + s]; }
 
-  float* at(int i, int64_t offset) const { return args_.workspace + i * layout_.total + offset; }
-  float* map(int i, int s, int which) const { return at(i, layout_.map[s][which]); }
-  float* up_half(int i, int s) const { return at(i, layout_.halves[s]); }
-  float* down_half(int i, int s) const { return at(i, layout_.halves[s] + layout_.shape[s].size() / 2); }
+  S* at(int i, int64_t offset) const {
+    return reinterpret_cast<S*>(args_.workspace) + i * layout_.total + offset;
+  }
+  float* partials(int i, int s) const { return reinterpret_cast<float*>(at(i, layout_.partials[s])); }
+  S* map(int i, int s, int which) const { return at(i, layout_.map[s][which]); }
+  S* up_half(int i, int s) const { return at(i, layout_.halves[s]); }
+  S* down_half(int i, int s) const { return at(i, layout_.halves[s] + layout_.shape[s].size() / 2); }
 
   const float* weight(int table_row, int field) const {
     const int64_t offset = args_.table[int64_t(table_row) * kTableFields + field];
     return offset < 0 ? nullptr : args_.weights + offset;
   }
-  Pointwise<float> pointwise(int table_row, int field, int k, int n) const {
-    return {weight(table_row, field), weight(table_row, field + 1), k, n};
+  Pointwise<S> pointwise(int table_row, int field, int k, int n) const {
+    return {reinterpret_cast<const S*>(weight(table_row, field)), weight(table_row, field + 1), k, n};
   }
   int64_t row_index(int i, int row, int s) const { return (int64_t(i) * (config_.layers + 1) + row) * kScales + s; }
   float* alphas(int i, int row, int s) const { return args_.alphas + row_index(i, row, s) * kPaths; }
@@ -133,15 +145,14 @@ class Network {
     const int h = args_.h, w = args_.w, h2 = (h - 3) / 2 + 1, w2 = (w - 3) / 2 + 1;
     const Shape& out = layout_.shape[0];
     for (int i = 0; i < args_.n; ++i) {
-      SepconvJob<float> job = {};
+      SepconvJob<S> job = {};
       job.stages = 3;
       job.stage[0] = {nullptr, pointwise(row, kStemConv, 27, width), 3, 2, 0, h, w, h2, w2, true};
       job.stage[1] = {
           weight(row, kStemStage1), pointwise(row, kStemStage1 + 1, width, width), width, 1, 1, h2, w2, h2, w2, true};
       job.stage[2] = {
           weight(row, kStemStage2), pointwise(row, kStemStage2 + 1, width, c), width, 2, 1, h2, w2, out.h, out.w, true};
-      job.x = args_.images + int64_t(i) * 3 * h * w;
-      job.planar = true;
+      job.image = args_.images + int64_t(i) * 3 * h * w;
       job.out = map(i, 0, 0);
       job.tiling = plan::convolution_tiling(plan::kStemRows);
       job.macs = other(i, 0);
@@ -157,10 +168,10 @@ class Network {
     std::swap(nodes_, before_);
     for (int i = 0; i < args_.n; ++i)
       for (int s = 0; s < kScales; ++s) {
-        Node& now = node(i, s);
-        now = Node{};
+        Node<S>& now = node(i, s);
+        now = Node<S>{};
         if (s >= scales(row)) continue;
-        const Node* before = &before_[size_t(i) * kScales];
+        const Node<S>* before = &before_[size_t(i) * kScales];
         // a path that was not there, or was of an absent node, has weight 0 and its node is not present
         const auto passes = [&](int from, int path) {
           return from >= 0 && from < scales(row - 1) && has_path(row - 1, from, path) && before[from].present &&
@@ -169,7 +180,7 @@ class Network {
         now.present = passes(s - 1, kDown) || before[s].present || passes(s + 1, kUp);
         if (!now.present) continue;
         now.held = before[s].held;
-        Sources<float>& x = now.sources;
+        Sources<S>& x = now.sources;
         x.down_weight = passes(s - 1, kDown) ? before[s - 1].weight[kDown] : 0;
         x.keep_weight = before[s].present ? before[s].weight[kKeep] : 0;
         x.up_weight = passes(s + 1, kUp) ? before[s + 1].weight[kUp] : 0;
@@ -182,11 +193,11 @@ class Network {
 
   // Stores X beside its keep source.
   void store(int i, int s, TaskList& list) {
-    Node& now = node(i, s);
+    Node<S>& now = node(i, s);
     const Shape& shape = layout_.shape[s];
     now.held = 1 - now.held;
     now.stored = true;
-    const AggregateJob<float> job = {now.sources, map(i, s, now.held), shape.h, shape.w, shape.c};
+    const AggregateJob<S> job = {now.sources, map(i, s, now.held), shape.h, shape.w, shape.c};
     list.add(kernels_.aggregate, job, plan::aggregate_tasks(job), {Work::kAggregate, uint8_t(s)});
   }
 
@@ -198,14 +209,14 @@ class Network {
         for (int s = 0; s < scales(row); ++s) {
           if (!node(i, s).present) continue;
           const Shape& shape = layout_.shape[s];
-          const Node& now = node(i, s);
-          GateJob<float> job = {now.stored ? map(i, s, now.held) : nullptr,
+          const Node<S>& now = node(i, s);
+          GateJob<S> job = {now.stored ? map(i, s, now.held) : nullptr,
                                 now.sources,
                                 pointwise(row * kScales + s, kGateConv, shape.c, shape.c / 2),
                                 shape.h,
                                 shape.w,
                                 config_.small_gate,
-                                at(i, layout_.partials[s]),
+                                partials(i, s),
                                 macs(i, row, s, 0)};
           list_.add(kernels_.gate, job, plan::gate_tasks(shape.h, shape.w, config_.small_gate), {Work::kGate, uint8_t(s)});
         }
@@ -213,7 +224,7 @@ class Network {
     }
     for (int i = 0; i < args_.n; ++i)
       for (int s = 0; s < scales(row); ++s) {
-        Node& now = node(i, s);
+        Node<S>& now = node(i, s);
         if (!now.present) continue;
         float* alpha = alphas(i, row, s);
         if (computed) compute_alphas(i, row, s, alpha);
@@ -239,7 +250,7 @@ class Network {
     const bool small = config_.small_gate;
     const int channels = shape.c / 2, table_row = row * kScales + s;
     float values[kPaths];
-    finish_gate(at(i, layout_.partials[s]), plan::gate_tasks(shape.h, shape.w, small), int(round_up(channels, kPanel)),
+    finish_gate(partials(i, s), plan::gate_tasks(shape.h, shape.w, small), int(round_up(channels, kPanel)),
                 channels, int64_t(plan::gate_height(shape.h, small)) * plan::gate_height(shape.w, small),
                 weight(table_row, kGateFc), weight(table_row, kGateFc + 1), gates, Activation(config_.activation),
                 values);
@@ -255,7 +266,7 @@ class Network {
       for (int s = 0; s < scales(row); ++s) open[s] += node(i, s).present && !node(i, s).closed;
     for (int s = 0; s < scales(row); ++s)
       for (int i = 0; i < args_.n; ++i) {
-        const Node& now = node(i, s);
+        const Node<S>& now = node(i, s);
         if (!now.present) continue;
         if (!now.closed) paths(i, row, s, lists_[size_t(cell(i, row, s, open[s]))]);
         else if (!now.stored) store(i, s, lists_[0]);
@@ -268,17 +279,17 @@ class Network {
     const Shape& shape = layout_.shape[s];
     const int table_row = row * kScales + s, stacks = config_.cell_stacks;
     const Tag tag = {Work::kCell, uint8_t(s)};
-    Node& now = node(i, s);
-    SepconvPlan plan = planner().sepconv({stacks, shape.c, shape.c, shape.h, shape.w, 1}, Layout::staged(config_, s),
+    Node<S>& now = node(i, s);
+    SepconvPlan plan = planner().sepconv({stacks, shape.c, shape.c, shape.h, shape.w, 1}, Layout<S>::staged(config_, s),
                                          open, threads_);
     int list = 0;
     if (!plan.fused && !now.stored) store(i, s, lists_[size_t(list++)]);
-    SepconvJob<float> job = {};
+    SepconvJob<S> job = {};
     job.tiling = plan.tiling;
     job.macs = macs(i, row, s, 1);
     job.halo = other(i, 2);
-    const float* x = now.stored ? map(i, s, now.held) : nullptr;
-    const auto stage = [&](int k) -> RowStage<float> {
+    const S* x = now.stored ? map(i, s, now.held) : nullptr;
+    const auto stage = [&](int k) -> RowStage<S> {
       const int field = kCell + 3 * k;
       return {weight(table_row, field),
               pointwise(table_row, field + 1, shape.c, shape.c),
@@ -292,7 +303,7 @@ class Network {
               true};
     };
     now.held = 1 - now.held;
-    float* out = map(i, s, now.held);
+    S* out = map(i, s, now.held);
     if (plan.fused) {
       job.stages = stacks;
       for (int k = 0; k < stacks; ++k) job.stage[k] = stage(k);
@@ -317,11 +328,11 @@ class Network {
 
   void paths(int i, int row, int s, TaskList& list) {
     const Shape& shape = layout_.shape[s];
-    const Node& now = node(i, s);
+    const Node<S>& now = node(i, s);
     for (int path : {kUp, kDown}) {
       if (now.weight[path] == 0) continue;
       const bool down = path == kDown;
-      TransformJob<float> job = {};
+      TransformJob<S> job = {};
       job.x = map(i, s, now.held);
       job.out = down ? down_half(i, s) : up_half(i, s);
       job.pointwise =
@@ -341,7 +352,7 @@ class Network {
     for (int s = kScales - 1; s >= 0; --s) {
       const Shape& shape = layout_.shape[s];
       for (int i = 0; i < args_.n; ++i) {
-        Node& now = node(i, s);
+        Node<S>& now = node(i, s);
         now.sources = {};
         now.sources.keep_weight = now.present ? now.weight[kKeep] : 0;
         now.sources.up_weight = s < kScales - 1 ? 1 : 0;
@@ -352,7 +363,7 @@ class Network {
       }
       runner_.run(list_);
       for (int i = 0; i < args_.n; ++i) {
-        TransformJob<float> job = {};
+        TransformJob<S> job = {};
         job.x = map(i, s, node(i, s).held);
         job.out = up_half(i, s);
         job.pointwise = pointwise(first + s, 0, shape.c, s == 0 ? shape.c : shape.c / 2);
@@ -367,7 +378,7 @@ class Network {
     const Shape& shape = layout_.shape[0];
     const auto small_logits = [&](int i) { return layout_.logits < 0 ? map(i, 0, 0) : at(i, layout_.logits); };
     for (int i = 0; i < args_.n; ++i) {
-      SepconvJob<float> job = {};
+      SepconvJob<S> job = {};
       job.stages = 1;
       job.stage[0] = {nullptr, pointwise(first + kScales, 0, 9 * shape.c, config_.classes),
                       shape.c, 1,
@@ -383,7 +394,7 @@ class Network {
     }
     runner_.run(list_);
     for (int i = 0; i < args_.n; ++i) {
-      UpsampleJob<float> job = {
+      UpsampleJob<S> job = {
           small_logits(i), args_.logits + int64_t(i) * config_.classes * args_.out_h * args_.out_w,
           shape.h,         shape.w,
           config_.classes, args_.out_h,
@@ -396,10 +407,14 @@ class Network {
 
 }  // namespace
 
-int64_t network_workspace(const NetworkConfig& config, int n, int h, int w) { return Layout(config, h, w).total * n; }
+int64_t network_workspace(const NetworkConfig& config, int n, int h, int w) {
+  if (!config.bf16_storage) return Layout<float>(config, h, w).total * n;
+  return ceil_div(Layout<bf16>(config, h, w).total * n, 2);
+}
 
 void network_forward(const NetworkConfig& config, const NetworkArgs& args, const Parallel& parallel) {
-  Network(config, args, parallel).run();
+  if (config.bf16_storage) Network<bf16>(config, args, parallel).run();
+  else Network<float>(config, args, parallel).run();
 }
 
 }  // namespace dynroute

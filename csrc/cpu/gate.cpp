@@ -9,20 +9,28 @@ namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
 // Rows of X, pulled as they are asked for in rising order; two of them are kept.
-template <class T>
+template <class S>
 class PulledRows {
+  using T = Compute<S>;
+
  public:
-  PulledRows(const GateJob<T>& job, T* memory /* [2, w, k], unused where x is there */)
-      : job_(job), size_(int64_t(job.w) * job.pointwise.k), memory_(memory) {}
+  PulledRows(const GateJob<S>& job, T* memory /* [2, w, k], unused where x can be read as it is */)
+      : job_(job), size_(int64_t(job.w) * job.pointwise.k), memory_(memory) {
+    if (job.x) sources_.keep = job.x, sources_.keep_weight = 1;
+    else sources_ = job.sources;
+  }
+  static bool needs_memory(const GateJob<S>& job) { return !job.x || !std::is_same_v<S, T>; }
   const T* row(int y) {
-    if (job_.x) return job_.x + y * size_;
+    if constexpr (std::is_same_v<S, T>)
+      if (job_.x) return job_.x + y * size_;
     T* to = memory_ + y % 2 * size_;
-    if (held_[y % 2] != y) pull_row(job_.sources, job_.h, job_.w, job_.pointwise.k, y, to), held_[y % 2] = y;
+    if (held_[y % 2] != y) pull_row(sources_, job_.h, job_.w, job_.pointwise.k, y, to), held_[y % 2] = y;
     return to;
   }
 
  private:
-  const GateJob<T>& job_;
+  const GateJob<S>& job_;
+  Sources<S> sources_ = {};
   const int64_t size_;
   T* memory_;
   int held_[2] = {-1, -1};
@@ -30,16 +38,20 @@ class PulledRows {
 
 }  // namespace
 
-template <class T>
-void gate(const GateJob<T>& job, int band) {
+template <class S>
+void gate(const GateJob<S>& job, int band) {
+  using T = Compute<S>;
   const int h = plan::gate_height(job.h, job.small), w = plan::gate_height(job.w, job.small);
   const int rows = plan::gate_rows(job.h, job.w, job.small);
   const int begin = band * rows, end = least((band + 1) * rows, h);
   const int k = job.pointwise.k, n = job.pointwise.n, columns = int(round_up(n, kPanel)), tile = 64;
   const int64_t stride = job.small ? panel_stride<T>(k) : k;
-  T* sums = scratch<T>(columns + (job.small ? tile * stride : 0) + (job.x ? 0 : 2 * int64_t(job.w) * k));
-  T* panel = sums + columns;
-  PulledRows<T> x(job, panel + (job.small ? tile * stride : 0));
+  const int64_t widened = unpacked_size<S>(k, n), panel_size = job.small ? tile * stride : 0;
+  T* sums = scratch<T>(columns + widened + panel_size +
+                       (PulledRows<S>::needs_memory(job) ? 2 * int64_t(job.w) * k : 0));
+  T* panel = sums + columns + widened;
+  const Pointwise<T> weights = unpacked(job.pointwise, sums + columns);
+  PulledRows<S> x(job, panel + panel_size);
   T* partial = job.partials + int64_t(band) * columns;
   for (int c = 0; c < columns; ++c) partial[c] = 0;
   for (int y = begin; y < end; ++y)
@@ -61,7 +73,7 @@ void gate(const GateJob<T>& job, int band) {
         a = x.row(y) + int64_t(at) * k;
       }
       for (int c = 0; c < columns; ++c) sums[c] = 0;
-      pointwise<T>({a, stride, m, job.pointwise, nullptr, nullptr, true, sums});
+      pointwise<T>({a, stride, m, weights, nullptr, nullptr, true, sums});
       for (int c = 0; c < columns; ++c) partial[c] += sums[c];
     }
   count(job.macs, int64_t(end - begin) * w * k * n);

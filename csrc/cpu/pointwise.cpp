@@ -34,8 +34,8 @@ struct Epilogue {
 };
 
 // The residual's lines into L1 while the products are made: the epilogue comes too late to fetch them from L2.
-template <class T, int MR, int P>
-DYNROUTE_INLINE void prefetch_residual(const PointwiseArgs<T>& args, int row, int column) {
+template <class T, class O, int MR, int P>
+DYNROUTE_INLINE void prefetch_residual(const PointwiseArgs<T, O>& args, int row, int column) {
   constexpr int line = 64 / sizeof(T);
   DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
     const T* from = args.residual + int64_t(row + i) * args.weights.n + column;
@@ -43,8 +43,8 @@ DYNROUTE_INLINE void prefetch_residual(const PointwiseArgs<T>& args, int row, in
   }
 }
 
-template <class T, int MR, int P, class E>
-DYNROUTE_INLINE void block(const PointwiseArgs<T>& args, int row, int panel, const char*& soon) {
+template <class T, class O, int MR, int P, class E>
+DYNROUTE_INLINE void block(const PointwiseArgs<T, O>& args, int row, int panel, const char*& soon) {
   using V = Vec<T>;
   static_assert(kPanel % V::width == 0, "a panel is a whole number of vectors");
   constexpr int per_panel = kPanel / V::width, NV = P * per_panel;
@@ -59,7 +59,7 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T>& args, int row, int panel, con
     V shift = V::load(args.weights.shift + column + j * V::width);
     DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) sum[i][j] = shift;
   }
-  if constexpr (E::residual) prefetch_residual<T, MR, P>(args, row, column);
+  if constexpr (E::residual) prefetch_residual<T, O, MR, P>(args, row, column);
   const int soon_step = args.soon ? kSoonPerBlock / (k / 4) : 0;
   // every third row has a pointer of its own: rows 1 and 2 behind it are reached by scaled addressing
   const T* rows[(MR + 2) / 3];
@@ -105,8 +105,8 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T>& args, int row, int panel, con
     }
     return;
   }
-  const auto finish = [&](V v, int64_t at, auto load) DYNROUTE_ALWAYS {
-    if constexpr (E::residual) v = v + load(args.residual + at);
+  const auto finish = [&](V v, int64_t at, auto load_from) DYNROUTE_ALWAYS {
+    if constexpr (E::residual) v = v + load_from(args.residual + at);
     return E::relu ? relu(v) : v;
   };
   if (column + P * kPanel <= n) {
@@ -114,7 +114,7 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T>& args, int row, int panel, con
       const int64_t at = int64_t(row + i) * n + column;
       DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
         const int64_t to = at + j * V::width;
-        finish(sum[i][j], to, [](const T* p) DYNROUTE_ALWAYS { return V::load(p); }).store(args.out + to);
+        store(args.out + to, finish(sum[i][j], to, [](const T* p) DYNROUTE_ALWAYS { return load(p); }));
       }
     }
     return;
@@ -125,53 +125,51 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T>& args, int row, int panel, con
       const int left = least(n - column - j * V::width, V::width);
       if (left <= 0) break;
       const int64_t to = at + j * V::width;
-      finish(sum[i][j], to, [left](const T* p) DYNROUTE_ALWAYS {
-        return V::load(p, left);
-      }).store(args.out + to, left);
+      store(args.out + to, finish(sum[i][j], to, [left](const T* p) DYNROUTE_ALWAYS { return load(p, left); }), left);
     }
   }
 }
 
 // The last rows of a tile: MR is found at run time.
-template <class T, int MR, int P, class E>
-__attribute__((noinline)) void rest(const PointwiseArgs<T>& args, int row, int panel, int rows, const char*& soon) {
+template <class T, class O, int MR, int P, class E>
+__attribute__((noinline)) void rest(const PointwiseArgs<T, O>& args, int row, int panel, int rows, const char*& soon) {
   if constexpr (MR > 0) {
-    if (rows == MR) block<T, MR, P, E>(args, row, panel, soon);
-    else rest<T, MR - 1, P, E>(args, row, panel, rows, soon);
+    if (rows == MR) block<T, O, MR, P, E>(args, row, panel, soon);
+    else rest<T, O, MR - 1, P, E>(args, row, panel, rows, soon);
   }
 }
 
-template <class T, int MR, int P, class E>
-__attribute__((noinline)) void column(const PointwiseArgs<T>& args, int panel, const char*& soon) {
+template <class T, class O, int MR, int P, class E>
+__attribute__((noinline)) void column(const PointwiseArgs<T, O>& args, int panel, const char*& soon) {
   int row = 0;
-  for (; row + MR <= args.m; row += MR) block<T, MR, P, E>(args, row, panel, soon);
-  if (row < args.m) rest<T, MR - 1, P, E>(args, row, panel, args.m - row, soon);
+  for (; row + MR <= args.m; row += MR) block<T, O, MR, P, E>(args, row, panel, soon);
+  if (row < args.m) rest<T, O, MR - 1, P, E>(args, row, panel, args.m - row, soon);
 }
 
-template <class T, class E, int P>
-DYNROUTE_INLINE int columns(const PointwiseArgs<T>& args, int panel, int panels, const char*& soon) {
+template <class T, class O, class E, int P>
+DYNROUTE_INLINE int columns(const PointwiseArgs<T, O>& args, int panel, int panels, const char*& soon) {
   if constexpr (kRows<T, P> > 0)
-    for (; panel + P <= panels; panel += P) column<T, kRows<T, P>, P, E>(args, panel, soon);
+    for (; panel + P <= panels; panel += P) column<T, O, kRows<T, P>, P, E>(args, panel, soon);
   return panel;
 }
 
-template <class T, class E>
-void all_columns(const PointwiseArgs<T>& args) {
+template <class T, class O, class E>
+void all_columns(const PointwiseArgs<T, O>& args) {
   const int panels = int(ceil_div(args.weights.n, kPanel));
   // where there is nothing to ask for, the same hot line is asked for again
   const char* soon = static_cast<const char*>(args.soon ? args.soon : args.a);
-  int panel = columns<T, E, 4>(args, 0, panels, soon);
-  panel = columns<T, E, 2>(args, panel, panels, soon);
-  columns<T, E, 1>(args, panel, panels, soon);
+  int panel = columns<T, O, E, 4>(args, 0, panels, soon);
+  panel = columns<T, O, E, 2>(args, panel, panels, soon);
+  columns<T, O, E, 1>(args, panel, panels, soon);
 }
 
-template <class T, bool WriteSoon>
-void with_epilogue(const PointwiseArgs<T>& args) {
-  if (args.sums) all_columns<T, Epilogue<false, true, true, false>>(args);
-  else if (args.residual && args.relu) all_columns<T, Epilogue<true, true, false, WriteSoon>>(args);
-  else if (args.residual) all_columns<T, Epilogue<true, false, false, WriteSoon>>(args);
-  else if (args.relu) all_columns<T, Epilogue<false, true, false, WriteSoon>>(args);
-  else all_columns<T, Epilogue<false, false, false, WriteSoon>>(args);
+template <class T, class O, bool WriteSoon>
+void with_epilogue(const PointwiseArgs<T, O>& args) {
+  if (args.sums) all_columns<T, O, Epilogue<false, true, true, false>>(args);
+  else if (args.residual && args.relu) all_columns<T, O, Epilogue<true, true, false, WriteSoon>>(args);
+  else if (args.residual) all_columns<T, O, Epilogue<true, false, false, WriteSoon>>(args);
+  else if (args.relu) all_columns<T, O, Epilogue<false, true, false, WriteSoon>>(args);
+  else all_columns<T, O, Epilogue<false, false, false, WriteSoon>>(args);
 }
 
 template <class T>
@@ -188,15 +186,16 @@ template int64_t soon_bytes<float>(int, int);
 template int64_t soon_bytes<double>(int, int);
 #endif
 
-template <class T>
-void pointwise(const PointwiseArgs<T>& args) {
-  if (args.soon_write) with_epilogue<T, true>(args);
-  else with_epilogue<T, false>(args);
+template <class T, class O>
+void pointwise(const PointwiseArgs<T, O>& args) {
+  if (args.soon_write) with_epilogue<T, O, true>(args);
+  else with_epilogue<T, O, false>(args);
 }
 
-template void pointwise<float>(const PointwiseArgs<float>&);
+template void pointwise<float, float>(const PointwiseArgs<float, float>&);
+template void pointwise<float, bf16>(const PointwiseArgs<float, bf16>&);
 #if defined(DYNROUTE_TARGET_PORTABLE)
-template void pointwise<double>(const PointwiseArgs<double>&);
+template void pointwise<double, double>(const PointwiseArgs<double, double>&);
 #endif
 
 }  // namespace dynroute::DYNROUTE_TARGET

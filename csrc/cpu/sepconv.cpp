@@ -19,8 +19,8 @@ struct RowBuffer {
 };
 
 // Columns of a full 3x3 convolution for `count` pixels: [count][9 * c_in]; taps outside the map are zeros.
-template <class T>
-void gather(const SepconvJob<T>& job, const RowStage<T>& stage, int y, int x, int count, T* panel, int64_t stride) {
+template <class S, class T>
+void gather(const SepconvJob<S>& job, const RowStage<S>& stage, int y, int x, int count, T* panel, int64_t stride) {
   const int64_t plane = int64_t(stage.h_in) * stage.w_in;
   const int c_in = stage.c_in;
   for (int i = 0; i < count; ++i, panel += stride)
@@ -29,19 +29,19 @@ void gather(const SepconvJob<T>& job, const RowStage<T>& stage, int y, int x, in
       T* to = panel + tap * c_in;
       if (y_in < 0 || y_in >= stage.h_in || x_in < 0 || x_in >= stage.w_in) {
         for (int c = 0; c < c_in; ++c) to[c] = 0;
-      } else if (job.planar) {
-        const T* from = job.x + int64_t(y_in) * stage.w_in + x_in;
+      } else if (job.image) {
+        const T* from = job.image + int64_t(y_in) * stage.w_in + x_in;
         for (int c = 0; c < c_in; ++c) to[c] = from[c * plane];
       } else {
-        const T* from = job.x + (int64_t(y_in) * stage.w_in + x_in) * c_in;
+        const S* from = job.x + (int64_t(y_in) * stage.w_in + x_in) * c_in;
         for_channels<T>(c_in, [&](int c, auto load, auto store) DYNROUTE_ALWAYS { store(to + c, load(from + c)); });
       }
     }
 }
 
 // The depthwise (or the gathered columns of a full convolution) of `count` pixels of output row y, from column x.
-template <class T>
-DYNROUTE_INLINE void depthwise_row(const SepconvJob<T>& job, const RowStage<T>& stage, const RowBuffer<const T>& in,
+template <class S, class T>
+DYNROUTE_INLINE void depthwise_row(const SepconvJob<S>& job, const RowStage<S>& stage, const RowBuffer<const T>& in,
                                    int y, int x, int count, T* panel, int64_t stride) {
   if (!stage.depthwise) return gather(job, stage, y, x, count, panel, stride);
   Rows<T> rows;
@@ -56,16 +56,16 @@ DYNROUTE_INLINE void depthwise_row(const SepconvJob<T>& job, const RowStage<T>& 
 
 // Rows [y_begin, y_end) of one stage, in strips of columns: within a strip a row's depthwise finds the two rows above in
 // L1. A strip of the whole width takes several rows at once, where they follow each other in memory.
-template <class T>
-void run_rows(const SepconvJob<T>& job, int s, const RowBuffer<const T>& in, const RowBuffer<T>& out,
-              const RowBuffer<const T>& added, int y_begin, int y_end, T* panel, Soon& soon) {
-  const RowStage<T>& stage = job.stage[s];
+template <class S, class O, class T>
+void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, const RowBuffer<const T>& in,
+              const RowBuffer<O>& out, const RowBuffer<const T>& added, int y_begin, int y_end, T* panel, Soon& soon) {
+  const RowStage<S>& stage = job.stage[s];
   const int n = stage.pointwise.n, width = least(stage.w_out, job.tiling.strip);
   const int64_t stride = panel_stride<T>(stage.pointwise.k);
   for (int x = 0; x < stage.w_out; x += width) {
     const int count = least(width, stage.w_out - x);
     for (int y = y_begin; y < y_end;) {
-      T* first = out.row(y) + int64_t(x) * n;
+      O* first = out.row(y) + int64_t(x) * n;
       const T* residual = added.base ? added.row(y) + int64_t(x) * n : nullptr;
       int m = 0;
       const auto follows = [&] {
@@ -76,20 +76,20 @@ void run_rows(const SepconvJob<T>& job, int s, const RowBuffer<const T>& in, con
         m += count;
         ++y;
       } while (count == stage.w_out && m + count <= job.tiling.tile_pixels && y < y_end && follows());
-      pointwise<T>({panel, stride, m, stage.pointwise, first, residual, stage.relu, nullptr,
+      pointwise<T, O>({panel, stride, m, weights, first, residual, stage.relu, nullptr,
                     soon.take(soon_bytes<T>(m, n)), s == job.stages - 1 && s > 0});
     }
   }
 }
 
 // What the step after this one will read (rows [y, y_end) of the input, or of its sources) and write.
-template <class T>
-void ask_inputs(const SepconvJob<T>& job, int y, int y_end, Soon& soon) {
-  const int64_t row = int64_t(job.stage[0].w_in) * job.stage[0].c_in * int64_t(sizeof(T));
-  const auto add = [&](const T* map, int from, int to, int64_t size) {
+template <class S>
+void ask_inputs(const SepconvJob<S>& job, int y, int y_end, Soon& soon) {
+  const int64_t row = int64_t(job.stage[0].w_in) * job.stage[0].c_in * int64_t(sizeof(S));
+  const auto add = [&](const S* map, int from, int to, int64_t size) {
     if (map && to > from) soon.add(reinterpret_cast<const char*>(map) + from * size, (to - from) * size);
   };
-  if (job.x) return add(job.planar ? nullptr : job.x, y, y_end, row);
+  if (job.x || job.image) return add(job.x, y, y_end, row);
   add(job.sources.keep, y, y_end, row);
   add(job.sources.up, y / 2 + 1, y_end / 2 + 1, row / 2);
   add(job.sources.down, y, y_end, row);
@@ -97,28 +97,33 @@ void ask_inputs(const SepconvJob<T>& job, int y, int y_end, Soon& soon) {
 
 }  // namespace
 
-template <class T>
-void sepconv(const SepconvJob<T>& job, int band) {
+template <class S>
+void sepconv(const SepconvJob<S>& job, int band) {
+  using T = Compute<S>;
   const int last = job.stages - 1;
-  const RowStage<T>* stage = job.stage;
+  const RowStage<S>* stage = job.stage;
   const int y_begin = band * job.tiling.band_rows, y_end = least(y_begin + job.tiling.band_rows, stage[last].h_out);
   const int step = least(job.tiling.step_rows, job.tiling.band_rows);
-  const bool pulled = !job.x;
+  // a map that is not stored, or not as it is computed with, goes through a ring of rows
+  const bool pulled = stage[0].depthwise && (!job.x || !std::is_same_v<S, T>);
+  Sources<S> sources = job.sources;
+  if (job.x) sources = {nullptr, job.x, nullptr, 0, 1, 0};
 
   // rings: stage s holds what one step of stage s + 1 reads; the pulled input also what the residual still needs
   int ring_rows[3] = {}, start[3], next[3];
-  int64_t ring_size = 0, panel_size = 0;
+  int64_t ring_size = 0, panel_size = 0, weights_size = 0;
   next[last] = y_begin;
   ring_rows[last] = step;
   for (int s = last; s >= 0; --s) {
-    const RowStage<T>& now = stage[s];
+    const RowStage<S>& now = stage[s];
     if (s < last) {
-      const RowStage<T>& after = stage[s + 1];
+      const RowStage<S>& after = stage[s + 1];
       ring_rows[s] = (ring_rows[s + 1] - 1) * after.stride + 3;
       ring_size += ring_rows[s] * int64_t(now.w_out) * now.pointwise.n;
       next[s] = most(0, next[s + 1] * after.stride - after.pad);
     }
     start[s] = next[s];
+    weights_size += unpacked_size<S>(now.pointwise.k, now.pointwise.n);
     const int pixels = most(job.tiling.tile_pixels, least(now.w_out, job.tiling.strip));
     panel_size = most(panel_size, pixels * panel_stride<T>(now.pointwise.k));
   }
@@ -126,25 +131,30 @@ void sepconv(const SepconvJob<T>& job, int band) {
   const int pulled_rows = pulled ? (ring_rows[0] - 1) * stage[0].stride + 3 + job.stages : 0;
   int pulled_next = most(0, next[0] * stage[0].stride - stage[0].pad);
 
-  T* panel = scratch<T>(panel_size + ring_size + pulled_rows * in_size);
+  T* panel = scratch<T>(panel_size + weights_size + ring_size + pulled_rows * in_size);
   T* free_row = panel + panel_size;
+  Pointwise<T> weights[3];
+  for (int s = 0; s <= last; ++s) {
+    weights[s] = unpacked(stage[s].pointwise, free_row);
+    free_row += unpacked_size<S>(stage[s].pointwise.k, stage[s].pointwise.n);
+  }
   RowBuffer<T> out[3];
   RowBuffer<const T> in[3];
   T* x_ring = free_row + ring_size;
-  in[0] = pulled ? RowBuffer<const T>{x_ring, pulled_rows, in_size} : RowBuffer<const T>{job.x, stage[0].h_in, in_size};
-  for (int s = 0; s <= last; ++s) {
+  if (pulled) in[0] = {x_ring, pulled_rows, in_size};
+  else if constexpr (std::is_same_v<S, T>) in[0] = {job.x, stage[0].h_in, in_size};
+  for (int s = 0; s < last; ++s) {
     const int64_t size = int64_t(stage[s].w_out) * stage[s].pointwise.n;
-    if (s == last) {
-      out[s] = {job.out, stage[s].h_out, size};
-    } else {
-      out[s] = {free_row, ring_rows[s], size};
-      in[s + 1] = {free_row, ring_rows[s], size};
-      free_row += ring_rows[s] * size;
-    }
+    out[s] = {free_row, ring_rows[s], size};
+    in[s + 1] = {free_row, ring_rows[s], size};
+    free_row += ring_rows[s] * size;
   }
+  const int64_t out_size = int64_t(stage[last].w_out) * stage[last].pointwise.n;
+  const RowBuffer<S> result = {job.out, stage[last].h_out, out_size};
   RowBuffer<const T> added = {nullptr, 1, 0};
-  if (job.addend) added = {job.addend, stage[last].h_out, int64_t(stage[last].w_out) * stage[last].pointwise.n};
-  else if (job.residual) added = in[0];
+  if (job.residual) added = in[0];
+  if constexpr (std::is_same_v<S, T>)
+    if (job.addend) added = {job.addend, stage[last].h_out, out_size};
 
   int total_stride = 1;
   for (int s = 0; s <= last; ++s) total_stride *= stage[s].stride;
@@ -155,30 +165,31 @@ void sepconv(const SepconvJob<T>& job, int band) {
       want[s] = least(stage[s].h_out, (want[s + 1] - 1) * stage[s + 1].stride - stage[s + 1].pad + 3);
     const int want_x = least(stage[0].h_in, (want[0] - 1) * stage[0].stride - stage[0].pad + 3);
     for (; pulled && pulled_next < want_x; ++pulled_next)
-      pull_row(job.sources, stage[0].h_in, stage[0].w_in, stage[0].c_in, pulled_next,
+      pull_row(sources, stage[0].h_in, stage[0].w_in, stage[0].c_in, pulled_next,
                x_ring + pulled_next % pulled_rows * in_size);
     // while the first stage is made the next step's input is fetched, while the last is, its output
     const int ahead = (want[last] - next[last]) * total_stride;
     Soon soon;
     if (want[last] < y_end) ask_inputs(job, want_x, least(stage[0].h_in, want_x + ahead), soon);
-    for (int s = 0; s <= last; ++s) {
+    for (int s = 0; s < last; ++s) {
       if (next[s] >= want[s]) continue;
-      if (s == last && last > 0) {
-        soon.clear();
-        const int rows = least(step, y_end - want[last]);
-        soon.add(out[last].row(want[last] % stage[last].h_out), rows * out[last].size * int64_t(sizeof(T)));
-      }
-      run_rows(job, s, in[s], out[s], s == last ? added : RowBuffer<const T>{nullptr, 1, 0}, next[s], want[s], panel,
-               soon);
+      run_rows(job, s, weights[s], in[s], out[s], {nullptr, 1, 0}, next[s], want[s], panel, soon);
       next[s] = want[s];
     }
+    if (last > 0) {
+      soon.clear();
+      const int rows = least(step, y_end - want[last]);
+      soon.add(job.out + want[last] * out_size, rows * out_size * int64_t(sizeof(S)));
+    }
+    run_rows(job, last, weights[last], in[last], result, added, next[last], want[last], panel, soon);
+    next[last] = want[last];
   }
 
   // a band owns the rows of each stage that its own output rows sit on; what it made beyond them is halo
   int own_begin = y_begin, own_end = y_end;
   int64_t macs = 0, halo = 0;
   for (int s = last; s >= 0; --s) {
-    const RowStage<T>& now = stage[s];
+    const RowStage<S>& now = stage[s];
     if (s < last) {
       own_begin = least(now.h_out, own_begin * stage[s + 1].stride);
       own_end = y_end == stage[last].h_out ? now.h_out : least(now.h_out, own_end * stage[s + 1].stride);

@@ -4,7 +4,9 @@
 // instructions.
 #pragma once
 #include <cstdint>
+#include <cstring>
 
+#include "../params.h"
 #include "guard.h"
 
 #if defined(DYNROUTE_TARGET_AVX512) || defined(DYNROUTE_TARGET_AVX2)
@@ -143,6 +145,86 @@ DYNROUTE_INLINE Vec<T> relu(Vec<T> a) {
 }
 #endif
 
+// bfloat16 values widen exactly and are rounded to nearest, ties to even, when stored; NaN stays NaN.
+#if defined(DYNROUTE_TARGET_AVX512)
+DYNROUTE_INLINE Vec<float> load_bf16(const bf16* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+DYNROUTE_INLINE void store_bf16(bf16* p, Vec<float> v) {
+  const __m512i bits = _mm512_castps_si512(v.v);
+  const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(v.v, v.v, _CMP_UNORD_Q);
+  const __m512i safe = _mm512_mask_set1_epi32(rounded, nan, 0x7fc00000);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(safe, 16)));
+}
+#elif defined(DYNROUTE_TARGET_AVX2)
+DYNROUTE_INLINE Vec<float> load_bf16(const bf16* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+DYNROUTE_INLINE void store_bf16(bf16* p, Vec<float> v) {
+  const __m256i bits = _mm256_castps_si256(v.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v.v, v.v, _CMP_UNORD_Q));
+  const __m256i safe = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan);
+  const __m256i high = _mm256_srli_epi32(safe, 16);
+  const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+}
+#else
+DYNROUTE_INLINE Vec<float> load_bf16(const bf16* p) {
+  float lane[Vec<float>::width];
+  for (int i = 0; i < Vec<float>::width; ++i) {
+    const uint32_t bits = uint32_t(p[i].bits) << 16;
+    std::memcpy(&lane[i], &bits, 4);
+  }
+  return Vec<float>::load(lane);
+}
+DYNROUTE_INLINE void store_bf16(bf16* p, Vec<float> v) {
+  float lane[Vec<float>::width];
+  v.store(lane);
+  for (int i = 0; i < Vec<float>::width; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, &lane[i], 4);
+    bits += 0x7fff + (bits >> 16 & 1);
+    p[i].bits = lane[i] != lane[i] ? 0x7fc0 : uint16_t(bits >> 16);
+  }
+}
+#endif
+
+// Loads and stores of whole vectors and of their first n lanes, whatever a map is stored as.
+template <class T>
+DYNROUTE_INLINE Vec<T> load(const T* p) {
+  return Vec<T>::load(p);
+}
+template <class T>
+DYNROUTE_INLINE Vec<T> load(const T* p, int n) {
+  return Vec<T>::load(p, n);
+}
+template <class T>
+DYNROUTE_INLINE void store(T* p, Vec<T> v) {
+  v.store(p);
+}
+template <class T>
+DYNROUTE_INLINE void store(T* p, Vec<T> v, int n) {
+  v.store(p, n);
+}
+DYNROUTE_INLINE Vec<float> load(const bf16* p) { return load_bf16(p); }
+DYNROUTE_INLINE Vec<float> load(const bf16* p, int n) {
+  bf16 lane[Vec<float>::width] = {};
+  for (int i = 0; i < n; ++i) lane[i] = p[i];
+  return load_bf16(lane);
+}
+DYNROUTE_INLINE void store(bf16* p, Vec<float> v) { store_bf16(p, v); }
+DYNROUTE_INLINE void store(bf16* p, Vec<float> v, int n) {
+  bf16 lane[Vec<float>::width];
+  store_bf16(lane, v);
+  for (int i = 0; i < n; ++i) p[i] = lane[i];
+}
+
 // Calls body(c, load, store) for each vector of [0, channels); for a last partial one, load and store touch only what
 // is there.
 template <class T, class Body>
@@ -151,12 +233,12 @@ DYNROUTE_INLINE void for_channels(int channels, const Body& body) {
   int c = 0;
   for (; c + width <= channels; c += width)
     body(
-        c, [](const T* p) DYNROUTE_ALWAYS { return Vec<T>::load(p); },
-        [](T* p, Vec<T> v) DYNROUTE_ALWAYS { v.store(p); });
+        c, [](const auto* p) DYNROUTE_ALWAYS { return load(p); },
+        [](auto* p, Vec<T> v) DYNROUTE_ALWAYS { store(p, v); });
   if (int n = channels - c)
     body(
-        c, [n](const T* p) DYNROUTE_ALWAYS { return Vec<T>::load(p, n); },
-        [n](T* p, Vec<T> v) DYNROUTE_ALWAYS { v.store(p, n); });
+        c, [n](const auto* p) DYNROUTE_ALWAYS { return load(p, n); },
+        [n](auto* p, Vec<T> v) DYNROUTE_ALWAYS { store(p, v, n); });
 }
 
 }  // namespace dynroute::DYNROUTE_TARGET

@@ -4,12 +4,14 @@
 namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
-template <class T>
-constexpr Kernels<T> table = {&sepconv<T>, &transform<T>, &aggregate<T>, &gate<T>, &upsample<T>, &fma_loop<T>};
+template <class S>
+constexpr Kernels<S> table = {&sepconv<S>, &transform<S>, &aggregate<S>,
+                              &gate<S>,    &upsample<S>,  &fma_loop<Compute<S>>};
 
 }  // namespace
 
 const Kernels<float>& float_kernels() { return table<float>; }
+const Kernels<bf16>& bf16_kernels() { return table<bf16>; }
 #if defined(DYNROUTE_TARGET_PORTABLE)
 const Kernels<double>& double_kernels() { return table<double>; }
 #endif

@@ -1,5 +1,7 @@
 // What the kernel files of one target share: the register-blocked pointwise product, and the kernels' declarations.
 #pragma once
+#include <type_traits>
+
 #include "kernels.h"
 #include "plan.h"
 #include "simd.h"
@@ -8,13 +10,13 @@ namespace dynroute::DYNROUTE_TARGET {
 
 // out[i, :] = [ReLU](shift + a[i, :] * panels [+ residual[i, :]]), or, if sums is set, sums += the column sums of that.
 // Each output is one chain of fma over k that starts from its shift, whatever the blocking.
-template <class T>
+template <class T, class O = T>
 struct PointwiseArgs {
   const T* a;  // [m, k], rows lda apart
   int64_t lda;
   int m;
   const Pointwise<T>& weights;
-  T* out;             // [m, n], rows n apart
+  O* out;             // [m, n], rows n apart
   const T* residual;  // like out, or null
   bool relu;
   T* sums;  // [round_up(n, 16)] or null; rows are added in order
@@ -26,12 +28,30 @@ struct PointwiseArgs {
 constexpr int kSoonPerBlock = 2048;  // bytes
 template <class T>
 int64_t soon_bytes(int m, int n);
-template <class T>
-void pointwise(const PointwiseArgs<T>& args);
+template <class T, class O = T>
+void pointwise(const PointwiseArgs<T, O>& args);
+
+// The panels as they are computed with: themselves, or widened into `memory` [unpacked_size(...)].
+template <class S>
+constexpr int64_t unpacked_size(int k, int n) {
+  return std::is_same_v<S, Compute<S>> ? 0 : k * round_up(n, kPanel);
+}
+template <class S>
+DYNROUTE_INLINE Pointwise<Compute<S>> unpacked(const Pointwise<S>& weights, [[maybe_unused]] Compute<S>* memory) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    return weights;
+  } else {
+    const int64_t size = unpacked_size<S>(weights.k, weights.n);
+    constexpr int width = Vec<Compute<S>>::width;
+    static_assert(kPanel % width == 0, "a panel is a whole number of vectors");
+    for (int64_t i = 0; i < size; i += width) load(weights.panels + i).store(memory + i);
+    return {memory, weights.shift, weights.k, weights.n};
+  }
+}
 
 // Row y of X [h, w, c] from its sources.
-template <class T>
-void pull_row(const Sources<T>& sources, int h, int w, int c, int y, T* out /* [w, c] */);
+template <class S, class O>
+void pull_row(const Sources<S>& sources, int h, int w, int c, int y, O* out /* [w, c] */);
 
 template <class T>
 void sepconv(const SepconvJob<T>& job, int band);
@@ -89,11 +109,14 @@ DYNROUTE_INLINE void count(int64_t* counter, int64_t macs) {
 
 }  // namespace dynroute::DYNROUTE_TARGET
 
-// Portable kernels exist for float and double, the others for float.
-#if defined(DYNROUTE_TARGET_PORTABLE)
-#define DYNROUTE_INSTANTIATE(kernel, Args)              \
+// Kernels exist for maps of floats and of bfloat16, and portable ones for double.
+#define DYNROUTE_INSTANTIATE_FLOATS(kernel, Args)       \
   template void kernel<float>(const Args<float>&, int); \
+  template void kernel<bf16>(const Args<bf16>&, int);
+#if defined(DYNROUTE_TARGET_PORTABLE)
+#define DYNROUTE_INSTANTIATE(kernel, Args)   \
+  DYNROUTE_INSTANTIATE_FLOATS(kernel, Args)  \
   template void kernel<double>(const Args<double>&, int);
 #else
-#define DYNROUTE_INSTANTIATE(kernel, Args) template void kernel<float>(const Args<float>&, int);
+#define DYNROUTE_INSTANTIATE(kernel, Args) DYNROUTE_INSTANTIATE_FLOATS(kernel, Args)
 #endif

@@ -7,11 +7,22 @@
 namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
-// out[k][4 * w] from row[w][channels]; `line` is [w + 2].
 template <class T>
-void widen(const T* row, int w, int channels, T* line, T* out) {
+DYNROUTE_INLINE T value(T stored) {
+  return stored;
+}
+DYNROUTE_INLINE float value(bf16 stored) {
+  const uint32_t bits = uint32_t(stored.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, 4);
+  return wide;
+}
+
+// out[k][4 * w] from row[w][channels]; `line` is [w + 2].
+template <class S, class T>
+void widen(const S* row, int w, int channels, T* line, T* out) {
   for (int k = 0; k < channels; ++k, out += 4 * int64_t(w)) {
-    for (int x = 0; x < w; ++x) line[x + 1] = row[int64_t(x) * channels + k];
+    for (int x = 0; x < w; ++x) line[x + 1] = value(row[int64_t(x) * channels + k]);
     line[0] = line[1];
     line[w + 1] = line[w];
     for (int x = 0; x < w; ++x) {
@@ -26,8 +37,9 @@ void widen(const T* row, int w, int channels, T* line, T* out) {
 
 }  // namespace
 
-template <class T>
-void upsample(const UpsampleJob<T>& job, int band) {
+template <class S>
+void upsample(const UpsampleJob<S>& job, int band) {
+  using T = Compute<S>;
   const int64_t wide = 4 * int64_t(job.w), size = wide * job.c;
   T* buffer[2];
   buffer[0] = scratch<T>(2 * size + job.w + 2);

@@ -58,8 +58,8 @@ class Executed:
 class CpuExecutor:
     """The native engine: one call runs the whole network.  Calls may overlap, each with a workspace of its own."""
 
-    def __init__(self, net: DynamicNetwork) -> None:
-        self.packed = pack(net)
+    def __init__(self, net: DynamicNetwork, storage: torch.dtype) -> None:
+        self.packed = pack(net, storage)
         self._idle: list[Tensor] = []
         self._lock = threading.Lock()
 
@@ -75,6 +75,11 @@ class CpuExecutor:
             with self._lock:
                 self._idle.append(workspace)
         return Executed(logits, alphas, nodes, other[:, 0], other[:, 1], other[:, 2])
+
+    @property
+    def workspace_bytes(self) -> int:
+        with self._lock:
+            return sum(workspace.nbytes for workspace in self._idle)
 
     def _take(self, floats: int) -> Tensor:
         with self._lock:
@@ -105,12 +110,15 @@ class Runtime:
         backend: the backend's name.
         reason: why it was chosen.
         config: the network's `NetworkConfig`.
+        storage: what maps and weights are kept in.
     """
 
-    def __init__(self, net: DynamicNetwork, backend: str, reason: str) -> None:
-        self.backend, self.reason, self.config = backend, reason, net.config
+    def __init__(
+        self, net: DynamicNetwork, backend: str, reason: str, storage: torch.dtype = torch.float32
+    ) -> None:
+        self.backend, self.reason, self.config, self.storage = backend, reason, net.config, storage
         self._execute: Callable[[Tensor, Tensor | None, int, int], Executed] = (
-            CpuExecutor(net) if backend == "cpu" else ReferenceExecutor(net)
+            CpuExecutor(net, storage) if backend == "cpu" else ReferenceExecutor(net)
         )
 
     @torch.no_grad()
@@ -133,6 +141,16 @@ class Runtime:
             executed, done.nodes, done.halo,
         )  # fmt: skip
 
+    @property
+    def workspace_bytes(self) -> int:
+        """Memory held between calls for maps, grown to the largest call so far; 0 on the reference backend."""
+        return self._execute.workspace_bytes if isinstance(self._execute, CpuExecutor) else 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the packed weights; 0 on the reference backend, which keeps the network's own."""
+        return self._execute.packed.weights.nbytes if isinstance(self._execute, CpuExecutor) else 0
+
     def costs(self, height: int, width: int) -> CostTables:
         """Cost tables at an input of height x width pixels."""
         return self.config.costs(height, width)
@@ -146,23 +164,36 @@ class Runtime:
         return f"Runtime(backend={self.backend!r}, layers={c.layers}, channels={c.channels}; {self.reason})"
 
 
-def optimize(net: DynamicNetwork, backend: str = "auto") -> Runtime:
+def optimize(net: DynamicNetwork, backend: str = "auto", storage: torch.dtype = torch.float32) -> Runtime:
     """Makes the inference runtime of a network: a snapshot of its weights in evaluation mode.
 
     Args:
         net: the network; it is not changed, and later changes to it do not reach the runtime.
         backend: "cpu" (native kernels), "reference" (plain PyTorch, slow, the definition), or "auto": the fastest
             that runs here, with the reason in `Runtime.reason`.
+        storage: torch.float32, or torch.bfloat16 on the CPU backend: maps and pointwise weights then take half the
+            memory; everything is still computed in float32 and rounded once, when it is stored.  Images and logits
+            stay float32.  See docs/design.md for the error.
 
     Raises:
-        ValueError: the named backend is unknown or does not run here, with the reason; never a silent fallback.
+        ValueError: the named backend is unknown or does not run here, with the reason, never a silent fallback; or a
+            storage that the backend does not have.
     """
+    if storage not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"storage: wanted torch.float32 or torch.bfloat16, got {storage}")
     if backend != "auto":
         reason = why_not(backend, net)
         if reason is not None:
             raise ValueError(f"backend {backend!r}: {reason}")
-        return Runtime(net, backend, "chosen by name")
-    reason = why_not("cpu", net)
-    if reason is None:
-        return Runtime(net, "cpu", "the native CPU library is there and runs this network")
-    return Runtime(net, "reference", f"cpu does not run here: {reason}")
+        why = "chosen by name"
+    else:
+        reason = why_not("cpu", net)
+        backend = "cpu" if reason is None else "reference"
+        why = (
+            "the native CPU library is there and runs this network"
+            if reason is None
+            else f"cpu does not run here: {reason}"
+        )
+    if backend != "cpu" and storage != torch.float32:
+        raise ValueError(f"storage: {storage} wants the cpu backend, got {backend} ({why})")
+    return Runtime(net, backend, why, storage)

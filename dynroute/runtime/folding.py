@@ -27,7 +27,7 @@ class PackedNetwork:
         weights: float32 [M], every folded weight in its kernel's layout, each starting on a cache line.
         table: int64 [(L+1)*4 + 6, 17], offsets into `weights`, -1 where there is none: a row per (row, scale), then
             the stem, the decoder's four merges, the predictor.
-        config: L, C, stem width, K, activation code, small gate, stages per cell.
+        config: L, C, stem width, K, activation code, small gate, stages per cell, whether storage is bfloat16.
     """
 
     weights: Tensor
@@ -36,10 +36,16 @@ class PackedNetwork:
 
 
 class _Packer:
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, storage: torch.dtype) -> None:
         self.table = torch.full((rows, TABLE_FIELDS), -1, dtype=torch.int64)
         self._parts: list[Tensor] = []
         self._size = 0
+        self._storage = storage
+
+    def put_panels(self, row: int, field: int, panels: Tensor) -> None:
+        # two bfloat16 values lie where one float would
+        panels = panels.detach().to(self._storage)
+        self.put(row, field, panels.view(torch.float32) if self._storage == torch.bfloat16 else panels)
 
     def put(self, row: int, field: int, values: Tensor) -> None:
         flat = values.detach().to(torch.float32).reshape(-1)
@@ -50,11 +56,11 @@ class _Packer:
 
     def put_pointwise(self, row: int, field: int, conv: ConvNorm) -> None:
         scale, shift = fold_norm(conv)
-        self.put(row, field, pack_pointwise(conv.weight.detach(), scale))
+        self.put_panels(row, field, pack_pointwise(conv.weight.detach(), scale))
         self.put(row, field + 1, pack_shift(shift))
 
     def put_conv(self, row: int, field: int, weight: Tensor, scale: Tensor, shift: Tensor) -> None:
-        self.put(row, field, pack_pointwise(weight.detach(), scale))
+        self.put_panels(row, field, pack_pointwise(weight.detach(), scale))
         self.put(row, field + 1, pack_shift(shift.detach()))
 
     def put_stages(self, row: int, field: int, stages: list[tuple[nn.Conv2d, ConvNorm]]) -> None:
@@ -79,8 +85,8 @@ def why_not_packable(net: DynamicNetwork) -> str | None:
     return None
 
 
-def pack(net: DynamicNetwork) -> PackedNetwork:
-    """Snapshot of `net` for the native engine.
+def pack(net: DynamicNetwork, storage: torch.dtype = torch.float32) -> PackedNetwork:
+    """Snapshot of `net` for the native engine; `storage` is what pointwise weights and maps are kept in.
 
     Raises:
         ValueError: a cell that the engine does not run.
@@ -90,7 +96,7 @@ def pack(net: DynamicNetwork) -> PackedNetwork:
         raise ValueError(reason)
     c = net.config
     nodes = (c.layers + 1) * SCALES
-    packer = _Packer(table_rows(c.layers))
+    packer = _Packer(table_rows(c.layers), storage)
     for row, members in enumerate(net.rows()):
         for node in members:
             at = row * SCALES + node.node.scale
@@ -113,6 +119,6 @@ def pack(net: DynamicNetwork) -> PackedNetwork:
     packer.put_conv(nodes + 5, 0, predictor.weight, torch.ones_like(predictor.bias), predictor.bias)
     config = [
         c.layers, c.channels, c.stem_width, c.num_classes, ACTIVATIONS.index(c.gate), int(c.small_gate),
-        CELL_STACKS[c.cell[0]],
+        CELL_STACKS[c.cell[0]], int(storage == torch.bfloat16),
     ]  # fmt: skip
     return PackedNetwork(packer.weights(), packer.table, config)
