@@ -16,9 +16,9 @@ constexpr int kRows = 0;
 template <class T>
 constexpr int kRows<T, 4> = 6;
 template <class T>
-constexpr int kRows<T, 2> = 12;
+constexpr int kRows<T, 2> = 8;
 template <class T>
-constexpr int kRows<T, 1> = 14;
+constexpr int kRows<T, 1> = 8;
 #elif defined(DYNROUTE_TARGET_AVX2) || defined(DYNROUTE_TARGET_NEON)
 template <class T>
 constexpr int kRows<T, 1> = 6;
@@ -28,9 +28,9 @@ constexpr int kRows<T, 1> = 2;
 #endif
 
 // What happens to a finished sum: constants, so that the epilogue is straight-line code.
-template <bool Residual, bool Relu, bool Sums, bool WriteSoon>
+template <bool Residual, bool Relu, bool Sums>
 struct Epilogue {
-  static constexpr bool residual = Residual, relu = Relu, sums = Sums, write_soon = WriteSoon;
+  static constexpr bool residual = Residual, relu = Relu, sums = Sums;
 };
 
 // The residual's lines into L1 while the products are made: the epilogue comes too late to fetch them from L2.
@@ -60,40 +60,21 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T, O>& args, int row, int panel, 
     DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) sum[i][j] = shift;
   }
   if constexpr (E::residual) prefetch_residual<T, O, MR, P>(args, row, column);
-  const int soon_step = args.soon ? kSoonPerBlock / (k / 4) : 0;
+  const int soon_step = args.soon ? kSoonPerBlock / k : 0;
   // every third row has a pointer of its own: rows 1 and 2 behind it are reached by scaled addressing
   const T* rows[(MR + 2) / 3];
   DYNROUTE_UNROLL for (int i = 0; i < MR; i += 3) rows[i / 3] = a + i * lda;
-  const auto step = [&](int kk) DYNROUTE_ALWAYS {
+  for (int left = k; left > 0; --left) {
     V weight[NV];
-    DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
-      weight[j] = V::load(b[j / per_panel] + kk * kPanel + (j % per_panel) * V::width);
-    }
+    DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) weight[j] = V::load(b[j / per_panel] + (j % per_panel) * V::width);
     DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
-      V value = V::set(rows[i / 3][(i % 3) * lda + kk]);
+      const V value = V::set(rows[i / 3][(i % 3) * lda]);
       DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) sum[i][j] = fma(value, weight[j], sum[i][j]);
     }
-  };
-  const auto advance = [&](int by) DYNROUTE_ALWAYS {
-    DYNROUTE_UNROLL for (const T*& row_pointer : rows) row_pointer += by;
-    DYNROUTE_UNROLL for (const T*& panel_pointer : b) panel_pointer += by * kPanel;
-  };
-  int left_k = k;
-  for (; left_k >= 4; left_k -= 4) {
-    DYNROUTE_UNROLL for (int kk = 0; kk < 4; ++kk) step(kk);
-    advance(4);
-    if constexpr (E::write_soon) {
-      __builtin_prefetch(soon, 1, 2);
-      __builtin_prefetch(soon + 64, 1, 2);
-    } else {
-      __builtin_prefetch(soon, 0, 2);
-      __builtin_prefetch(soon + 64, 0, 2);
-    }
+    DYNROUTE_UNROLL for (const T*& row_pointer : rows) ++row_pointer;
+    DYNROUTE_UNROLL for (const T*& panel_pointer : b) panel_pointer += kPanel;
+    __builtin_prefetch(soon, 0, 2);
     soon += soon_step;
-  }
-  for (; left_k > 0; --left_k) {
-    step(0);
-    advance(1);
   }
 
   if constexpr (E::sums) {
@@ -130,26 +111,24 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T, O>& args, int row, int panel, 
   }
 }
 
-// The last rows of a tile: MR is found at run time.
 template <class T, class O, int MR, int P, class E>
-__attribute__((noinline)) void rest(const PointwiseArgs<T, O>& args, int row, int panel, int rows, const char*& soon) {
-  if constexpr (MR > 0) {
-    if (rows == MR) block<T, O, MR, P, E>(args, row, panel, soon);
-    else rest<T, O, MR - 1, P, E>(args, row, panel, rows, soon);
-  }
+__attribute__((noinline)) int rows_of(const PointwiseArgs<T, O>& args, int row, int panel, const char*& soon) {
+  for (; row + MR <= args.m; row += MR) block<T, O, MR, P, E>(args, row, panel, soon);
+  return row;
 }
 
-template <class T, class O, int MR, int P, class E>
-__attribute__((noinline)) void column(const PointwiseArgs<T, O>& args, int panel, const char*& soon) {
-  int row = 0;
-  for (; row + MR <= args.m; row += MR) block<T, O, MR, P, E>(args, row, panel, soon);
-  if (row < args.m) rest<T, O, MR - 1, P, E>(args, row, panel, args.m - row, soon);
+template <class T, class O, int P, class E>
+void column(const PointwiseArgs<T, O>& args, int panel, const char*& soon) {
+  int row = rows_of<T, O, kRows<T, P>, P, E>(args, 0, panel, soon);
+  if constexpr (kRows<T, P> > 4) row = rows_of<T, O, 4, P, E>(args, row, panel, soon);
+  if constexpr (kRows<T, P> > 2) row = rows_of<T, O, 2, P, E>(args, row, panel, soon);
+  rows_of<T, O, 1, P, E>(args, row, panel, soon);
 }
 
 template <class T, class O, class E, int P>
 DYNROUTE_INLINE int columns(const PointwiseArgs<T, O>& args, int panel, int panels, const char*& soon) {
   if constexpr (kRows<T, P> > 0)
-    for (; panel + P <= panels; panel += P) column<T, O, kRows<T, P>, P, E>(args, panel, soon);
+    for (; panel + P <= panels; panel += P) column<T, O, P, E>(args, panel, soon);
   return panel;
 }
 
@@ -161,15 +140,6 @@ void all_columns(const PointwiseArgs<T, O>& args) {
   int panel = columns<T, O, E, 4>(args, 0, panels, soon);
   panel = columns<T, O, E, 2>(args, panel, panels, soon);
   columns<T, O, E, 1>(args, panel, panels, soon);
-}
-
-template <class T, class O, bool WriteSoon>
-void with_epilogue(const PointwiseArgs<T, O>& args) {
-  if (args.sums) all_columns<T, O, Epilogue<false, true, true, false>>(args);
-  else if (args.residual && args.relu) all_columns<T, O, Epilogue<true, true, false, WriteSoon>>(args);
-  else if (args.residual) all_columns<T, O, Epilogue<true, false, false, WriteSoon>>(args);
-  else if (args.relu) all_columns<T, O, Epilogue<false, true, false, WriteSoon>>(args);
-  else all_columns<T, O, Epilogue<false, false, false, WriteSoon>>(args);
 }
 
 template <class T>
@@ -188,8 +158,11 @@ template int64_t soon_bytes<double>(int, int);
 
 template <class T, class O>
 void pointwise(const PointwiseArgs<T, O>& args) {
-  if (args.soon_write) with_epilogue<T, O, true>(args);
-  else with_epilogue<T, O, false>(args);
+  if (args.sums) all_columns<T, O, Epilogue<false, true, true>>(args);
+  else if (args.residual && args.relu) all_columns<T, O, Epilogue<true, true, false>>(args);
+  else if (args.residual) all_columns<T, O, Epilogue<true, false, false>>(args);
+  else if (args.relu) all_columns<T, O, Epilogue<false, true, false>>(args);
+  else all_columns<T, O, Epilogue<false, false, false>>(args);
 }
 
 template void pointwise<float, float>(const PointwiseArgs<float, float>&);

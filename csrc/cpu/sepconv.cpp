@@ -77,7 +77,7 @@ void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, cons
         ++y;
       } while (count == stage.w_out && m + count <= job.tiling.tile_pixels && y < y_end && follows());
       pointwise<T, O>({panel, stride, m, weights, first, residual, stage.relu, nullptr,
-                    soon.take(soon_bytes<T>(m, n)), s == job.stages - 1 && s > 0});
+                    soon.take(soon_bytes<T>(m, n))});
     }
   }
 }

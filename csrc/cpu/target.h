@@ -21,9 +21,8 @@ struct PointwiseArgs {
   bool relu;
   T* sums;  // [round_up(n, 16)] or null; rows are added in order
   // Memory that will be wanted soon is asked for while products are made, a little with every block: null, or where to
-  // begin; `soon_bytes(m, n)` of it are covered. `soon_write`: it will be written.
+  // begin; `soon_bytes(m, n)` of it are covered.
   const void* soon = nullptr;
-  bool soon_write = false;
 };
 constexpr int kSoonPerBlock = 2048;  // bytes
 template <class T>
