@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dynroute import _native
+from dynroute import _native, planner
 from dynroute.cost.ledger import CostTables
 from dynroute.models.network import DynamicNetwork, Output, check_inputs
 from dynroute.models.space import PART_NAMES, SCALES
@@ -60,6 +60,7 @@ class CpuExecutor:
 
     def __init__(self, net: DynamicNetwork) -> None:
         self.packed = pack(net)
+        planner.load_tuning()  # what was measured on this machine, the first time
         self._idle: list[Tensor] = []
         self._lock = threading.Lock()
 
