@@ -1,6 +1,7 @@
 """Builds the native library with CMake and ninja; everything else about the package is in pyproject.toml.
 
-Use the torch that is installed: ``pip install --no-build-isolation -e .``
+Use the torch that is installed: ``pip install --no-build-isolation -e .``; without pybind11 or Python's headers the
+library is built without the planner's Python module.
 """
 
 import subprocess
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Runs CMakeLists.txt and puts ``libdynroute_cpu.so`` into ``dynroute/lib`` of the package being built."""
+    """Runs CMakeLists.txt: ``libdynroute_cpu.so`` and ``_planner`` into ``dynroute/lib`` of the package being built."""
 
     def run(self) -> None:
         build = Path(self.build_temp).resolve() / "cmake"

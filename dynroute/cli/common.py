@@ -83,10 +83,13 @@ def load_target(text: str, small_gate: bool = False, num_classes: int | None = N
     )
 
 
-def add_target(parser: argparse.ArgumentParser, name: str = "model") -> None:
-    """The positional argument that `load_target` reads, and --small-gate."""
+def add_target(parser: argparse.ArgumentParser, name: str = "model", optional: bool = False) -> None:
+    """The positional argument that `load_target` reads (None where it is optional and left out), and --small-gate."""
     parser.add_argument(
-        name, metavar=name.upper(), help="run folder, model folder, published checkpoint file, or a model's name"
+        name,
+        metavar=name.upper(),
+        nargs="?" if optional else None,
+        help="run folder, model folder, published checkpoint file, or a model's name",
     )
     parser.add_argument(
         "--small-gate",

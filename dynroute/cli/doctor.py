@@ -1,4 +1,5 @@
-"""Says which backends run here and why the others do not, what the native library was built with, and versions."""
+"""Says which backends run here and why the others do not, what the native library was built with, what the planner of
+its tiles knows and which tuning is in force, and versions."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import argparse
 import json
 import os
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from dynroute import __version__, _native
+    from dynroute import __version__, _native, planner
     from dynroute.provenance import provenance
     from dynroute.runtime.executor import BACKENDS, why_not
 
@@ -29,6 +31,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     built = _native.build_info() if reason is None else None
     reasons = {backend: why_not(backend) for backend in BACKENDS}
     machine = provenance()["machine"]
+    no_planner = planner.why_not()
+    tuning = planner.load_tuning()  # as the first runtime does
     result: dict[str, Any] = {
         "versions": {
             "dynroute": __version__,
@@ -44,6 +48,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         },
         "native": built,
         "native_reason": reason,
+        "planner": planner.machine() if no_planner is None else None,
+        "planner_reason": no_planner,
+        "tuning": {**asdict(tuning), "path": str(tuning.path) if tuning.path else None},
         "backends": reasons,
         "auto": "cpu" if reasons.get("cpu") is None else "reference",
     }
@@ -56,6 +63,11 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _bytes(number: int) -> str:
+    """In KiB or MiB, exact."""
+    return f"{number >> 20} MiB" if number % (1 << 20) == 0 else f"{number / 1024:g} KiB"
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -74,6 +86,16 @@ def _print(result: dict[str, Any]) -> None:
     else:
         for key, value in result["native"].items():
             print(f"  {key:<12} {json.dumps(value) if isinstance(value, (dict, list)) else value}")
+    print("\nplanner")
+    if result["planner"] is None:
+        print(f"  not there, plans are the model's: {result['planner_reason']}")
+    else:
+        for key, value in result["planner"].items():
+            print(f"  {key:<12} {_bytes(value) if key.endswith('_bytes') else value}")
+        tuning = result["tuning"]
+        used = f"{tuning['used']} entries used" if tuning["used"] or not tuning["reason"] else "not used"
+        print(f"  {'tuning':<12} {' '.join(filter(None, (tuning['path'], used)))}", end="")
+        print(f" ({tuning['reason']})" if tuning["reason"] else "")
     print("\nbackends")
     for name, reason in result["backends"].items():
         print(f"  {name:<12} {'runs here' if reason is None else f'no: {reason}'}")

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from dynroute import _native
 
-CONFIG_FIELDS = ("layers", "channels", "stem_width", "num_classes", "activation", "small_gate", "cell_stacks", "bf16_storage")
+CONFIG_FIELDS = (
+    "layers",
+    "channels",
+    "stem_width",
+    "num_classes",
+    "activation",
+    "small_gate",
+    "cell_stacks",
+    "bf16_storage",
+)
 ACTIVATIONS = ("tanh", "sigmoid", "softmax", "fixed")
 TABLE_FIELDS = 17
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dynroute import _native
+from dynroute import _native, planner
 from dynroute.cost.ledger import CostTables
 from dynroute.models.network import DynamicNetwork, Output, check_inputs
 from dynroute.models.space import PART_NAMES, SCALES
@@ -60,6 +60,7 @@ class CpuExecutor:
 
     def __init__(self, net: DynamicNetwork, storage: torch.dtype) -> None:
         self.packed = pack(net, storage)
+        planner.load_tuning()  # what was measured on this machine, the first time
         self._idle: list[Tensor] = []
         self._lock = threading.Lock()
 
@@ -113,9 +114,7 @@ class Runtime:
         storage: what maps and weights are kept in.
     """
 
-    def __init__(
-        self, net: DynamicNetwork, backend: str, reason: str, storage: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, net: DynamicNetwork, backend: str, reason: str, storage: torch.dtype = torch.float32) -> None:
         self.backend, self.reason, self.config, self.storage = backend, reason, net.config, storage
         self._execute: Callable[[Tensor, Tensor | None, int, int], Executed] = (
             CpuExecutor(net, storage) if backend == "cpu" else ReferenceExecutor(net)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from tiny import folder_data, tiny_run
 
+from dynroute import planner
 from dynroute.cli import COMMANDS, main
 
 PROVENANCE = {"seed", "versions", "machine", "command", "commit"}
@@ -136,6 +137,45 @@ def test_doctor_gives_a_reason_for_what_does_not_run(tmp_path: Path, capsys: pyt
     assert found["backends"]["cuda"] and found["backends"]["triton"]
     assert (found["native"] is None) == bool(found["native_reason"])
     assert found["auto"] in capsys.readouterr().out
+
+
+needs_planner = pytest.mark.skipif(planner.why_not() is not None, reason=str(planner.why_not()))
+
+
+@needs_planner
+def test_bench_tune_saves_what_doctor_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, record = tmp_path / "cache" / "tuning.json", tmp_path / "record.json"
+    monkeypatch.setenv("DYNROUTE_TUNING", str(path))
+    monkeypatch.setattr("dynroute.report.tuning.LEAST_GAIN", -1.0)  # whatever was best counts,
+    monkeypatch.setattr("dynroute.report.tuning.MOST_LOSS", 100.0)  # and is kept
+    try:
+        options = ["--size", "60x64", "--threads", "1", "--repeats", "2", "--json", str(record)]
+        assert main(["bench", "--tune", "dynamic_tiny", *options]) == 0
+        text = capsys.readouterr().out
+        assert "model's plan" in text and "chosen plan" in text and str(path) in text
+        result = json.loads(record.read_text())
+        assert [row["shape"]["h_out"] for row in result["results"]] == [16, 8, 4, 2]
+        assert result["kept"] and result["file"] == str(path)
+        for row in result["results"]:
+            assert row["candidates"] >= 1 and row["model_ms"] > 0 and row["chosen_ms"] <= row["model_ms"]
+        entries = planner.read_tuning(path)
+        assert len(entries) == 4 and {entry.threads for entry in entries} == {1}
+        assert [entry.name for entry in path.parent.iterdir()] == ["tuning.json"]
+        assert planner.load_tuning().used == 4
+        assert main(["doctor", "--json", str(record)]) == 0
+        assert f"{path} 4 entries used" in capsys.readouterr().out
+        found = json.loads(record.read_text())
+        assert found["tuning"] == {"path": str(path), "used": 4, "ignored": 0, "reason": None}
+        assert found["planner"] == planner.machine() and found["planner_reason"] is None
+        monkeypatch.setattr("dynroute.report.tuning.MOST_LOSS", -1.0)  # no network is fast enough
+        before = path.read_text()
+        assert main(["bench", "--tune", "dynamic_tiny", *options]) == 0
+        assert "not saved" in capsys.readouterr().out
+        assert path.read_text() == before and planner.load_tuning().used == 4
+    finally:
+        planner.forget_tuning()
 
 
 def test_resume_after_the_end_is_allowed_and_changes_nothing(tiny_run: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tiny import folder_data, tiny_run
 
+from dynroute import planner
 from dynroute.cli import main
 
 
@@ -114,6 +115,24 @@ def test_flops_errors(capsys: pytest.CaptureFixture[str], tiny_run: Path, tmp_pa
 
 def test_bench_of_a_run_takes_no_size(capsys: pytest.CaptureFixture[str], tiny_run: Path) -> None:
     assert "--size" in fails(capsys, "bench", str(tiny_run), "--size", "64x64")
+
+
+def test_bench_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "MODEL" in fails(capsys, "bench")
+
+
+@pytest.mark.skipif(planner.why_not() is not None, reason=str(planner.why_not()))
+def test_bench_tune_writes_over_no_other_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "DYNROUTE_TUNING=off" in fails(capsys, "bench", "--tune", "dynamic_tiny")
+    other = tmp_path / "notes.txt"
+    other.write_text("notes")
+    monkeypatch.setenv("DYNROUTE_TUNING", str(other))
+    assert "notes.txt" in fails(capsys, "bench", "--tune", "dynamic_tiny", "--size", "64x64")
+    assert other.read_text() == "notes"
+    monkeypatch.setenv("DYNROUTE_TUNING", str(tmp_path / "tuning.json"))
+    assert "reference" in fails(capsys, "bench", "--tune", "dynamic_tiny", "--backend", "reference")
 
 
 def test_json_into_a_missing_folder_fails_before_the_work(
