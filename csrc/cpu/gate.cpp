@@ -37,9 +37,10 @@ void gate(const GateJob<T>& job, int band) {
   const int begin = band * rows, end = least((band + 1) * rows, h);
   const int k = job.pointwise.k, n = job.pointwise.n, columns = int(round_up(n, kPanel)), tile = 64;
   const int64_t stride = job.small ? panel_stride<T>(k) : k;
-  T* sums = scratch<T>(columns + (job.small ? tile * stride : 0) + (job.x ? 0 : 2 * int64_t(job.w) * k));
-  T* panel = sums + columns;
-  PulledRows<T> x(job, panel + (job.small ? tile * stride : 0));
+  const int64_t panel_size = job.small ? tile * stride : 0, pulled_size = job.x ? 0 : 2 * int64_t(job.w) * k;
+  ScratchParts<T> parts(3, columns + panel_size + pulled_size);
+  T *sums = parts.take(columns), *panel = parts.take(panel_size);
+  PulledRows<T> x(job, parts.take(pulled_size));
   T* partial = job.partials + int64_t(band) * columns;
   for (int c = 0; c < columns; ++c) partial[c] = 0;
   for (int y = begin; y < end; ++y)

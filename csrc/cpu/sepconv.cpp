@@ -126,22 +126,21 @@ void sepconv(const SepconvJob<T>& job, int band) {
   const int pulled_rows = pulled ? (ring_rows[0] - 1) * stage[0].stride + 3 + job.stages : 0;
   int pulled_next = most(0, next[0] * stage[0].stride - stage[0].pad);
 
-  T* panel = scratch<T>(panel_size + ring_size + pulled_rows * in_size);
-  T* free_row = panel + panel_size;
+  ScratchParts<T> parts(job.stages + 1, panel_size + ring_size + pulled_rows * in_size);
+  T* panel = parts.take(panel_size);
   RowBuffer<T> out[3];
   RowBuffer<const T> in[3];
-  T* x_ring = free_row + ring_size;
-  in[0] = pulled ? RowBuffer<const T>{x_ring, pulled_rows, in_size} : RowBuffer<const T>{job.x, stage[0].h_in, in_size};
   for (int s = 0; s <= last; ++s) {
     const int64_t size = int64_t(stage[s].w_out) * stage[s].pointwise.n;
     if (s == last) {
       out[s] = {job.out, stage[s].h_out, size};
     } else {
-      out[s] = {free_row, ring_rows[s], size};
-      in[s + 1] = {free_row, ring_rows[s], size};
-      free_row += ring_rows[s] * size;
+      out[s] = {parts.take(ring_rows[s] * size), ring_rows[s], size};
+      in[s + 1] = {out[s].base, ring_rows[s], size};
     }
   }
+  T* x_ring = pulled ? parts.take(pulled_rows * in_size) : nullptr;
+  in[0] = pulled ? RowBuffer<const T>{x_ring, pulled_rows, in_size} : RowBuffer<const T>{job.x, stage[0].h_in, in_size};
   RowBuffer<const T> added = {nullptr, 1, 0};
   if (job.addend) added = {job.addend, stage[last].h_out, int64_t(stage[last].w_out) * stage[last].pointwise.n};
   else if (job.residual) added = in[0];
