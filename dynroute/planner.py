@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
