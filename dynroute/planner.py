@@ -75,7 +75,7 @@ def plan(
 
 
 def machine() -> dict[str, Any]:
-    """What the cost model knows: isa, l1_bytes, l2_bytes, l3_bytes. Raises RuntimeError where the planner is not there."""
+    """What the cost model knows: isa, l1_bytes, l2_bytes, l3_bytes. RuntimeError where it is not there."""
     return _module().machine()
 
 
