@@ -47,11 +47,11 @@ void gate(const GateJob<S>& job, int band) {
   const int k = job.pointwise.k, n = job.pointwise.n, columns = int(round_up(n, kPanel)), tile = 64;
   const int64_t stride = job.small ? panel_stride<T>(k) : k;
   const int64_t widened = unpacked_size<S>(k, n), panel_size = job.small ? tile * stride : 0;
-  T* sums = scratch<T>(columns + widened + panel_size +
-                       (PulledRows<S>::needs_memory(job) ? 2 * int64_t(job.w) * k : 0));
-  T* panel = sums + columns + widened;
-  const Pointwise<T> weights = unpacked(job.pointwise, sums + columns);
-  PulledRows<S> x(job, panel + panel_size);
+  const int64_t pulled_size = PulledRows<S>::needs_memory(job) ? 2 * int64_t(job.w) * k : 0;
+  ScratchParts<T> parts(4, columns + widened + panel_size + pulled_size);
+  T *sums = parts.take(columns), *panel = parts.take(panel_size);
+  const Pointwise<T> weights = unpacked(job.pointwise, parts.take(widened));
+  PulledRows<S> x(job, parts.take(pulled_size));
   T* partial = job.partials + int64_t(band) * columns;
   for (int c = 0; c < columns; ++c) partial[c] = 0;
   for (int y = begin; y < end; ++y)

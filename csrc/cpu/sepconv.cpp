@@ -131,24 +131,23 @@ void sepconv(const SepconvJob<S>& job, int band) {
   const int pulled_rows = pulled ? (ring_rows[0] - 1) * stage[0].stride + 3 + job.stages : 0;
   int pulled_next = most(0, next[0] * stage[0].stride - stage[0].pad);
 
-  T* panel = scratch<T>(panel_size + weights_size + ring_size + pulled_rows * in_size);
-  T* free_row = panel + panel_size;
+  ScratchParts<T> parts(2 * job.stages + 1, panel_size + weights_size + ring_size + pulled_rows * in_size);
+  T* panel = parts.take(panel_size);
   Pointwise<T> weights[3];
   for (int s = 0; s <= last; ++s) {
-    weights[s] = unpacked(stage[s].pointwise, free_row);
-    free_row += unpacked_size<S>(stage[s].pointwise.k, stage[s].pointwise.n);
+    const Pointwise<S>& packed = stage[s].pointwise;
+    weights[s] = unpacked(packed, parts.take(unpacked_size<S>(packed.k, packed.n)));
   }
   RowBuffer<T> out[3];
   RowBuffer<const T> in[3];
-  T* x_ring = free_row + ring_size;
-  if (pulled) in[0] = {x_ring, pulled_rows, in_size};
-  else if constexpr (std::is_same_v<S, T>) in[0] = {job.x, stage[0].h_in, in_size};
   for (int s = 0; s < last; ++s) {
     const int64_t size = int64_t(stage[s].w_out) * stage[s].pointwise.n;
-    out[s] = {free_row, ring_rows[s], size};
-    in[s + 1] = {free_row, ring_rows[s], size};
-    free_row += ring_rows[s] * size;
+    out[s] = {parts.take(ring_rows[s] * size), ring_rows[s], size};
+    in[s + 1] = {out[s].base, ring_rows[s], size};
   }
+  T* x_ring = parts.take(pulled_rows * in_size);
+  if (pulled) in[0] = {x_ring, pulled_rows, in_size};
+  else if constexpr (std::is_same_v<S, T>) in[0] = {job.x, stage[0].h_in, in_size};
   const int64_t out_size = int64_t(stage[last].w_out) * stage[last].pointwise.n;
   const RowBuffer<S> result = {job.out, stage[last].h_out, out_size};
   RowBuffer<const T> added = {nullptr, 1, 0};

@@ -96,6 +96,22 @@ DYNROUTE_INLINE T* scratch(int64_t count) {
   return static_cast<T*>(thread_scratch(size_t(count) * sizeof(T)));
 }
 
+// Several parts of it, with a border behind each for AddressSanitizer to watch (guard.h).
+template <class T>
+class ScratchParts {
+ public:
+  DYNROUTE_INLINE ScratchParts(int parts, int64_t count) : next_(scratch<T>(count + parts * guard::kFloats)) {}
+  DYNROUTE_INLINE T* take(int64_t count) {
+    T* part = next_;
+    next_ += count + guard::kFloats;
+    guard::forbid(part + count, size_t(guard::kFloats) * sizeof(T));
+    return part;
+  }
+
+ private:
+  T* next_;
+};
+
 // Panel rows are 64 bytes longer than they need be, so that rows of a power of two do not fall into one cache set.
 template <class T>
 constexpr int64_t panel_stride(int k) {

@@ -42,9 +42,9 @@ void upsample(const UpsampleJob<S>& job, int band) {
   using T = Compute<S>;
   const int64_t wide = 4 * int64_t(job.w), size = wide * job.c;
   T* buffer[2];
-  buffer[0] = scratch<T>(2 * size + job.w + 2);
-  buffer[1] = buffer[0] + size;
-  T* line = buffer[1] + size;
+  ScratchParts<T> parts(3, 2 * size + job.w + 2);
+  for (T*& wide_row : buffer) wide_row = parts.take(size);
+  T* line = parts.take(job.w + 2);
   int held[2] = {-1, -1};
   const auto widened = [&](int y) {
     if (held[y & 1] != y) widen(job.x + int64_t(y) * job.w * job.c, job.w, job.c, line, buffer[y & 1]), held[y & 1] = y;
