@@ -23,6 +23,16 @@ template <class S, class T>
 void gather(const SepconvJob<S>& job, const RowStage<S>& stage, int y, int x, int count, T* panel, int64_t stride) {
   const int64_t plane = int64_t(stage.h_in) * stage.w_in;
   const int c_in = stage.c_in;
+  if (job.image && stage.pad == 0) {  // every tap is in the image: tap by tap, along the row
+    for (int tap = 0; tap < 9; ++tap)
+      for (int c = 0; c < c_in; ++c) {
+        const T* from = job.image + c * plane + int64_t(y * stage.stride + tap / 3) * stage.w_in +
+                        x * stage.stride + tap % 3;
+        T* to = panel + tap * c_in + c;
+        for (int i = 0; i < count; ++i) to[i * stride] = from[i * stage.stride];
+      }
+    return;
+  }
   for (int i = 0; i < count; ++i, panel += stride)
     for (int tap = 0; tap < 9; ++tap) {
       const int y_in = y * stage.stride - stage.pad + tap / 3, x_in = (x + i) * stage.stride - stage.pad + tap % 3;

@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kTilePixels = 48;    // pixels per panel while its weights are small enough for L1,
 constexpr int kTallPixels = 96;    // and where they come from L2
+constexpr int kWeightPixels = 256;  // least pixels of a step for one pass over weights that fill much of L2
 constexpr int kStripColumns = 16;  // two blocks of the depthwise, whole blocks of the pointwise product
 constexpr double kTaskNanoseconds = 2000, kBarrierNanoseconds = 6000;
 // Other scales and samples fill most of the wait for the last band of a list.
@@ -62,7 +63,8 @@ SepconvPlan Planner::best(const SepconvShape& shape, bool staged, int samples, i
       // rows made at a time: rows of input, ring and output together in half of L2, and weights read for many pixels
       const int64_t fits = machine_.l2_bytes / 2 / (row * (fused ? 3 : 2)) - 3;
       candidate.step_rows = tuned.step_rows > 0 ? tuned.step_rows : int(std::clamp<int64_t>(fits, 1, 8));
-      candidate.step_rows = std::max(candidate.step_rows, int(ceil_div(candidate.tile_pixels, shape.w_out)));
+      const int least_pixels = widest <= 128 ? kTilePixels : kWeightPixels;
+      candidate.step_rows = std::max(candidate.step_rows, int(ceil_div(least_pixels, shape.w_out)));
       candidate.step_rows = std::min(candidate.step_rows, candidate.band_rows);
       const double estimated = estimate(shape, fused, candidate, samples, threads);
       if (estimated < chosen.nanoseconds) chosen = {fused, candidate, estimated};
@@ -83,13 +85,13 @@ double Planner::estimate(const SepconvShape& shape, bool fused, const Tiling& ti
   }
   steps = std::ceil(double(tiling.band_rows) / tiling.step_rows) * bands;
 
-  // weights are read again in every step (fused) or tile; from L2 that hides behind the arithmetic, from further not
+  // weights are read again in every step (fused) or band; from L2 that mostly hides behind the arithmetic, from further
+  // not
   const double row = double(shape.w_out) * std::max(shape.c_in, shape.c_out) * 4;
   const double in_use = fused ? weights + row * (3 * tiling.step_rows + 6) : weights / shape.stages;
-  if (in_use > 0.8 * double(machine_.l2_bytes)) {
-    const double passes = fused ? steps : bands;
-    work += weights * passes / (2 * machine_.memory_bytes_per_ns);
-  }
+  const double passes = fused ? steps : bands;
+  const bool in_l2 = in_use < 0.8 * double(machine_.l2_bytes);
+  work += 0.5 * weights * passes / (in_l2 ? machine_.l2_bytes_per_ns : machine_.memory_bytes_per_ns);
   // maps: the input read, the output fetched and written; one at a time, the same again for each map between
   const double map = pixels * std::max(shape.c_in, shape.c_out) * 4;
   const double maps = fused ? 3 : 3 * shape.stages;

@@ -20,6 +20,7 @@ from dynroute import planner
 from dynroute.cli.common import (
     BACKENDS,
     Target,
+    add_storage,
     add_target,
     check_device,
     input_tensor,
@@ -65,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeats", type=positive, default=11, metavar="N", help="rounds after the warm-up (default: 11)"
     )
+    add_storage(parser)
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="default: auto")
     parser.add_argument("--data", metavar="ROOT", help="time a trained network on this data set ('scenes' also)")
     parser.add_argument("--split", default="val", help="split of --data (default: val)")
@@ -87,7 +89,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     try:
         if args.threads is not None:
             torch.set_num_threads(args.threads)
-        result = measure(target, images, args.batch, args.repeats, args.backend, args.size or SIZE, not args.no_eager)
+        result = measure(
+            target, images, args.batch, args.repeats, args.backend, args.size or SIZE, not args.no_eager, args.storage
+        )
     finally:
         torch.set_num_threads(before)
     print_result(result)
@@ -215,6 +219,7 @@ def measure(
     backend: str = "auto",
     size: tuple[int, int] = SIZE,
     with_eager: bool = True,
+    storage: str = "float32",
 ) -> dict[str, Any]:
     """Times `target`: on `images` [M,3,H,W] with its own gates, or, without images, on random patterns at `size`."""
     import copy
@@ -224,7 +229,7 @@ def measure(
     from dynroute.report.timing import random_patterns, time_routes
     from dynroute.report.work import open_model
 
-    model = open_model(target.net, backend)
+    model = open_model(target.net, backend, storage)
     eager = open_model(copy.deepcopy(target.net), "eager").net if with_eager else None
     layers = target.net.config.layers
     plans: list[tuple[str, list[Tensor], list[Tensor | None]]] = []

@@ -98,6 +98,16 @@ def add_target(parser: argparse.ArgumentParser, name: str = "model", optional: b
     )
 
 
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    """--storage, as `dynroute.optimize` knows it."""
+    parser.add_argument(
+        "--storage",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="of maps and pointwise weights on the cpu backend: bfloat16 takes half the memory (default: float32)",
+    )
+
+
 def open_data(target: Target, data: str | None, split: str) -> Source:
     """The data set `data` (a folder, or `scenes`), or the one that the target's run was validated on.
 

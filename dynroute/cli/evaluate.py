@@ -7,7 +7,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dynroute.cli.common import BACKENDS, add_target, check_device, load_target, open_data, positive, print_table
+from dynroute.cli.common import (
+    BACKENDS,
+    add_storage,
+    add_target,
+    check_device,
+    load_target,
+    open_data,
+    positive,
+    print_table,
+)
 from dynroute.data import FolderDataset
 
 HELP = "evaluate a trained network: IoU of each class, and what it cost"
@@ -23,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="ROOT", help="data set folder, or 'scenes' (default: the run's own)")
     parser.add_argument("--split", default="val", help="split of --data (default: val)")
     parser.add_argument("--backend", default="auto", choices=[*BACKENDS, "eager"], help="default: auto")
+    add_storage(parser)
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images at once (default: 1)")
     parser.add_argument("--images", type=positive, metavar="N", help="only the first N images")
     parser.add_argument("--device", default="cpu", help="cpu; GPUs are not supported yet")
@@ -37,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_device(args.device)
     target = load_target(args.model, args.small_gate)
     source = open_data(target, args.data, args.split)
-    model = open_model(target.net, args.backend)
+    model = open_model(target.net, args.backend, args.storage)
     total = len(source) if args.images is None else min(args.images, len(source))
     with tqdm(total=total, desc="eval", unit="image", delay=2, leave=False, dynamic_ncols=True) as bar:
         result = evaluate(

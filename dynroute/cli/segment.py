@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dynroute.cli.common import BACKENDS, add_target, check_device, input_tensor, load_target, progress
+from dynroute.cli.common import BACKENDS, add_storage, add_target, check_device, input_tensor, load_target, progress
 
 HELP = "segment images: a colour overlay and a class map of each"
 EXAMPLES = (
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, metavar="IMAGE_OR_FOLDER", help=f"{', '.join(SUFFIXES)}")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made if it is missing")
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="default: auto")
+    add_storage(parser)
     parser.add_argument("--device", default="cpu", help="cpu; GPUs are not supported yet")
 
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--out {args.out}: wanted a folder, this is a file")
     for file in progress(files, "check"):
         read_image(file)
-    model = open_model(target.net, args.backend)
+    model = open_model(target.net, args.backend, args.storage)
     classes = target.net.config.num_classes
     args.out.mkdir(parents=True, exist_ok=True)
     results = []

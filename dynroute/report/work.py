@@ -24,19 +24,21 @@ class Model:
         seen: how many images of each size went through with their own gates.
     """
 
-    def __init__(self, net: DynamicNetwork, backend: str = "auto") -> None:
+    def __init__(self, net: DynamicNetwork, backend: str = "auto", storage: str = "float32") -> None:
         self.net = net.eval()
         self.runtime: Any = None
         self.seen: Counter[tuple[int, int]] = Counter()
         self._all_open: dict[tuple[int, int], tuple[int, Tensor]] = {}
         if backend == "eager":
+            if storage != "float32":
+                raise ValueError(f"storage: {storage} wants the cpu backend, got eager")
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.label = "eager PyTorch (computes everything, whatever the routes)"
             return
         from dynroute.runtime import optimize
 
-        self.runtime = optimize(net, backend=backend)
-        self.label = f"backend {self.runtime.backend}"
+        self.runtime = optimize(net, backend=backend, storage=getattr(torch, storage))
+        self.label = f"backend {self.runtime.backend}" + (f", stored as {storage}" if storage != "float32" else "")
         if backend == "auto" and self.runtime.backend == "reference":
             self.label += f" ({self.runtime.reason})"
 
@@ -78,6 +80,10 @@ class Model:
         return total / self.seen.total() if self.seen else None
 
 
-def open_model(net: DynamicNetwork, backend: str = "auto") -> Model:
-    """`net` behind `backend`: auto, cpu, reference, or eager. Raises ValueError where it does not run here."""
-    return Model(net, backend)
+def open_model(net: DynamicNetwork, backend: str = "auto", storage: str = "float32") -> Model:
+    """`net` behind `backend`: auto, cpu, reference, or eager; maps and weights stored as float32 or bfloat16.
+
+    Raises:
+        ValueError: the backend does not run here, or does not have this storage.
+    """
+    return Model(net, backend, storage)

@@ -55,6 +55,18 @@ def test_eval_agrees_with_training_and_between_backends(tiny_run: Path, tmp_path
     assert "executed_macs" not in found["eager"]
 
 
+def test_eval_with_bfloat16_storage(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = json.loads((tiny_run / "eval.json").read_text())
+    out = tiny_run / "bf16.json"
+    assert main(["eval", str(tiny_run), "--storage", "bfloat16", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    out.unlink()
+    assert "stored as bfloat16" in capsys.readouterr().out
+    assert found["pixel_accuracy"] == pytest.approx(trained["pixel_accuracy"], abs=0.02)
+    assert main(["eval", str(tiny_run), "--storage", "bfloat16", "--backend", "eager"]) != 0
+    assert "storage: bfloat16 wants the cpu backend" in capsys.readouterr().err
+
+
 def test_eval_on_a_folder(tiny_run: Path, folder_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(tiny_run / "model"), "--data", str(folder_data)]) == 0
     assert "checkers" in capsys.readouterr().out
