@@ -17,6 +17,7 @@
 #include "../planner/planner.h"
 #include "guard.h"
 #include "kernels.h"
+#include "memory.h"
 #include "plan.h"
 #include "routing.h"
 
@@ -392,6 +393,9 @@ class Network {
       job.halo = other(i, 2);
       list_.add(kernels_.sepconv, job, plan::sepconv_tasks(job), {Work::kPredictor});
     }
+    char* logits = reinterpret_cast<char*>(args_.logits);
+    const size_t bytes = size_t(args_.n) * config_.classes * args_.out_h * args_.out_w * sizeof(float);
+    list_.add([=](int task) { touch(logits, bytes, task); }, touch_tasks(bytes));
     runner_.run(list_);
     for (int i = 0; i < args_.n; ++i) {
       UpsampleJob<S> job = {

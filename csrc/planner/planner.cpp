@@ -11,8 +11,8 @@ constexpr int kTallPixels = 96;    // and where they come from L2
 constexpr int kWeightPixels = 256;  // least pixels of a step for one pass over weights that fill much of L2
 constexpr int kStripColumns = 16;  // two blocks of the depthwise, whole blocks of the pointwise product
 constexpr double kTaskNanoseconds = 2000, kBarrierNanoseconds = 6000;
-// Other scales and samples fill most of the wait for the last band of a list.
-constexpr double kTail = 0.3;
+// Bands of unequal number leave threads waiting, unless other scales and samples fill in: both happen.
+constexpr double kAlone = 0.5;
 
 int64_t weight_bytes(int c_in, int c_out) { return int64_t(c_in) * c_out * 4; }
 
@@ -99,8 +99,8 @@ double Planner::estimate(const SepconvShape& shape, bool fused, const Tiling& ti
   work += map * maps / (near ? machine_.l2_bytes_per_ns : machine_.memory_bytes_per_ns) / (near ? 1 : 2);
   work += kTaskNanoseconds * bands * (fused ? 1 : shape.stages);
 
-  const double band = work / bands / (fused ? 1 : shape.stages);
-  return samples * work / threads + kTail * band * (1 - 1.0 / threads) * (fused ? 1 : shape.stages) +
+  const double shared = samples * work / threads, rounds = std::ceil(samples * bands / threads);
+  return (1 - kAlone) * shared + kAlone * rounds * work / bands +
          (fused ? 0 : kBarrierNanoseconds * (shape.stages - 1) * (threads > 1));
 }
 
