@@ -11,8 +11,8 @@ constexpr int kPanel = 16;  // output channels of a packed panel; shifts are pad
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 constexpr int64_t ceil_div(int64_t value, int64_t step) { return (value + step - 1) / step; }
 
-// How maps and pointwise weights may be stored: float, double, or bfloat16, the upper half of a float. What is stored as
-// S is computed in Compute<S>, and rounded once, when it is stored.
+// How maps and pointwise weights may be stored: float, double, or bfloat16, the upper half of a float. What is stored
+// as S is computed in Compute<S>, and rounded once, when it is stored.
 struct bf16 {
   uint16_t bits;
 };
@@ -31,13 +31,14 @@ template <class S>
 struct Pointwise {
   const S* panels;          // [ceil(n/16)][k][16], columns beyond n are zero
   const Compute<S>* shift;  // [round_up(n, 16)], zeros beyond n
-  int k, n;         // input and output channels
+  int k, n;                 // input and output channels
 };
 
 // One stage of a sepconv: depthwise 3x3 -> pointwise -> shift -> [ReLU].
 template <class S>
 struct RowStage {
-  const Compute<S>* depthwise;  // [9][c_in]; null: a full 3x3 convolution, pointwise.k = 9 * c_in, index (ky*3+kx)*c_in + c
+  const Compute<S>*
+      depthwise;  // [9][c_in]; null: a full 3x3 convolution, pointwise.k = 9 * c_in, index (ky*3+kx)*c_in + c
   Pointwise<S> pointwise;
   int c_in, stride, pad;
   int h_in, w_in, h_out, w_out;
@@ -68,11 +69,11 @@ struct SepconvJob {
   RowStage<S> stage[3];
   int stages;
   const S* x;               // [h_in, w_in, c_in], or null: pulled row by row from `sources`
-  Sources<S> sources;  // of a map [h_in, w_in, c_in]
+  Sources<S> sources;       // of a map [h_in, w_in, c_in]
   const Compute<S>* image;  // [c_in, h_in, w_in] in the place of x, for a full convolution
-  bool residual;       // add the input map
-  const S* addend;     // [h_out, w_out, c_out] or null: added where the input map is no longer at hand
-  S* out;              // [h_out, w_out, c_out]
+  bool residual;            // add the input map
+  const S* addend;          // [h_out, w_out, c_out] or null: added where the input map is no longer at hand
+  S* out;                   // [h_out, w_out, c_out]
   Tiling tiling;
   int64_t* macs;  // executed multiply-accumulates are added here as bands finish
   int64_t* halo;  // and here those that another band does too
@@ -104,7 +105,7 @@ struct GateJob {
   Sources<S> sources;
   Pointwise<S> pointwise;
   int h, w;
-  bool small;   // sum over the map at a quarter of the size
+  bool small;            // sum over the map at a quarter of the size
   Compute<S>* partials;  // [gate_bands][round_up(n, 16)]
   int64_t* macs;
 };
@@ -112,7 +113,7 @@ struct GateJob {
 // Bilinear x4 of [h, w, c] into planes, cropped; a task is a band of input rows.
 template <class S>
 struct UpsampleJob {
-  const S* x;  // [h, w, c]
+  const S* x;       // [h, w, c]
   Compute<S>* out;  // [c, out_h, out_w]
   int h, w, c, out_h, out_w;
 };

@@ -192,6 +192,7 @@ def test_trace_covers_the_kinds_of_work_and_counts_tasks() -> None:
             "merge",
             "predictor",
             "upsample",
+            "memory",
         }
         assert all(t.tasks > 0 and t.milliseconds >= 0 and 0 <= t.scale < 4 for t in trace)
         tasks = {(t.work, t.scale): t.tasks for t in trace}

@@ -1,6 +1,6 @@
 // X = down_weight * down + keep_weight * keep + up_weight * bilinear_x2(up), in one pass, in this order.
-// Unit of work: a row; within it, blocks of `up` that fit L1. The x2 bilinear has the weights 1/4 and 3/4, first down the
-// columns, then along the row; beyond the border the border is repeated. Bound by memory: what counts is that every
+// Unit of work: a row; within it, blocks of `up` that fit L1. The x2 bilinear has the weights 1/4 and 3/4, first down
+// the columns, then along the row; beyond the border the border is repeated. Bound by memory: what counts is that every
 // source is read once, front to back.
 #include "target.h"
 
@@ -54,7 +54,8 @@ void row_with_up(const SourceRows<S>& in, int w, int channels, O* out /* [w, cha
         const T* middle = blended + int64_t(x - begin + 1) * chunk;
         const int64_t at = int64_t(2 * x) * channels + c0;
         for_channels<T>(chunk, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-          const Vec<T> left = load(middle - chunk + c), here = near * load(middle + c), right = load(middle + chunk + c);
+          const Vec<T> left = load(middle - chunk + c), here = near * load(middle + c),
+                       right = load(middle + chunk + c);
           store(out + at + c, fma(alpha, fma(far, left, here), weighted(in, at + c, load)));
           store(out + at + channels + c, fma(alpha, fma(far, right, here), weighted(in, at + channels + c, load)));
         });

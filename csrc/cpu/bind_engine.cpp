@@ -14,8 +14,9 @@ namespace {
 NetworkConfig parse_config(const std::vector<int64_t>& config, const char* op) {
   const std::string what = std::string(op) + ": config: ";
   require(config.size() == 8,
-          what + "wanted [layers, channels, stem_width, num_classes, activation, small_gate, cell_stacks, "
-                 "bf16_storage], got " +
+          what +
+              "wanted [layers, channels, stem_width, num_classes, activation, small_gate, cell_stacks, "
+              "bf16_storage], got " +
               std::to_string(config.size()) + " numbers");
   const NetworkConfig parsed = {int(config[0]), int(config[1]), int(config[2]), int(config[3]),
                                 int(config[4]), config[5] != 0, int(config[6]), config[7] != 0};

@@ -38,8 +38,8 @@ DYNROUTE_INLINE void depthwise_pixels(const Rows<T>& in, int x_in, int kx_begin,
   });
 }
 
-// Output pixels [x, x + count) of a row. What blocks of P leave over is covered by one more that starts earlier and makes
-// some pixels again, to the same bits.
+// Output pixels [x, x + count) of a row. What blocks of P leave over is covered by one more that starts earlier and
+// makes some pixels again, to the same bits.
 template <class T, int Stride>
 DYNROUTE_INLINE void depthwise_run(const Rows<T>& in, int w_in, int pad, int channels, const T* weights, int x,
                                    int count, T* out, int64_t out_stride) {

@@ -61,7 +61,8 @@ std::vector<Isa> all_isas() {
   isas.push_back({"avx512", false, false, nullptr, nullptr});
 #endif
 #ifdef DYNROUTE_HAS_AVX2
-  isas.push_back({"avx2", true, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), &avx2::float_kernels, &avx2::bf16_kernels});
+  isas.push_back({"avx2", true, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), &avx2::float_kernels,
+                  &avx2::bf16_kernels});
 #else
   isas.push_back({"avx2", false, false, nullptr, nullptr});
 #endif
@@ -161,14 +162,12 @@ std::vector<TraceEntry> traced() {
   std::vector<TraceEntry> entries;
   for (int slot = 0; slot < Trace::kSlots; ++slot)
     if (trace.tasks[slot] > 0)
-      entries.push_back({kWorkNames[slot / Trace::kScales], slot % Trace::kScales, trace.nanoseconds[slot],
-                         trace.tasks[slot]});
+      entries.push_back(
+          {kWorkNames[slot / Trace::kScales], slot % Trace::kScales, trace.nanoseconds[slot], trace.tasks[slot]});
   return entries;
 }
 
-const Kernels<float>& kernels_of(const std::string& isa, const std::string& what) {
-  return named(isa, what).kernels();
-}
+const Kernels<float>& kernels_of(const std::string& isa, const std::string& what) { return named(isa, what).kernels(); }
 
 std::string chosen_isa() { return choice().isa.name; }
 std::string why_chosen_isa() { return choice().why; }

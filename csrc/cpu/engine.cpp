@@ -1,12 +1,12 @@
 // The engine: decides, layer by layer and sample by sample, what is open, and hands the kernels task lists in which the
 // four scales and all samples of a layer lie together. Nothing is copied for what is closed.
 //
-// The consumer pulls: gate and cell make X row by row from its sources, and X itself is never stored, unless its node is
-// closed (X is then the next keep source) or the cell runs one stage at a time.
-// Memory of one (scale, sample): two maps and one pair of halves. The keep source of a layer lies in one map and H goes
-// to the other; where keep alone passes with weight 1, X *is* the keep source where it lies. The halves hold the paths up
-// and down (half a map each): they are read while a layer's cells run and written after.
-// As every reader of a cell's output H wants ReLU(H), the cell writes that.
+// The consumer pulls: gate and cell make X row by row from its sources, and X itself is never stored, unless its node
+// is closed (X is then the next keep source) or the cell runs one stage at a time. Memory of one (scale, sample): two
+// maps and one pair of halves. The keep source of a layer lies in one map and H goes to the other; where keep alone
+// passes with weight 1, X *is* the keep source where it lies. The halves hold the paths up and down (half a map each):
+// they are read while a layer's cells run and written after. As every reader of a cell's output H wants ReLU(H), the
+// cell writes that.
 #include "engine.h"
 
 #include <algorithm>
@@ -36,7 +36,7 @@ struct Node {
   float weight[kPaths] = {0, 0, 0};  // of each outgoing path; 0: closed or none
   int held = 0;                      // which map the keep source lies in, and X where it is stored
   bool stored = false;               // X lies in the map `held`
-  Sources<S> sources = {};       // else it is pulled from these
+  Sources<S> sources = {};           // else it is pulled from these
 };
 
 // Where a sample's maps lie, in values of S; the gates' sums are floats and `logits` may be one of the maps.
@@ -65,9 +65,8 @@ struct Layout {
       for (int64_t& map_ : map[s]) map_ = take(shape[s].size());
       halves[s] = take(shape[s].size());
       middle[s] = staged(config, s) ? take(shape[s].size()) : -1;
-      partials[s] =
-          take(plan::gate_tasks(shape[s].h, shape[s].w, config.small_gate) * round_up(shape[s].c / 2, kPanel) *
-               int64_t(sizeof(float) / sizeof(S)));
+      partials[s] = take(plan::gate_tasks(shape[s].h, shape[s].w, config.small_gate) *
+                         round_up(shape[s].c / 2, kPanel) * int64_t(sizeof(float) / sizeof(S)));
     }
     // the small logits take a free map of scale 1/4 unless there are more classes than channels
     logits = config.classes <= config.channels ? -1 : take(int64_t(shape[0].h) * shape[0].w * config.classes);
@@ -121,9 +120,7 @@ class Network {
   }
   Node<S>& node(int i, int s) { return nodes_[size_t(i) * kScales + s]; }
 
-  S* at(int i, int64_t offset) const {
-    return reinterpret_cast<S*>(args_.workspace) + i * layout_.total + offset;
-  }
+  S* at(int i, int64_t offset) const { return reinterpret_cast<S*>(args_.workspace) + i * layout_.total + offset; }
   float* partials(int i, int s) const { return reinterpret_cast<float*>(at(i, layout_.partials[s])); }
   S* map(int i, int s, int which) const { return at(i, layout_.map[s][which]); }
   S* up_half(int i, int s) const { return at(i, layout_.halves[s]); }
@@ -212,14 +209,15 @@ class Network {
           const Shape& shape = layout_.shape[s];
           const Node<S>& now = node(i, s);
           GateJob<S> job = {now.stored ? map(i, s, now.held) : nullptr,
-                                now.sources,
-                                pointwise(row * kScales + s, kGateConv, shape.c, shape.c / 2),
-                                shape.h,
-                                shape.w,
-                                config_.small_gate,
-                                partials(i, s),
-                                macs(i, row, s, 0)};
-          list_.add(kernels_.gate, job, plan::gate_tasks(shape.h, shape.w, config_.small_gate), {Work::kGate, uint8_t(s)});
+                            now.sources,
+                            pointwise(row * kScales + s, kGateConv, shape.c, shape.c / 2),
+                            shape.h,
+                            shape.w,
+                            config_.small_gate,
+                            partials(i, s),
+                            macs(i, row, s, 0)};
+          list_.add(kernels_.gate, job, plan::gate_tasks(shape.h, shape.w, config_.small_gate),
+                    {Work::kGate, uint8_t(s)});
         }
       runner_.run(list_);
     }
@@ -251,16 +249,16 @@ class Network {
     const bool small = config_.small_gate;
     const int channels = shape.c / 2, table_row = row * kScales + s;
     float values[kPaths];
-    finish_gate(partials(i, s), plan::gate_tasks(shape.h, shape.w, small), int(round_up(channels, kPanel)),
-                channels, int64_t(plan::gate_height(shape.h, small)) * plan::gate_height(shape.w, small),
+    finish_gate(partials(i, s), plan::gate_tasks(shape.h, shape.w, small), int(round_up(channels, kPanel)), channels,
+                int64_t(plan::gate_height(shape.h, small)) * plan::gate_height(shape.w, small),
                 weight(table_row, kGateFc), weight(table_row, kGateFc + 1), gates, Activation(config_.activation),
                 values);
     for (int g = 0; g < gates; ++g) alpha[paths[g]] = values[g];
     *macs(i, row, s, 0) += int64_t(channels) * gates;
   }
 
-  // Cells and outgoing paths of open nodes, X of closed ones. Everything that reads this layer's sources is in the first
-  // list; the paths, which write over them, follow their cells in later ones.
+  // Cells and outgoing paths of open nodes, X of closed ones. Everything that reads this layer's sources is in the
+  // first list; the paths, which write over them, follow their cells in later ones.
   void cells(int row) {
     int open[kScales] = {};
     for (int i = 0; i < args_.n; ++i)
@@ -395,14 +393,13 @@ class Network {
     }
     char* logits = reinterpret_cast<char*>(args_.logits);
     const size_t bytes = size_t(args_.n) * config_.classes * args_.out_h * args_.out_w * sizeof(float);
-    list_.add([=](int task) { touch(logits, bytes, task); }, touch_tasks(bytes));
+    list_.add([=](int task) { touch(logits, bytes, task); }, touch_tasks(bytes), {Work::kMemory});
     runner_.run(list_);
     for (int i = 0; i < args_.n; ++i) {
-      UpsampleJob<S> job = {
-          small_logits(i), args_.logits + int64_t(i) * config_.classes * args_.out_h * args_.out_w,
-          shape.h,         shape.w,
-          config_.classes, args_.out_h,
-          args_.out_w};
+      UpsampleJob<S> job = {small_logits(i), args_.logits + int64_t(i) * config_.classes * args_.out_h * args_.out_w,
+                            shape.h,         shape.w,
+                            config_.classes, args_.out_h,
+                            args_.out_w};
       list_.add(kernels_.upsample, job, plan::upsample_tasks(job), {Work::kUpsample});
     }
     runner_.run(list_);

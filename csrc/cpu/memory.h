@@ -18,8 +18,8 @@ inline void advise_huge([[maybe_unused]] void* data, [[maybe_unused]] size_t byt
 #endif
 }
 
-// Has each large page of fresh memory made by one thread, in the given number of tasks: two that write to it first at the
-// same time would both clear it, and one in vain. What the memory holds is lost.
+// Has each large page of fresh memory made by one thread, in the given number of tasks: two that write to it first at
+// the same time would both clear it, and one in vain. What the memory holds is lost.
 constexpr size_t kTouchBytes = size_t(2) << 20;
 inline int touch_tasks(size_t bytes) { return int(bytes / kTouchBytes) + 2; }  // whole pages, and two parts at most
 inline void touch(char* data, size_t bytes, int task) {

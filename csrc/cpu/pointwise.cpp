@@ -1,8 +1,9 @@
 // Pointwise product of a tile of pixels with packed weights.
 // Unit of work: MR pixels x P panels (16 output channels each) held in registers over the whole of k; 6 x 64 with
 // AVX-512, 6 x 16 with AVX2 and NEON, and others at the edges.
-// L1 or L2 holds the panels of one column block (k x 64), reused by every row of the tile; the tile itself (m x k, written
-// just before by the depthwise) streams from L1 or L2, MR rows at a time. Column blocks are the outer loop for that.
+// L1 or L2 holds the panels of one column block (k x 64), reused by every row of the tile; the tile itself (m x k,
+// written just before by the depthwise) streams from L1 or L2, MR rows at a time. Column blocks are the outer loop for
+// that.
 #include "target.h"
 
 namespace dynroute::DYNROUTE_TARGET {
@@ -27,10 +28,10 @@ template <class T>
 constexpr int kRows<T, 1> = 2;
 #endif
 
-// What happens to a finished sum: constants, so that the epilogue is straight-line code.
-template <bool Residual, bool Relu, bool Sums>
+// Where the pixels are read and what happens to a finished sum: constants, so that there are no branches.
+template <bool Residual, bool Relu, bool Sums, bool Indirect = false>
 struct Epilogue {
-  static constexpr bool residual = Residual, relu = Relu, sums = Sums;
+  static constexpr bool residual = Residual, relu = Relu, sums = Sums, indirect = Indirect;
 };
 
 // The residual's lines into L1 while the products are made: the epilogue comes too late to fetch them from L2.
@@ -64,14 +65,17 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T, O>& args, int row, int panel, 
   // every third row has a pointer of its own: rows 1 and 2 behind it are reached by scaled addressing
   const T* rows[(MR + 2) / 3];
   DYNROUTE_UNROLL for (int i = 0; i < MR; i += 3) rows[i / 3] = a + i * lda;
-  for (int left = k; left > 0; --left) {
+  for (int kk = 0; kk < k; ++kk) {
+    const int64_t offset = E::indirect ? args.offsets[kk] : 0;
     V weight[NV];
     DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) weight[j] = V::load(b[j / per_panel] + (j % per_panel) * V::width);
     DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
-      const V value = V::set(rows[i / 3][(i % 3) * lda]);
+      const V value = V::set(rows[i / 3][(i % 3) * lda + offset]);
       DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) sum[i][j] = fma(value, weight[j], sum[i][j]);
     }
-    DYNROUTE_UNROLL for (const T*& row_pointer : rows) ++row_pointer;
+    if constexpr (!E::indirect) {
+      DYNROUTE_UNROLL for (const T*& row_pointer : rows)++ row_pointer;
+    }
     DYNROUTE_UNROLL for (const T*& panel_pointer : b) panel_pointer += kPanel;
     __builtin_prefetch(soon, 0, 2);
     soon += soon_step;
@@ -143,7 +147,9 @@ void all_columns(const PointwiseArgs<T, O>& args) {
 }
 
 template <class T>
-constexpr int kWidest = kRows<T, 4> > 0 ? 4 : kRows<T, 2> > 0 ? 2 : 1;
+constexpr int kWidest = kRows<T, 4> > 0   ? 4
+                        : kRows<T, 2> > 0 ? 2
+                                          : 1;
 
 }  // namespace
 
@@ -158,7 +164,9 @@ template int64_t soon_bytes<double>(int, int);
 
 template <class T, class O>
 void pointwise(const PointwiseArgs<T, O>& args) {
-  if (args.sums) all_columns<T, O, Epilogue<false, true, true>>(args);
+  if (args.offsets && args.relu) all_columns<T, O, Epilogue<false, true, false, true>>(args);
+  else if (args.offsets) all_columns<T, O, Epilogue<false, false, false, true>>(args);
+  else if (args.sums) all_columns<T, O, Epilogue<false, true, true>>(args);
   else if (args.residual && args.relu) all_columns<T, O, Epilogue<true, true, false>>(args);
   else if (args.residual) all_columns<T, O, Epilogue<true, false, false>>(args);
   else if (args.relu) all_columns<T, O, Epilogue<false, true, false>>(args);

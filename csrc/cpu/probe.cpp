@@ -14,7 +14,8 @@ constexpr int kChains = 12;
 // `iterations` steps of every chain; returns the floating-point operations done, two per lane and step.
 template <class T>
 double fma_loop(int64_t iterations) {
-  // The accumulator is a factor: x = x * a + b cannot be hoisted out of the loop, and stays finite (towards b / (1 - a)).
+  // The accumulator is a factor: x = x * a + b cannot be hoisted out of the loop, and stays finite (towards b / (1 -
+  // a)).
   const Vec<T> a = Vec<T>::set(T(0.9375)), b = Vec<T>::set(T(0.0625));
   Vec<T> x[kChains];
   DYNROUTE_UNROLL for (int i = 0; i < kChains; ++i) x[i] = Vec<T>::set(T(i));

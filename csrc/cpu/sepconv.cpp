@@ -23,16 +23,6 @@ template <class S, class T>
 void gather(const SepconvJob<S>& job, const RowStage<S>& stage, int y, int x, int count, T* panel, int64_t stride) {
   const int64_t plane = int64_t(stage.h_in) * stage.w_in;
   const int c_in = stage.c_in;
-  if (job.image && stage.pad == 0) {  // every tap is in the image: tap by tap, along the row
-    for (int tap = 0; tap < 9; ++tap)
-      for (int c = 0; c < c_in; ++c) {
-        const T* from = job.image + c * plane + int64_t(y * stage.stride + tap / 3) * stage.w_in +
-                        x * stage.stride + tap % 3;
-        T* to = panel + tap * c_in + c;
-        for (int i = 0; i < count; ++i) to[i * stride] = from[i * stage.stride];
-      }
-    return;
-  }
   for (int i = 0; i < count; ++i, panel += stride)
     for (int tap = 0; tap < 9; ++tap) {
       const int y_in = y * stage.stride - stage.pad + tap / 3, x_in = (x + i) * stage.stride - stage.pad + tap % 3;
@@ -49,11 +39,12 @@ void gather(const SepconvJob<S>& job, const RowStage<S>& stage, int y, int x, in
     }
 }
 
-// The depthwise (or the gathered columns of a full convolution) of `count` pixels of output row y, from column x.
+constexpr int kMaxTaps = 9 * 128;  // of a full convolution that is read in place
+
+// The depthwise of `count` pixels of output row y, from column x.
 template <class S, class T>
-DYNROUTE_INLINE void depthwise_row(const SepconvJob<S>& job, const RowStage<S>& stage, const RowBuffer<const T>& in,
-                                   int y, int x, int count, T* panel, int64_t stride) {
-  if (!stage.depthwise) return gather(job, stage, y, x, count, panel, stride);
+DYNROUTE_INLINE void depthwise_row(const RowStage<S>& stage, const RowBuffer<const T>& in, int y, int x, int count,
+                                   T* panel, int64_t stride) {
   Rows<T> rows;
   for (int ky = 0; ky < 3; ++ky) {
     const int y_in = y * stage.stride - stage.pad + ky;
@@ -64,8 +55,43 @@ DYNROUTE_INLINE void depthwise_row(const SepconvJob<S>& job, const RowStage<S>& 
   else depthwise_run<T, 2>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, x, count, panel, stride);
 }
 
-// Rows [y_begin, y_end) of one stage, in strips of columns: within a strip a row's depthwise finds the two rows above in
-// L1. A strip of the whole width takes several rows at once, where they follow each other in memory.
+// A full convolution of output row y from column x, `count` pixels: read where they lie, except those with taps
+// outside.
+template <class S, class O, class T>
+void convolve(const SepconvJob<S>& job, const RowStage<S>& stage, const Pointwise<T>& weights, int y, int x, int count,
+              T* panel, int64_t stride, O* out) {
+  const auto gathered = [&](int from, int to) {
+    gather(job, stage, y, from, to - from, panel, stride);
+    pointwise<T, O>(
+        {panel, stride, to - from, weights, out + int64_t(from - x) * weights.n, nullptr, stage.relu, nullptr});
+  };
+  const int end = x + count, y_in = y * stage.stride - stage.pad, taps = 9 * stage.c_in;
+  const T* map = job.image;
+  if constexpr (std::is_same_v<S, T>) map = map ? map : job.x;
+  if (!map || taps > kMaxTaps || y_in < 0 || y_in + 3 > stage.h_in) return gathered(x, end);
+  const int begin = least(end, most(x, int(ceil_div(stage.pad, stage.stride))));
+  const int last = (stage.w_in - 3 + stage.pad) / stage.stride;  // the last column whose taps are all inside
+  const int stop = most(begin, least(end, last + 1));
+  if (begin > x) gathered(x, begin);
+  if (stop > begin) {
+    const int64_t plane = int64_t(stage.h_in) * stage.w_in, pixel = job.image ? 1 : stage.c_in;
+    int offsets[kMaxTaps];
+    for (int tap = 0; tap < 9; ++tap)
+      for (int c = 0; c < stage.c_in; ++c)
+        offsets[tap * stage.c_in + c] =
+            int((int64_t(tap / 3) * stage.w_in + tap % 3) * pixel + (job.image ? c * plane : c));
+    const T* from = map + (int64_t(y_in) * stage.w_in + begin * stage.stride - stage.pad) * pixel;
+    PointwiseArgs<T, O> args = {
+        from,    pixel * stage.stride, stop - begin, weights, out + int64_t(begin - x) * weights.n,
+        nullptr, stage.relu,           nullptr};
+    args.offsets = offsets;
+    pointwise<T, O>(args);
+  }
+  if (end > stop) gathered(stop, end);
+}
+
+// Rows [y_begin, y_end) of one stage, in strips of columns: within a strip a row's depthwise finds the two rows above
+// in L1. A strip of the whole width takes several rows at once, where they follow each other in memory.
 template <class S, class O, class T>
 void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, const RowBuffer<const T>& in,
               const RowBuffer<O>& out, const RowBuffer<const T>& added, int y_begin, int y_end, T* panel, Soon& soon) {
@@ -76,18 +102,23 @@ void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, cons
     const int count = least(width, stage.w_out - x);
     for (int y = y_begin; y < y_end;) {
       O* first = out.row(y) + int64_t(x) * n;
+      if (!stage.depthwise) {
+        convolve(job, stage, weights, y, x, count, panel, stride, first);
+        ++y;
+        continue;
+      }
       const T* residual = added.base ? added.row(y) + int64_t(x) * n : nullptr;
       int m = 0;
       const auto follows = [&] {
         return out.row(y) == first + int64_t(m) * n && (!residual || added.row(y) == residual + int64_t(m) * n);
       };
       do {
-        depthwise_row(job, stage, in, y, x, count, panel + m * stride, stride);
+        depthwise_row(stage, in, y, x, count, panel + m * stride, stride);
         m += count;
         ++y;
       } while (count == stage.w_out && m + count <= job.tiling.tile_pixels && y < y_end && follows());
-      pointwise<T, O>({panel, stride, m, weights, first, residual, stage.relu, nullptr,
-                    soon.take(soon_bytes<T>(m, n))});
+      pointwise<T, O>(
+          {panel, stride, m, weights, first, residual, stage.relu, nullptr, soon.take(soon_bytes<T>(m, n))});
     }
   }
 }

@@ -5,8 +5,7 @@ namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
 template <class S>
-constexpr Kernels<S> table = {&sepconv<S>, &transform<S>, &aggregate<S>,
-                              &gate<S>,    &upsample<S>,  &fma_loop<Compute<S>>};
+constexpr Kernels<S> table = {&sepconv<S>, &transform<S>, &aggregate<S>, &gate<S>, &upsample<S>, &fma_loop<Compute<S>>};
 
 }  // namespace
 

@@ -23,6 +23,9 @@ struct PointwiseArgs {
   // Memory that will be wanted soon is asked for while products are made, a little with every block: null, or where to
   // begin; `soon_bytes(m, n)` of it are covered.
   const void* soon = nullptr;
+  // Element i of `a` at [row, i] lies at row * lda + offsets[i] instead of row * lda + i: a convolution that reads its
+  // map where it lies. Null: it does not. Not with sums or a residual.
+  const int* offsets = nullptr;
 };
 constexpr int kSoonPerBlock = 2048;  // bytes
 template <class T>
@@ -129,8 +132,8 @@ DYNROUTE_INLINE void count(int64_t* counter, int64_t macs) {
   template void kernel<float>(const Args<float>&, int); \
   template void kernel<bf16>(const Args<bf16>&, int);
 #if defined(DYNROUTE_TARGET_PORTABLE)
-#define DYNROUTE_INSTANTIATE(kernel, Args)   \
-  DYNROUTE_INSTANTIATE_FLOATS(kernel, Args)  \
+#define DYNROUTE_INSTANTIATE(kernel, Args)  \
+  DYNROUTE_INSTANTIATE_FLOATS(kernel, Args) \
   template void kernel<double>(const Args<double>&, int);
 #else
 #define DYNROUTE_INSTANTIATE(kernel, Args) DYNROUTE_INSTANTIATE_FLOATS(kernel, Args)

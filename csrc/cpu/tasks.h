@@ -18,9 +18,21 @@ struct Parallel {
 };
 
 // What a task belongs to, for traces: a kind of work at a scale of the network.
-enum class Work : uint8_t { kOther, kStem, kAggregate, kGate, kCell, kPath, kMerge, kPredictor, kUpsample, kKinds };
-constexpr const char* kWorkNames[] = {"other", "stem",  "aggregate", "gate",    "cell",
-                                      "path",  "merge", "predictor", "upsample"};
+enum class Work : uint8_t {
+  kOther,
+  kStem,
+  kAggregate,
+  kGate,
+  kCell,
+  kPath,
+  kMerge,
+  kPredictor,
+  kUpsample,
+  kMemory,
+  kKinds
+};
+constexpr const char* kWorkNames[] = {"other", "stem",  "aggregate", "gate",     "cell",
+                                      "path",  "merge", "predictor", "upsample", "memory"};
 
 struct Tag {
   Work work = Work::kOther;

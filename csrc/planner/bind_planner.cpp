@@ -34,7 +34,8 @@ void tune(int stages, int c_in, int c_out, int h_out, int w_out, int stride, int
           int strip, int tile_pixels) {
   if (fused < -1 || fused > 1 || band_rows < 0 || step_rows < 0 || strip < 0 || tile_pixels < 0)
     throw py::value_error("tune: wanted fused in -1, 0, 1 and numbers of rows, columns and pixels, 0 for the model's");
-  planner().tune(shape_of(stages, c_in, c_out, h_out, w_out, stride), {fused, band_rows, step_rows, strip, tile_pixels});
+  planner().tune(shape_of(stages, c_in, c_out, h_out, w_out, stride),
+                 {fused, band_rows, step_rows, strip, tile_pixels});
 }
 
 py::dict machine() {

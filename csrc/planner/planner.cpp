@@ -6,10 +6,10 @@
 namespace dynroute {
 namespace {
 
-constexpr int kTilePixels = 48;    // pixels per panel while its weights are small enough for L1,
-constexpr int kTallPixels = 96;    // and where they come from L2
+constexpr int kTilePixels = 48;     // pixels per panel while its weights are small enough for L1,
+constexpr int kTallPixels = 96;     // and where they come from L2
 constexpr int kWeightPixels = 256;  // least pixels of a step for one pass over weights that fill much of L2
-constexpr int kStripColumns = 16;  // two blocks of the depthwise, whole blocks of the pointwise product
+constexpr int kStripColumns = 16;   // two blocks of the depthwise, whole blocks of the pointwise product
 constexpr double kTaskNanoseconds = 2000, kBarrierNanoseconds = 6000;
 // Bands of unequal number leave threads waiting, unless other scales and samples fill in: both happen.
 constexpr double kAlone = 0.5;
