@@ -279,7 +279,8 @@ def _curves(m: Material, chosen: list[tuple[int, str]]) -> str:
         charts.append(scatter(points, "executed work, share of all open", "Pixels right", marked))
     return (
         "<h2>Training, and work against quality</h2>"
-        '<p class="soft">Over training steps, from the run\'s log.  A budget acts from 40% of training on.  Expected '
+        '<p class="soft">Over training steps, from the run\'s log.  A budget acts from '
+        f"{budget.get('start', 0.4):.0%} of training on.  Expected "
         "cost and target are shares of the space's cost, real cost of the whole network's (with stem, decoder, "
         "gates).</p>"
         f'<div class="charts">{"".join(charts)}</div>'
