@@ -1,8 +1,8 @@
 // The gate's pooled features: column sums of ReLU(1x1(x) + shift), never stored as a map.
-// Unit of work: a band of rows, in tiles of a row's pixels; a tile has sums of its own and tiles are added in order, so
-// that rounding stays small and depends on the shape alone. X is pulled row by row where it is not stored: a gate reads
-// the sources, and nothing is written but its sums. The small gate's pixels are means of 2x2 input pixels (what
-// bilinear x1/4 comes to), made in a panel in L1.
+// Unit of work: a band of rows, in tiles of a row's pixels; a tile (several short rows, for the small gate) has sums of
+// its own and tiles are added in order, so that rounding stays small and depends on the shape alone. X is pulled row by
+// row where it is not stored: a gate reads the sources, and nothing is written but its sums. The small gate's pixels
+// are means of 2x2 input pixels (what bilinear x1/4 comes to), made in a panel in L1.
 #include "target.h"
 
 namespace dynroute::DYNROUTE_TARGET {
@@ -54,21 +54,23 @@ void gate(const GateJob<S>& job, int band) {
   PulledRows<S> x(job, parts.take(pulled_size));
   T* partial = job.partials + int64_t(band) * columns;
   for (int c = 0; c < columns; ++c) partial[c] = 0;
-  for (int y = begin; y < end; ++y)
+  // short rows share a panel: on the smallest maps the weights are most of the work
+  const int group = job.small ? most(1, tile / w) : 1;
+  for (int y = begin; y < end; y += group)
     for (int at = 0; at < w; at += tile) {
-      const int m = least(tile, w - at);
-      const T* a;
+      const int width = least(tile, w - at), m = least(group, end - y) * width;
+      const T* a = panel;
       if (job.small) {
-        const T *top = x.row(4 * y + 1), *bottom = x.row(4 * y + 2);
         for (int i = 0; i < m; ++i) {
-          const int64_t from = (int64_t(4) * (at + i) + 1) * k;
+          const int source = 4 * (y + i / width);
+          const T *top = x.row(source + 1), *bottom = x.row(source + 2);
+          const int64_t from = (int64_t(4) * (at + i % width) + 1) * k;
           T* to = panel + i * stride;
           for_channels<T>(k, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
             const T *p = top + from + c, *q = bottom + from + c;
             store(to + c, Vec<T>::set(T(0.25)) * ((load(p) + load(p + k)) + (load(q) + load(q + k))));
           });
         }
-        a = panel;
       } else {
         a = x.row(y) + int64_t(at) * k;
       }

@@ -5,8 +5,8 @@
 
 namespace dynroute::plan {
 
-constexpr int kTilePixels = 128;  // least pixels per task of a one-stage kernel, so that a pass over the weights pays
-constexpr int kStemRows = 16;     // rows at scale 1/4 per band of the stem
+constexpr int kTilePixels = 64;  // least pixels per task of a one-stage kernel, so that a pass over the weights pays
+constexpr int kStemRows = 16;    // rows at scale 1/4 per band of the stem
 constexpr int kAggregateSize = 1 << 16;  // elements per task of a pass that only moves memory
 
 inline int at_least(int64_t value, int64_t floor) { return int(value > floor ? value : floor); }
