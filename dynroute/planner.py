@@ -179,7 +179,7 @@ def tune(
         fused: None leaves it to the model. It counts only where both are possible: with two or three stages, and where
             the caller considers one stage at a time.
         band_rows, step_rows, strip, tile_pixels: as in `Plan`; 0 leaves it to the model. A step still is no larger than
-            its band, and no smaller than a panel of `tile_pixels`.
+            its band, and no smaller than what one pass over the weights pays for.
 
     Raises:
         RuntimeError: the planner is not there.

@@ -83,9 +83,16 @@ class Network {
         kernels_(kernels<S>()),
         threads_(parallel.threads()),
         runner_(parallel),
-        nodes_(size_t(args.n) * kScales),
-        before_(nodes_.size()),
-        lists_(size_t(config.cell_stacks) + 2) {}
+        nodes_(kept().nodes),
+        before_(kept().before),
+        lists_(kept().lists),
+        list_(kept().list) {
+    nodes_.assign(size_t(args.n) * kScales, {});
+    before_.assign(nodes_.size(), {});
+    lists_.resize(size_t(config.cell_stacks) + 2);
+    for (TaskList& list : lists_) list.clear();  // an error may have left some of the last call's tasks
+    list_.clear();
+  }
 
   void run() {
     const guard::Allowed in_the_end(args_.workspace, size_t(args_.n * layout_.total) * sizeof(S));
@@ -107,9 +114,21 @@ class Network {
   const Kernels<S>& kernels_;
   const int threads_;
   Runner runner_;
-  std::vector<Node<S>> nodes_, before_;  // [n][4]: of this layer and of the one before
-  std::vector<TaskList> lists_;
-  TaskList list_;
+  std::vector<Node<S>>& nodes_;   // [n][4]: of this layer,
+  std::vector<Node<S>>& before_;  // and of the one before
+  std::vector<TaskList>& lists_;
+  TaskList& list_;
+
+  // The calling thread's tables and lists, kept from call to call: filling them again allocates nothing.
+  struct Kept {
+    std::vector<Node<S>> nodes, before;
+    std::vector<TaskList> lists;
+    TaskList list;
+  };
+  static Kept& kept() {
+    thread_local Kept of_thread;
+    return of_thread;
+  }
 
   // row 0 is the init cell; row l + 1 is layer l
   int scales(int row) const { return row == 0 ? 1 : std::min(row + 1, kScales); }

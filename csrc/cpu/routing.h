@@ -27,7 +27,8 @@ template <class T>
 void finish_gate(const T* partials /* [bands][stride] */, int bands, int stride, int channels, int64_t pixels,
                  const T* weight /* [gates][channels] */, const T* bias /* [gates] */, int gates, Activation activation,
                  T* alphas /* [gates] */) {
-  std::vector<T> mean(channels);
+  thread_local std::vector<T> mean;  // kept: called for every gate of every layer
+  mean.resize(size_t(channels));
   for (int c = 0; c < channels; ++c) {
     double sum = 0;
     for (int b = 0; b < bands; ++b) sum += partials[int64_t(b) * stride + c];
