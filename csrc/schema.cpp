@@ -18,7 +18,7 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def("network_workspace(int n, int h, int w, int[] config) -> int");
   m.def(
       "network_forward(Tensor images, Tensor weights, Tensor table, int[] config, Tensor? gates, "
-      "Tensor(a!) workspace, int out_h, int out_w) -> (Tensor logits, Tensor gates, Tensor nodes, Tensor other)");
+      "Tensor(a!) workspace, Tensor(b!) logits) -> (Tensor gates, Tensor nodes, Tensor other)");
 
   m.def("build_info() -> str");
   m.def("last_macs() -> int[]");

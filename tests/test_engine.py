@@ -182,9 +182,8 @@ class Net:
     def native(self, images: Tensor, forced: Tensor | None = None, poison: set[int] | None = None, **crop: int):
         n, _, h, w = images.shape
         workspace = torch.full((network.network_workspace(n, h, w, self.config),), float("nan"))
-        return network.network_forward(
-            images, *self.packed(poison), self.config, forced, workspace, crop.get("out_h", h), crop.get("out_w", w)
-        )
+        logits = torch.full((n, self.classes, crop.get("out_h", h), crop.get("out_w", w)), float("nan"))
+        return logits, *network.network_forward(images, *self.packed(poison), self.config, forced, workspace, logits)
 
 
 def images(n: int, h: int, w: int, seed: int = 1) -> Tensor:
@@ -324,8 +323,17 @@ def test_errors() -> None:
     with pytest.raises(RuntimeError, match=r"gates: wanted shape \[1, 5, 4, 3\], got \[1, 4, 4, 3\]"):
         net.native(images(1, 32, 32), torch.ones(1, 4, 4, 3))
     weights, table = net.packed()
+    logits = torch.empty(1, net.classes, 32, 32)
     with pytest.raises(RuntimeError, match=r"workspace: wanted \d+ floats, got 8"):
-        network.network_forward(images(1, 32, 32), weights, table, net.config, None, torch.empty(8), 32, 32)
+        network.network_forward(images(1, 32, 32), weights, table, net.config, None, torch.empty(8), logits)
+    workspace = torch.empty(network.network_workspace(1, 32, 32, net.config))
+    for wrong, message in (
+        (logits[:, :2], r"logits: wanted shape \[1, \d+, \*, \*\], got \[1, 2, 32, 32\]"),
+        (torch.empty(1, net.classes, 33, 32), r"logits: wanted at most 32x32 pixels, got 33x32"),
+        (logits.transpose(2, 3), r"logits: wanted a contiguous tensor"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            network.network_forward(images(1, 32, 32), weights, table, net.config, None, workspace, wrong)
     with pytest.raises(RuntimeError, match=r"config: wanted 1 to 3 cell_stacks, got 4"):
         network.network_workspace(1, 32, 32, [*net.config[:-2], 4, 0])
 
@@ -334,7 +342,7 @@ def test_opcheck() -> None:
     net = Net(layers=4)
     x = images(1, 32, 64)
     workspace = torch.empty(network.network_workspace(1, 32, 64, net.config))
-    args = (x, *net.packed(), net.config, None, workspace, 30, 60)
+    args = (x, *net.packed(), net.config, None, workspace, torch.empty(1, net.classes, 30, 60))
     torch.library.opcheck(
         torch.ops.dynroute.network_forward.default, args, test_utils=("test_schema", "test_faketensor")
     )

@@ -13,6 +13,7 @@ import dynroute
 from dynroute import _native
 from dynroute.models.network import DynamicNetwork
 from dynroute.models.space import DOWN, KEEP, UP, build_space, path_exists
+from dynroute.runtime.outputs import OutputMemory
 
 BACKENDS = ["reference", "cpu"]
 SHAPES = [
@@ -198,6 +199,30 @@ def test_dirty_workspaces_do_not_show() -> None:
     x = random_images(3, 64, 64)
     run(torch.full((4, 3, 96, 96), float("nan")))
     assert torch.equal(run(x).logits, fresh(x).logits)
+
+
+def test_logits_are_the_callers_as_long_as_anything_of_them_lives() -> None:
+    run = dynroute.optimize(random_network(), "cpu")
+    first, second = random_images(1, 64, 64, seed=1), random_images(1, 64, 64, seed=2)
+    logits = run(first).logits
+    where, wanted, part, array = logits.data_ptr(), logits.clone(), logits[0, 1:], logits.detach().numpy()
+    del logits
+    assert run(second).logits.data_ptr() != where
+    assert torch.equal(part, wanted[0, 1:])
+    del part
+    assert run(second).logits.data_ptr() != where
+    assert torch.equal(torch.from_numpy(array), wanted)
+    del array
+    assert where in {out.data_ptr() for out in [run(second).logits for _ in range(4)]}  # and after that taken back
+
+
+def test_memory_of_logits_follows_the_image_size() -> None:
+    outputs = OutputMemory()
+    for shape in ((1, 2, 8, 8), (2, 2, 8, 8), (0, 2, 8, 8), (2, 2, 8, 8)):
+        lent = [outputs.lend(shape) for _ in range(3)]
+        assert all(tensor.shape == shape and tensor.is_contiguous() for tensor in lent)
+        del lent
+    assert outputs.idle_bytes == 2 * 2 * 2 * 64 * 4  # two of the last size, no others
 
 
 def test_a_tile_left_out_changes_the_count() -> None:

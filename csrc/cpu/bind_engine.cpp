@@ -58,16 +58,18 @@ T* zeroed(const Tensor& tensor) {
   return data;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward_op(const Tensor& images, const Tensor& weights, const Tensor& table,
-                                                      std::vector<int64_t> config, std::optional<Tensor> gates,
-                                                      Tensor workspace, int64_t out_h, int64_t out_w) {
+std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& images, const Tensor& weights, const Tensor& table,
+                                              std::vector<int64_t> config, std::optional<Tensor> gates,
+                                              Tensor workspace, Tensor logits) {
   const std::string op = "network_forward: ";
   const NetworkConfig parsed = parse_config(config, "network_forward");
   check(op + "images", images, ScalarType::Float, {-1, 3, -1, -1});
   const int64_t n = images.size(0), h = images.size(2), w = images.size(3), rows = parsed.layers + 1;
   check_size("network_forward", parsed, h, w);
+  check(op + "logits", logits, ScalarType::Float, {n, parsed.classes, -1, -1});
+  const int64_t out_h = logits.size(2), out_w = logits.size(3);
   require(out_h >= 1 && out_h <= h && out_w >= 1 && out_w <= w,
-          op + "out_h, out_w: wanted at most " + std::to_string(h) + "x" + std::to_string(w) + ", got " +
+          op + "logits: wanted at most " + std::to_string(h) + "x" + std::to_string(w) + " pixels, got " +
               std::to_string(out_h) + "x" + std::to_string(out_w));
   check(op + "weights", weights, ScalarType::Float, {-1});
   check(op + "table", table, ScalarType::Long, {table_rows(parsed.layers), kTableFields});
@@ -79,7 +81,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_op(const Tensor& images, cons
   for (const auto& [tensor, name] : {std::pair{&images, "images"},
                                      {&weights, "weights"},
                                      {&table, "table"},
-                                     {static_cast<const Tensor*>(&workspace), "workspace"}})
+                                     {static_cast<const Tensor*>(&workspace), "workspace"},
+                                     {static_cast<const Tensor*>(&logits), "logits"}})
     require(tensor->is_contiguous(), op + name + ": wanted a contiguous tensor");
   const int64_t *offsets = table.const_data_ptr<int64_t>(), size = weights.size(0);
   for (int64_t i = 0; i < table.numel(); ++i)
@@ -87,8 +90,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_op(const Tensor& images, cons
                                                        std::to_string(size) + " floats), got " +
                                                        std::to_string(offsets[i]));
 
-  Tensor logits = new_tensor({n, parsed.classes, out_h, out_w}, ScalarType::Float);
-  advise_huge(logits.mutable_data_ptr<float>(), size_t(logits.numel()) * sizeof(float));
   Tensor alphas = new_tensor({n, rows, kScales, kPaths}, ScalarType::Float);
   Tensor nodes = new_tensor({n, rows, kScales, 5}, ScalarType::Long), other = new_tensor({n, 3}, ScalarType::Long);
   std::optional<Values<float>> forced;
@@ -105,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_op(const Tensor& images, cons
   args.nodes = zeroed<int64_t>(nodes);
   args.other = zeroed<int64_t>(other);
   network_forward(parsed, args, TorchParallel());
-  return {logits, alphas, nodes, other};
+  return {alphas, nodes, other};
 }
 
 std::string build_info() {

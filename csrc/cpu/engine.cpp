@@ -5,8 +5,8 @@
 // is closed (X is then the next keep source) or the cell runs one stage at a time. Memory of one (scale, sample): two
 // maps and one pair of halves. The keep source of a layer lies in one map and H goes to the other; where keep alone
 // passes with weight 1, X *is* the keep source where it lies. The halves hold the paths up and down (half a map each):
-// they are read while a layer's cells run and written after. As every reader of a cell's output H wants ReLU(H), the
-// cell writes that.
+// they are read while X is pulled or stored, then may hold what lies between the stages of a cell that runs one stage at
+// a time, and are written last. As every reader of a cell's output H wants ReLU(H), the cell writes that.
 #include "engine.h"
 
 #include <algorithm>
@@ -43,7 +43,7 @@ struct Node {
 template <class S>
 struct Layout {
   Shape shape[kScales];
-  int64_t map[kScales][2], halves[kScales], middle[kScales], partials[kScales], logits, total;
+  int64_t map[kScales][2], halves[kScales], partials[kScales], logits, total;
   std::vector<std::pair<int64_t, int64_t>> gaps;  // behind each part, if there are sanitizers to watch them
 
   // May a cell of this scale run one stage at a time? Where maps are large it would not pay.
@@ -64,7 +64,6 @@ struct Layout {
       shape[s] = {h >> (s + 2), w >> (s + 2), config.channels << s};
       for (int64_t& map_ : map[s]) map_ = take(shape[s].size());
       halves[s] = take(shape[s].size());
-      middle[s] = staged(config, s) ? take(shape[s].size()) : -1;
       partials[s] = take(plan::gate_tasks(shape[s].h, shape[s].w, config.small_gate) *
                          round_up(shape[s].c / 2, kPanel) * int64_t(sizeof(float) / sizeof(S)));
     }
@@ -300,8 +299,7 @@ class Network {
     Node<S>& now = node(i, s);
     SepconvPlan plan = planner().sepconv({stacks, shape.c, shape.c, shape.h, shape.w, 1}, Layout<S>::staged(config_, s),
                                          open, threads_);
-    int list = 0;
-    if (!plan.fused && !now.stored) store(i, s, lists_[size_t(list++)]);
+    if (!plan.fused && !now.stored) store(i, s, lists_[0]);
     SepconvJob<S> job = {};
     job.tiling = plan.tiling;
     job.macs = macs(i, row, s, 1);
@@ -332,12 +330,15 @@ class Network {
       lists_[0].add(kernels_.sepconv, job, plan::sepconv_tasks(job), tag);
       return 1;
     }
-    // the last stage writes `out`; those before alternate between it and the map between
+    // The last stage writes `out`; those before alternate between it and this scale's halves, which the first list's
+    // readers are done with.
+    int list = 1;
+    S* const between = up_half(i, s);
     job.stages = 1;
     for (int k = 0; k < stacks; ++k) {
       job.stage[0] = stage(k);
       job.x = k == 0 ? x : job.out;
-      job.out = (stacks - 1 - k) % 2 == 0 ? out : at(i, layout_.middle[s]);
+      job.out = (stacks - 1 - k) % 2 == 0 ? out : between;
       job.addend = k == stacks - 1 ? x : nullptr;
       lists_[size_t(list++)].add(kernels_.sepconv, job, plan::sepconv_tasks(job), tag);
     }

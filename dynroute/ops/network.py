@@ -45,9 +45,8 @@ def network_forward(
     config: Sequence[int],
     gates: Tensor | None,
     workspace: Tensor,
-    out_h: int,
-    out_w: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the network; closed cells and paths are not computed, for each sample by itself.
 
     Args:
@@ -57,25 +56,23 @@ def network_forward(
         config: numbers in the order of CONFIG_FIELDS.
         gates: float32 [N, L+1, 4, 3] to force the alphas, in the order up, keep, down, or None. Gates are then not run.
         workspace: float32 of at least `network_workspace(...)` elements; its contents do not matter.
-        out_h: rows of the logits, at most H.
-        out_w: columns of the logits, at most W.
+        logits: float32 [N, K, <= H, <= W], contiguous: written.
 
     Returns:
-        logits [N, K, out_h, out_w]; alphas [N, L+1, 4, 3]; int64 [N, L+1, 4, 5] executed multiply-accumulates of gate,
+        alphas [N, L+1, 4, 3]; int64 [N, L+1, 4, 5] executed multiply-accumulates of gate,
         cell, up, keep (0) and down; int64 [N, 3] those of stem, decoder and halo.
 
     Raises:
         RuntimeError: a shape, dtype or number is wrong (naming the argument).
     """
-    return torch.ops.dynroute.network_forward(images, weights, table, list(config), gates, workspace, out_h, out_w)
+    return torch.ops.dynroute.network_forward(images, weights, table, list(config), gates, workspace, logits)
 
 
 def _register() -> None:
     @torch.library.register_fake("dynroute::network_forward")
-    def _(images, weights, table, config, gates, workspace, out_h, out_w):  # type: ignore[no-untyped-def]
+    def _(images, weights, table, config, gates, workspace, logits):  # type: ignore[no-untyped-def]
         n, rows = images.shape[0], config[0] + 1
         return (
-            images.new_empty((n, config[3], out_h, out_w)),
             images.new_empty((n, rows, 4, 3)),
             images.new_empty((n, rows, 4, 5), dtype=torch.int64),
             images.new_empty((n, 3), dtype=torch.int64),

@@ -16,6 +16,7 @@ from dynroute.models.space import PART_NAMES, SCALES
 from dynroute.models.stem import pad_images
 from dynroute.ops.network import network_buffer, network_forward, network_workspace
 from dynroute.runtime.folding import pack, why_not_packable
+from dynroute.runtime.outputs import OutputMemory
 from dynroute.runtime.reference import ReferenceExecutor
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
@@ -61,6 +62,7 @@ class CpuExecutor:
     def __init__(self, net: DynamicNetwork, storage: torch.dtype) -> None:
         self.packed = pack(net, storage)
         planner.load_tuning()  # what was measured on this machine, the first time
+        self._outputs = OutputMemory()
         self._idle: list[Tensor] = []
         self._lock = threading.Lock()
 
@@ -69,8 +71,9 @@ class CpuExecutor:
         config = self.packed.config
         workspace = self._take(network_workspace(n, h, w, config))
         try:
-            logits, alphas, nodes, other = network_forward(
-                images, self.packed.weights, self.packed.table, config, gates, workspace, height, width
+            logits = self._outputs.lend((n, config[3], height, width))
+            alphas, nodes, other = network_forward(
+                images, self.packed.weights, self.packed.table, config, gates, workspace, logits
             )
         finally:
             with self._lock:
