@@ -129,7 +129,9 @@ def steady_state(settings: Settings, n: int, h: int, w: int) -> Case:
     packed = executor.packed
 
     def engine() -> object:
-        return torch.ops.dynroute.network_forward(padded, packed.weights, packed.table, config, forced, workspace, logits)
+        return torch.ops.dynroute.network_forward(
+            padded, packed.weights, packed.table, config, forced, workspace, logits
+        )
 
     engine()
     in_engine = allocations(engine)
