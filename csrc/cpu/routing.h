@@ -5,13 +5,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "../space.h"
+
 namespace dynroute {
-
-constexpr int kScales = 4, kPaths = 3;
-enum Path { kUp = 0, kKeep = 1, kDown = 2 };
-enum class Activation { kTanh = 0, kSigmoid = 1, kSoftmax = 2, kFixed = 3 };
-
-constexpr double kThreshold = 1e-4;
 
 template <class T>
 bool is_closed(const T* alphas /* [3], 0 where no path is */) {

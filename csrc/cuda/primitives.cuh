@@ -1,0 +1,128 @@
+// What every kernel uses: the storage types, 16-byte accesses, asynchronous copies, ldmatrix and mma.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "params.h"
+
+namespace dynroute::cuda {
+
+template <class T>
+constexpr bool kIsFloat = false;
+template <>
+inline constexpr bool kIsFloat<float> = true;
+
+// Values in a 16-byte access.
+template <class T>
+constexpr int kVector = 16 / int(sizeof(T));
+
+__device__ inline float2 to_float2(unsigned pair, __half) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+__device__ inline float2 to_float2(unsigned pair, __nv_bfloat16) {
+  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+}
+__device__ inline unsigned from_float2(float x, float y, __half) {
+  const __half2 pair = __floats2half2_rn(x, y);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+__device__ inline unsigned from_float2(float x, float y, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+// A 16-byte group of values to and from floats.
+template <class T>
+__device__ inline void unpack(const uint4& group, float (&values)[kVector<T>]) {
+  const unsigned words[4] = {group.x, group.y, group.z, group.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kIsFloat<T>) {
+      values[i] = __uint_as_float(words[i]);
+    } else {
+      const float2 pair = to_float2(words[i], T());
+      values[2 * i] = pair.x, values[2 * i + 1] = pair.y;
+    }
+  }
+}
+template <class T>
+__device__ inline uint4 pack(const float (&values)[kVector<T>]) {
+  unsigned words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (kIsFloat<T>) words[i] = __float_as_uint(values[i]);
+    else words[i] = from_float2(values[2 * i], values[2 * i + 1], T());
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+template <class T>
+__device__ inline uint4 load_group(const T* from) {
+  return *reinterpret_cast<const uint4*>(from);
+}
+template <class T>
+__device__ inline void store_group(T* to, const uint4& group) {
+  *reinterpret_cast<uint4*>(to) = group;
+}
+
+__device__ inline unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+// 16 bytes from global to shared memory, past L1; zeros, and no read, where !valid.
+__device__ inline void copy_async(void* to, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for all but the newest `Newest` groups of this thread; the block has to meet afterwards.
+template <int Newest>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Newest) : "memory");
+}
+
+// Four 8x8 matrices of 16-bit values: lane l gives the address of a row of matrix l / 8.
+__device__ inline void load_matrices(unsigned (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row)));
+}
+
+// c[16x8] += a[16x16] b[16x8]. Lane l holds of c: rows l/4 (c[0], c[1]) and l/4 + 8 (c[2], c[3]), columns 2 (l%4) and
+// one more.
+__device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, __half) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, __nv_bfloat16) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline void count(int64_t* counter, int64_t macs) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(macs));
+}
+
+}  // namespace dynroute::cuda
+
+// The extern "C" entry points of a kernel template, one per storage type: name_f32, name_f16, name_bf16. A build of one
+// type only (the emulator's) defines DYNROUTE_DTYPE_F32, _F16 or _BF16.
+#define DYNROUTE_ENTRY(name, suffix, T, Params, ...) \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name##_##suffix(const Params params) { name<T>(params); }
+#if defined(DYNROUTE_DTYPE_F32)
+#define DYNROUTE_KERNEL(name, Params, ...) DYNROUTE_ENTRY(name, f32, float, Params, __VA_ARGS__)
+#elif defined(DYNROUTE_DTYPE_F16)
+#define DYNROUTE_KERNEL(name, Params, ...) DYNROUTE_ENTRY(name, f16, __half, Params, __VA_ARGS__)
+#elif defined(DYNROUTE_DTYPE_BF16)
+#define DYNROUTE_KERNEL(name, Params, ...) DYNROUTE_ENTRY(name, bf16, __nv_bfloat16, Params, __VA_ARGS__)
+#else
+#define DYNROUTE_KERNEL(name, Params, ...)               \
+  DYNROUTE_ENTRY(name, f32, float, Params, __VA_ARGS__)  \
+  DYNROUTE_ENTRY(name, f16, __half, Params, __VA_ARGS__) \
+  DYNROUTE_ENTRY(name, bf16, __nv_bfloat16, Params, __VA_ARGS__)
+#endif

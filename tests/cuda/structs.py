@@ -1,0 +1,109 @@
+"""csrc/cuda/params.h in ctypes, field by field; `test_structs.py` compares sizes with the compiler."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int, c_void_p
+
+SCALES, PATHS, LISTS = 4, 3, 4
+UP, KEEP, DOWN = 0, 1, 2
+PRESENT, OPEN, UP_OPEN, DOWN_OPEN = range(4)
+X, OUT, BETWEEN, PLAIN = range(4)  # Place
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [("weight", c_void_p), ("shift", c_void_p), *((name, c_int) for name in ("k", "n", "k_pad", "n_pad"))]
+
+
+class Level(ctypes.Structure):
+    _fields_ = [("map", c_void_p * 2), ("halves", c_void_p), *((name, c_int) for name in ("h", "w", "c"))]
+
+
+class Node(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int) for name in ("present", "aliased", "x_map")),
+        *((name, c_float) for name in ("source_down", "source_keep", "source_up")),
+        *((name, c_int) for name in ("closed", "out_map")),
+        ("weight", c_float * PATHS),
+        ("unused", c_int),
+    ]
+
+
+class Row(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in ("nodes", "counts", "samples")]
+
+
+class Io(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in ("images", "gates", "logits", "labels", "alphas", "nodes", "other")]
+
+
+class BeginParams(ctypes.Structure):
+    _fields_ = [
+        ("value", Io), ("io", c_void_p), ("counters", c_void_p), ("counter_count", c_int), ("rows_table", c_void_p),
+        ("n", c_int), ("rows", c_int),
+    ]  # fmt: skip
+
+
+class StemParams(ctypes.Structure):
+    _fields_ = [
+        ("io", c_void_p), ("weight", Matrix), ("out", c_void_p),
+        *((name, c_int) for name in ("n", "h_in", "w_in", "h_out", "w_out")),
+    ]  # fmt: skip
+
+
+class SepconvStage(ctypes.Structure):
+    _fields_ = [
+        ("depthwise", c_void_p), ("pointwise", Matrix),
+        *((name, c_int) for name in ("c_in", "h_in", "w_in", "h_out", "w_out", "stride", "from_place", "to_place")),
+        ("plain_x", c_void_p), ("plain_out", c_void_p), ("residual", c_int), ("relu", c_int),
+    ]  # fmt: skip
+
+
+class SepconvParams(ctypes.Structure):
+    _fields_ = [
+        ("io", c_void_p), ("row", Row), ("level", Level * SCALES), ("stage", SepconvStage * SCALES),
+        *((name, c_int) for name in ("n", "row_index", "rows", "stem")),
+    ]  # fmt: skip
+
+
+class CellParams(ctypes.Structure):
+    _fields_ = [
+        ("io", c_void_p), ("row", Row), ("level", Level * SCALES), ("depthwise", (c_void_p * 2) * SCALES),
+        ("pointwise", (Matrix * 2) * SCALES), *((name, c_int) for name in ("n", "row_index", "rows")),
+    ]  # fmt: skip
+
+
+class AggregateParams(ctypes.Structure):
+    _fields_ = [
+        ("io", c_void_p), ("row", Row), ("next", Row), ("level", Level * SCALES), ("gate", Matrix * SCALES),
+        ("fc_weight", c_void_p * SCALES), ("fc_bias", c_void_p * SCALES), ("partials", c_void_p * SCALES),
+        ("node_arrivals", c_void_p), ("row_arrivals", c_void_p),
+        *((name, c_int) for name in ("activation", "small_gate", "n", "row_index", "rows")),
+    ]  # fmt: skip
+
+
+class PathsParams(ctypes.Structure):
+    _fields_ = [
+        ("io", c_void_p), ("row", Row), ("level", Level * SCALES), ("up", Matrix * SCALES), ("down", Matrix * SCALES),
+        *((name, c_int) for name in ("n", "row_index", "rows")),
+    ]  # fmt: skip
+
+
+class MergeParams(ctypes.Structure):
+    _fields_ = [
+        ("io", c_void_p), ("row", Row), ("level", Level), ("scale", c_int), ("coarse", c_void_p), ("weight", Matrix),
+        ("out", c_void_p), ("n", c_int),
+    ]  # fmt: skip
+
+
+class PredictorParams(ctypes.Structure):
+    _fields_ = [
+        ("io", c_void_p), ("x", c_void_p), ("weight", Matrix), ("out", c_void_p),
+        *((name, c_int) for name in ("n", "h", "w", "c")),
+    ]  # fmt: skip
+
+
+class UpsampleParams(ctypes.Structure):
+    _fields_ = [
+        ("io", c_void_p), ("x", c_void_p), *((name, c_int) for name in ("n", "h", "w", "classes", "out_h", "out_w")),
+    ]  # fmt: skip
