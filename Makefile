@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 
-.PHONY: help quickstart test lint sanitize bench clean
+.PHONY: help quickstart test lint sanitize bench gpu-check clean
 
 help:
 	@echo "make quickstart  train a small routed network without and with a budget, print what was saved, write a report"
 	@echo "make test        build, lint and run all tests"
 	@echo "make lint        ruff, mypy"
 	@echo "make bench       operators and networks against what else runs them on this machine (BENCH=--quick for a look)"
+	@echo "make gpu-check   on a machine with a GPU: build, parity, compute-sanitizer, benchmarks, with the Python it is called from"
 	@echo "make sanitize    the operators' tests on a library built with AddressSanitizer and UBSan, in build/sanitize"
 
 # The stamps keep a second `make` from installing again; the native library is rebuilt when a source changed.
@@ -44,6 +45,10 @@ $(VENV)/.bench-installed: $(VENV)/.installed requirements-bench.txt
 
 bench: $(VENV)/.built $(VENV)/.bench-installed
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# No virtual environment: the torch that is there, and nothing installed or downloaded.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check $(GPU)
 
 clean:
 	rm -rf $(VENV) build dynroute/lib *.egg-info
