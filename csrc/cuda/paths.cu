@@ -16,73 +16,78 @@
 
 namespace dynroute::cuda {
 
+struct PathsShared {
+  int items[2][kScales];  // of one sample: first down, then up
+  int downs;              // of all samples
+  int from[128];          // where in its map each of a tile's pixels lies
+};
+
 template <class T, int Width>
-__device__ inline void path_item(const PathsParams& params, const Work& work, bool down, void* memory) {
-  using S = Tile<T, Width>;
+__device__ inline void path_item(const PathsParams& params, const Work& work, bool down, PathsShared& shared,
+                                 void* memory) {
+  constexpr int BM = Tile<T, Width>::BM;
+  static_assert(BM <= kThreads, "one thread per pixel");
   const Level& level = params.level[work.scale];
   const Matrix& w = down ? params.down[work.scale] : params.up[work.scale];
-  const Node& node = params.row.nodes[work.sample * kScales + work.scale];
-  const int c = level.c, width = down ? level.w / 2 : level.w, stride = down ? 2 : 1;
-  const int pixels = down ? level.h / 2 * width : level.h * width;
+  const int c = level.c, pixels = path_pixels(level, down);
+  const Cut part = cut(w, pointwise_tile(w, kIsFloat<T>), ceil_of(pixels, BM));
+  const int first_pixel = work.tile / part.parts * BM, limit = min(BM, pixels - first_pixel);
+  const int begin = work.tile % part.parts * part.channels, end = min(begin + part.channels, w.n);
+
+  if (threadIdx.x < BM) {
+    const int pixel = first_pixel + threadIdx.x, width = level.w / 2;
+    const int at = down ? (pixel / width * level.w + pixel % width) * 2 : pixel;
+    shared.from[threadIdx.x] = at * c;
+  }
+  __syncthreads();
+
   const int64_t size = int64_t(level.h) * level.w * c;
-  const T* x = static_cast<const T*>(level.map[node.out_map]) + work.sample * size;
-  T* out = static_cast<T*>(level.halves) + work.sample * size + (down ? size / 2 : 0);
-
-  const Cut part = cut(w, ceil_of(pixels, S::BM));
-  const int first_pixel = work.tile / part.parts * S::BM, first_block = work.tile % part.parts * part.blocks;
-
+  const Node& node = params.row.nodes[work.sample * kScales + work.scale];
+  const T* const x = static_cast<const T*>(level.map[node.out_map]) + work.sample * size;
+  T* const out =
+      static_cast<T*>(level.halves) + work.sample * size + (down ? size / 2 : 0) + int64_t(first_pixel) * w.n;
   const auto fill = [&](T* a, int lda, int k, int count) {
-    constexpr int kRows = kThreads / 8;  // per pass: 8 threads copy 128 bytes of a pixel at a time
-    const int begin = threadIdx.x % 8 * kVector<T>;
-    int row = threadIdx.x / 8, pixel = first_pixel + row, x_out = pixel % width;
-    int64_t at = down ? (int64_t(pixel / width) * 2 * level.w + x_out * 2) * c : int64_t(pixel) * c;
-    for (; row < S::BM; row += kRows, pixel += kRows) {
-      for (int i = begin; i < count; i += 8 * kVector<T>) {
-        const bool valid = pixel < pixels && k + i < c;
+    for (int row = threadIdx.x / 8; row < BM; row += kThreads / 8)  // 8 threads copy 128 bytes of a pixel at a time
+      for (int i = threadIdx.x % 8 * kVector<T>; i < count; i += 8 * kVector<T>) {
+        const int at = shared.from[row];
+        const bool valid = row < limit && k + i < c;
         copy_async(a + row * lda + i, x + (valid ? at + k + i : 0), valid);
       }
-      // kRows pixels further; only `down` has to know where lines end
-      at += int64_t(kRows) * stride * c;
-      if (down)
-        for (x_out += kRows; x_out >= width; x_out -= width) at += int64_t(level.w) * c;
-    }
     commit_copies();
   };
-  const auto destination = [&](int row) {
-    return first_pixel + row < pixels ? out + int64_t(first_pixel + row) * w.n : nullptr;
-  };
-  pointwise_item<T, Width>(w, first_block, part.blocks, memory, fill, destination);
+  const auto destination = [&](int row) { return row < limit ? out + int64_t(row) * w.n : nullptr; };
+  pointwise_item<T, Width>(w, begin, end, memory, fill, destination);
 
   if (threadIdx.x == 0) {
-    const int channels = min(w.n, (first_block + part.blocks) * Width) - first_block * Width;
     const int64_t at = (int64_t(work.sample) * params.rows + params.row_index) * kScales + work.scale;
-    count(params.io->nodes + at * 5 + (down ? 4 : 2), int64_t(min(S::BM, pixels - first_pixel)) * c * channels);
+    count(params.io->nodes + at * 5 + (down ? 4 : 2), int64_t(limit) * c * (end - begin));
   }
 }
 
 template <class T>
 __device__ inline void paths(const PathsParams& params) {
   extern __shared__ __align__(16) unsigned char memory[];
-  __shared__ int items[2][kScales];  // of one sample, first down, then up: in registers they would cost spills
+  __shared__ PathsShared shared;
   if (threadIdx.x < 2 * kScales) {
     const int s = threadIdx.x % kScales;
     const bool down = threadIdx.x < kScales;
     const Matrix& w = down ? params.down[s] : params.up[s];
-    const int tiles = path_tiles(w, params.level[s], down, kIsFloat<T>);
-    items[!down][s] = tiles == 0 ? 0 : tiles * cut(w, tiles).parts;
+    shared.items[!down][s] = path_items(w, params.level[s], down, kIsFloat<T>);
   }
   __syncthreads();
-  int downs = 0;
+  if (threadIdx.x == 0) {
+    shared.downs = 0;
 #pragma unroll
-  for (int s = 0; s < kScales; ++s) downs += items[0][s] * params.row.counts[kDownOpen * kScales + s];
+    for (int s = 0; s < kScales; ++s) shared.downs += shared.items[0][s] * params.row.counts[kDownOpen * kScales + s];
+  }
+  __syncthreads();
   for (int at = blockIdx.x;; at += gridDim.x) {
     Work work;
-    const bool down = at < downs;
-    if (down) find_work(params.row, kDownOpen, items[0], params.n, at, work);
-    else if (!find_work(params.row, kUpOpen, items[1], params.n, at - downs, work)) return;
+    const bool down = at < shared.downs;
+    if (down) find_work(params.row, kDownOpen, shared.items[0], params.n, at, work);
+    else if (!find_work(params.row, kUpOpen, shared.items[1], params.n, at - shared.downs, work)) return;
     const Matrix& w = down ? params.down[work.scale] : params.up[work.scale];
-    if (block_width(w.n_pad) == 64) path_item<T, 64>(params, work, down, memory);
-    else path_item<T, 32>(params, work, down, memory);
+    with_width<T>(w, [&](auto width) { path_item<T, width.value>(params, work, down, shared, memory); });
   }
 }
 

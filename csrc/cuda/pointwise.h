@@ -1,9 +1,8 @@
 // How a pointwise product is cut into work items, for the host that sizes a launch and the device that walks it.
 //
-// An item is a tile of pixels times some of the blocks of 64 output channels (of 32 where n_pad is no multiple of 64,
-// as nothing is computed in vain then). Of k at most a slice lies in shared memory, so that a launch that serves the
-// coarse scales' long k too still has several blocks on a multiprocessor. Cuts depend on the shape alone, and never
-// touch a sum: each is one chain over all of k.
+// An item is a tile of pixels times some of the blocks of output channels. Of k at most a slice lies in shared memory,
+// so that a launch that serves the coarse scales' long k too still has several blocks on a multiprocessor. Cuts depend
+// on the shape alone, and never touch a sum: each is one chain over all of k.
 #pragma once
 #include <algorithm>
 
@@ -19,35 +18,39 @@ namespace dynroute::cuda {
 
 DYNROUTE_BOTH constexpr int ceil_of(int a, int b) { return (a + b - 1) / b; }
 
-// Output channels of a block.
-DYNROUTE_BOTH constexpr int block_width(int n_pad) { return n_pad % 64 == 0 ? 64 : 32; }
-// Pixels of a tile, and values of k that it holds at once.
-DYNROUTE_BOTH constexpr int tile_pixels(int width, bool is_float) { return (is_float ? 32 : 64) * 64 / width; }
-DYNROUTE_BOTH constexpr int tile_slice(int width) { return 2 * width; }
+// Tiles of pixels x output channels: 64 x 64 in 16-bit types, 128 x 32 where n_pad is no multiple of 64, so that
+// nothing is computed in vain; 64 x 32 in float, where a thread's 4 x 4 needs fewer reads of shared memory than 2 x 8.
+struct PointwiseTile {
+  int width, pixels, slice;  // output channels; pixels; values of k that lie in shared memory at once
+};
+DYNROUTE_BOTH constexpr PointwiseTile pointwise_tile(const Matrix& w, bool is_float) {
+  if (is_float) return {32, 64, 128};
+  return w.n_pad % 64 == 0 ? PointwiseTile{64, 64, 128} : PointwiseTile{32, 128, 64};
+}
 
 constexpr int kItemsWanted = 256;  // of one map: two for each multiprocessor of a large device
 
 struct Cut {
-  int blocks;  // of output channels, per item
-  int parts;   // items per tile
+  int channels;  // of output, per item; the last item of a tile may have fewer
+  int parts;     // items per tile
 };
 // tiles: of pixels, of one sample's map.
-DYNROUTE_BOTH inline Cut cut(const Matrix& w, int tiles) {
-  const int width = block_width(w.n_pad), blocks = w.n_pad / width;
+DYNROUTE_BOTH inline Cut cut(const Matrix& w, const PointwiseTile& tile, int tiles) {
+  const int blocks = w.n_pad / tile.width;
   // A k of several slices is read anew for each block: then nothing is lost by leaving each to another item.
-  if (w.k_pad > tile_slice(width)) return {1, blocks};
+  if (w.k_pad > tile.slice) return {tile.width, blocks};
   const int parts = ceil_of(kItemsWanted, tiles);
   const int each = ceil_of(blocks, parts < blocks ? parts : blocks);
-  return {each, ceil_of(blocks, each)};
+  return {each * tile.width, ceil_of(blocks, each)};
 }
 
-// A block's shared memory: first what gemm.cuh uses, of either width, so that the pixels' slice lies in one place
+// A block's shared memory: first what gemm.cuh uses, for either width, so that the pixels' slice lies in one place
 // whatever the width (threads that begin an item write it while others still read results of the item before).
-DYNROUTE_BOTH constexpr int product_bytes(bool is_float) { return is_float ? 12288 : 20480; }
+DYNROUTE_BOTH constexpr int product_bytes(bool is_float) { return is_float ? 10240 : 20480; }
 inline int pointwise_shared(const Matrix& w, DType type) {
   const bool is_float = type == DType::kFloat;
-  const int width = block_width(w.n_pad), row = std::min(w.k_pad, tile_slice(width)) * (is_float ? 4 : 2) + 16;
-  return product_bytes(is_float) + tile_pixels(width, is_float) * row;
+  const PointwiseTile tile = pointwise_tile(w, is_float);
+  return product_bytes(is_float) + tile.pixels * (std::min(w.k_pad, tile.slice) * (is_float ? 4 : 2) + 16);
 }
 
 // Blocks of a launch that walks over `items`: what can be resident.
