@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
 
 #include "aggregate.h"
 #include "begin.h"
@@ -38,16 +37,13 @@ Shape stem_shape(const Request& r) { return {(r.h - 3) / 2 + 1, (r.w - 3) / 2 + 
 
 bool gates_are_computed(const Request& r) { return Activation(r.config.activation) != Activation::kFixed; }
 
-bool fuse(const Request& r) {
+// Is the cell of this row and scale one launch of `cell`?
+bool is_fused(const Request& r, int row, int scale) {
+  const auto fits = [&](int s) { return cell_fits(r.config.channels << s, r.dtype, r.limits); };
   if (r.fusion == Fusion::kStaged || r.config.cell_stacks != 2) return false;
-  for (int s = 0; s < kScales; ++s) {
-    const int c = r.config.channels << s;
-    if (cell_fits(c, r.dtype, r.limits)) continue;
-    if (r.fusion == Fusion::kFused)
-      throw std::runtime_error("cuda: a fused cell of " + std::to_string(c) + " channels does not fit a block's " +
-                               std::to_string(r.limits.shared_per_block) + " bytes of shared memory");
-    return false;
-  }
+  if (r.fusion == Fusion::kFused) return fits(scale);
+  for (int s = 0; s < scales_of_row(row); ++s)
+    if (!fits(s)) return false;
   return true;
 }
 
@@ -75,9 +71,9 @@ std::vector<Buffer> lay_out(const Request& r, int64_t& end) {
   append(kArrivals, "arrivals", rows * (n * kScales + 1) * int64_t(sizeof(int)));
   for (int s = 0; s < kScales; ++s) {
     const Shape shape = shape_of(r, s);
-    const int64_t tasks =
-        gates_are_computed(r) ? aggregate_tasks(shape.h, shape.w, shape.c, r.config.small_gate, r.dtype) : 0;
-    append(kPartials + s, "partials" + std::to_string(s), n * tasks * padded(shape.c / 2) * int64_t(sizeof(float)));
+    const Level level = {{}, nullptr, shape.h, shape.w, shape.c};
+    const int64_t sums = gates_are_computed(r) ? aggregate_partials(level, padded(shape.c / 2), r.n, r.dtype) : 0;
+    append(kPartials + s, "partials" + std::to_string(s), sums * int64_t(sizeof(float)));
   }
 
   const int64_t start = end;
@@ -99,14 +95,8 @@ std::vector<Buffer> lay_out(const Request& r, int64_t& end) {
 
 class Recorder {
  public:
-  Recorder(const Request& request, bool fused, const std::vector<int64_t>& addresses, int64_t weights,
-           const int64_t* table)
-      : r_(request),
-        rows_(request.config.layers + 1),
-        fused_(fused),
-        addresses_(addresses),
-        weights_(weights),
-        table_(table) {
+  Recorder(const Request& request, const std::vector<int64_t>& addresses, int64_t weights, const int64_t* table)
+      : r_(request), rows_(request.config.layers + 1), addresses_(addresses), weights_(weights), table_(table) {
     for (int s = 0; s < kScales; ++s) {
       const Shape shape = shape_of(r_, s);
       level_[s] = {{map(s, kMap0), map(s, kMap1)}, map(s, kHalves), shape.h, shape.w, shape.c};
@@ -123,8 +113,7 @@ class Recorder {
     stem();
     for (int row = 0; row < rows_; ++row) {
       aggregate(row);
-      if (fused_) cell(row);
-      else stages(row);
+      cells(row);
       if (row < rows_ - 1) paths(row);
     }
     decoder();
@@ -134,7 +123,6 @@ class Recorder {
  private:
   const Request& r_;
   const int rows_;
-  const bool fused_;
   const std::vector<int64_t>& addresses_;
   const int64_t weights_;
   const int64_t* const table_;
@@ -231,10 +219,17 @@ class Recorder {
     launch("aggregate", aggregate_shape, p);
   }
 
+  void cells(int row) {
+    int fused = 0;
+    for (int s = 0; s < scales_of_row(row); ++s) fused += is_fused(r_, row, s);
+    if (fused > 0) cell(row);
+    if (fused < scales_of_row(row)) stages(row);
+  }
+
   void cell(int row) {
     auto p = row_params<CellParams>(row);
     for (int s = 0; s < scales_of_row(row); ++s)
-      for (int k = 0; k < 2; ++k) {
+      for (int k = 0; k < 2 && is_fused(r_, row, s); ++k) {
         const int at = row * kScales + s, field = kCell + 3 * k, c = level_[s].c;
         p.depthwise[s][k] = floats(at, field);
         p.pointwise[s][k] = matrix(at, field + 1, c, c);
@@ -249,6 +244,7 @@ class Recorder {
     for (int k = 0; k < stacks; ++k) {
       auto p = row_params<SepconvParams>(row);
       for (int s = 0; s < scales_of_row(row); ++s) {
+        if (is_fused(r_, row, s)) continue;
         const int at = row * kScales + s, field = kCell + 3 * k;
         const Level& level = level_[s];
         SepconvStage& stage = p.stage[s];
@@ -310,19 +306,17 @@ class Recorder {
 
 }  // namespace
 
-Plan::Plan(const Request& request) : request_(request), fused_(fuse(request)) {
-  buffers_ = lay_out(request_, workspace_);
-}
+Plan::Plan(const Request& request) : request_(request) { buffers_ = lay_out(request_, workspace_); }
 
 std::vector<Row> Plan::row_tables(const std::vector<int64_t>& addresses) const {
-  const Recorder recorder(request_, fused_, addresses, 0, nullptr);
+  const Recorder recorder(request_, addresses, 0, nullptr);
   std::vector<Row> rows;
   for (int row = 0; row <= request_.config.layers; ++row) rows.push_back(recorder.row(row));
   return rows;
 }
 
 std::vector<Launch> Plan::launches(const std::vector<int64_t>& addresses, int64_t weights, const int64_t* table) const {
-  return Recorder(request_, fused_, addresses, weights, table).all();
+  return Recorder(request_, addresses, weights, table).all();
 }
 
 }  // namespace dynroute::cuda

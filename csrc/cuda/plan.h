@@ -13,9 +13,14 @@
 
 namespace dynroute::cuda {
 
-// Where a cell of two stages keeps what lies between them: in shared memory, where a tile of it fits, or in the halves.
-// One choice for the whole network: a row whose scales differ would need the launches of both (94 for 16 layers).
-enum class Fusion : int { kAuto = 0, kFused = 1, kStaged = 2 };
+// Where a cell of two stages keeps what lies between them: in shared memory (one `cell` launch), where a tile of it
+// fits, or in the halves (two `sepconv` launches). Only wide scales do not fit, and a row that has both needs three
+// launches.
+enum class Fusion : int {
+  kAuto = 0,    // rows whose scales all fit are fused: two launches at most, 77 for a network of 16 layers
+  kFused = 1,   // every scale that fits is fused, though some rows then take three
+  kStaged = 2,  // none is
+};
 
 struct Request {
   NetworkConfig config;
@@ -42,12 +47,10 @@ struct Launch {
 
 class Plan {
  public:
-  // Throws std::runtime_error where Fusion::kFused is asked for and a cell does not fit.
   explicit Plan(const Request& request);
 
   const std::vector<Buffer>& buffers() const { return buffers_; }
   int64_t workspace() const { return workspace_; }
-  bool fused() const { return fused_; }
 
   // For buffers at these addresses, in the order of buffers(). Weights lie at `weights` + table[...] bytes.
   std::vector<Row> row_tables(const std::vector<int64_t>& addresses) const;
@@ -57,7 +60,6 @@ class Plan {
   const Request request_;
   std::vector<Buffer> buffers_;
   int64_t workspace_ = 0;
-  bool fused_ = false;
 };
 
 }  // namespace dynroute::cuda

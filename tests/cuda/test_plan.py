@@ -36,25 +36,23 @@ def kernels(plan: NetworkPlan) -> list[str]:
 @pytest.mark.parametrize("device", [A100, RTX, H100], ids=["sm_80", "sm_89", "sm_90"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_launches_of_sixteen_layers(dtype: torch.dtype, device: DeviceLimits) -> None:
-    """60 where cells are fused, 77 where they run stage by stage, and never something in between."""
+    """At most 77, and 80 is the limit: rows of wide scales run their cells stage by stage."""
     assert len(kernels(plan_of("staged", dtype, device))) == 77
     found = kernels(plan_of("auto", dtype, device))
-    assert len(found) in (60, 77)
-    assert ("cell" in found) == (len(found) == 60)
+    assert 60 <= len(found) <= 77
+    assert len(found) == 43 + found.count("cell") + found.count("sepconv") - 2  # the stem has two
     assert found.count("aggregate") == 17 and found.count("paths") == 16  # the last row has none
     assert found[:4] == ["begin", "stem_conv", "sepconv", "sepconv"]
     assert found[-6:] == ["merge"] * 4 + ["predictor", "upsample"]
 
 
 def test_launches_of_fused_cells() -> None:
-    assert len(kernels(plan_of("fused", channels=16))) == 60
-
-
-def test_what_does_not_fit_is_not_fused() -> None:
-    tiny = DeviceLimits(80, 108, 16 << 10, 164 << 10)
-    assert len(kernels(plan_of("auto", device=tiny))) == 77
-    with pytest.raises(RuntimeError, match=r"a fused cell of \d+ channels does not fit"):
-        plan_of("fused", device=tiny).buffers()
+    """Where all scales fit; where the widest do not, a row takes `cell` and both stages only if that is asked for."""
+    for fusion in ("auto", "fused"):
+        assert len(kernels(plan_of(fusion, channels=16))) == 60
+    asked = kernels(plan_of("fused"))
+    assert asked.count("cell") == 17 and asked.count("sepconv") - 2 in (28, 30)
+    assert len(kernels(plan_of("auto", device=DeviceLimits(80, 108, 16 << 10, 164 << 10)))) == 77  # nothing fits
 
 
 @pytest.mark.parametrize(("stacks", "launches"), [(1, 17 * 3 - 1 + 10), (3, 17 * 5 - 1 + 10)])
