@@ -12,11 +12,11 @@
 
 namespace dynroute::cuda {
 
-constexpr int kSepconvWide = 8;          // a tile's pixels in x; in y sepconv_high()
-constexpr int kSepconvChannels = 64;     // of a chunk of the input
-constexpr int kSepconvEnough = 128;      // work items that fill a device: fewer tiles are split by output channels
-constexpr int kSepconvResident = 4;      // blocks of a multiprocessor, by their registers
-constexpr int kSepconvSmall = 99 << 10;  // shared memory that every device grants a block
+constexpr int kSepconvWide = 8;       // a tile's pixels in x; in y sepconv_high()
+constexpr int kSepconvChannels = 64;  // of a chunk of the input
+constexpr int kSepconvEnough = 128;   // work items that fill a device: fewer tiles are split by output channels
+constexpr int kSepconvResident = 5;   // blocks of a multiprocessor, by their registers
+constexpr int kSepconvStatic = 512;   // bytes of static shared memory, at most
 
 // All below for a storage type of `bytes` bytes.
 DYNROUTE_BOTH constexpr int sepconv_high(int bytes) { return bytes == 4 ? 4 : 8; }
@@ -29,21 +29,18 @@ DYNROUTE_BOTH constexpr int sepconv_a_bytes(int k_pad, int bytes) {
   return kSepconvWide * sepconv_high(bytes) * (k_pad * bytes + 16);
 }
 
-// Shared memory: first the halo's chunks or, afterwards, what the product needs; then A. Two chunks where that pays and
-// fits.
-struct SepconvMemory {
-  int chunk, buffers, front, total;
-};
-DYNROUTE_BOTH constexpr SepconvMemory sepconv_memory(int k_pad, int stride, int bytes) {
-  SepconvMemory memory = {};
-  memory.chunk =
-      sepconv_halo(kSepconvWide, stride) * sepconv_halo(sepconv_high(bytes), stride) * kSepconvChannels * bytes;
-  const int a = sepconv_a_bytes(k_pad, bytes);
-  memory.buffers = k_pad > kSepconvChannels && 2 * memory.chunk + a <= kSepconvSmall ? 2 : 1;
-  const int halo = memory.buffers * memory.chunk, gemm = sepconv_gemm_bytes(bytes);
-  memory.front = halo > gemm ? halo : gemm;
-  memory.total = memory.front + a;
-  return memory;
+// Buffers of the halo: one chunk ahead; at stride 2, where more than one chunk is rare, not, so that wide stems fit
+// too.
+DYNROUTE_BOTH constexpr int sepconv_buffers(int stride) { return stride == 1 ? 2 : 1; }
+
+// Shared memory: in front the halo's chunks and, afterwards, what the product needs; behind it A.
+DYNROUTE_BOTH constexpr int sepconv_front(int k_pad, int stride, int bytes) {
+  const int pixels = sepconv_halo(kSepconvWide, stride) * sepconv_halo(sepconv_high(bytes), stride);
+  const int halo = pixels * kSepconvChannels * bytes * (k_pad > kSepconvChannels ? sepconv_buffers(stride) : 1);
+  return halo > sepconv_gemm_bytes(bytes) ? halo : sepconv_gemm_bytes(bytes);
+}
+DYNROUTE_BOTH constexpr int sepconv_bytes(int k_pad, int stride, int bytes) {
+  return sepconv_front(k_pad, stride, bytes) + sepconv_a_bytes(k_pad, bytes);
 }
 
 DYNROUTE_BOTH constexpr int sepconv_tiles(const SepconvStage& stage, int bytes) {
@@ -67,9 +64,10 @@ inline LaunchShape sepconv_shape(const SepconvParams& params, DType dtype, const
     // the number of items is largest when all samples are open, or when the open ones' tiles are split
     const int tiles = params.n * sepconv_tiles(stage, bytes), blocks = (stage.pointwise.n_pad + 63) / 64;
     shape.blocks += std::max(tiles, std::min(tiles * blocks, kSepconvEnough));
-    shape.shared = std::max(shape.shared, sepconv_memory(stage.pointwise.k_pad, stage.stride, bytes).total);
+    shape.shared = std::max(shape.shared, sepconv_bytes(stage.pointwise.k_pad, stage.stride, bytes));
   }
-  const int resident = std::min(kSepconvResident, limits.shared_per_multiprocessor / (shape.shared + 1024));
+  const int resident =
+      std::min(kSepconvResident, limits.shared_per_multiprocessor / (shape.shared + kSepconvStatic + 1024));
   shape.blocks = std::min(shape.blocks, limits.multiprocessors * std::max(resident, 1));
   return shape;
 }
