@@ -20,14 +20,15 @@ constexpr int kTaps = 27, kPadded = 32;
 template <class T>
 struct Stem {
   static constexpr int kWide = stem_wide(sizeof(T)), kColumns = stem_columns(sizeof(T));
+  static constexpr int kRow = stem_row(sizeof(T));
   static constexpr int kParts = kThreads / Tile<T>::BM;  // threads that share a pixel: each has some of its taps
   static constexpr int kChunks = kPadded / Tile<T>::BK;
-  using Image = float[3][kStemRows][kColumns];
+  using Image = float[3][kStemRows][kRow];
 
-  struct Shared {
+  struct alignas(16) Shared {
     GemmShared<T> gemm;
-    alignas(16) T a[Tile<T>::BM][row_of_a<T>(kPadded)];
-    alignas(16) Image image[2];
+    T a[Tile<T>::BM][row_of_a<T>(kPadded)];
+    Image image[2];
   };
   static_assert(kWide * kStemHigh == Tile<T>::BM, "a tile of pixels is a tile of the product");
   static_assert(sizeof(Shared) ==
@@ -82,7 +83,7 @@ __device__ inline void gather(T* a, const float* image /* under the pixel's firs
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
       const int tap = Part * count + group + i, plane = tap % 3, x = tap / 3 % 3, row = tap / 9;
-      values[i] = tap < kTaps ? image[(plane * kStemRows + row) * Stem<T>::kColumns + column<T>(x)] : 0.f;
+      values[i] = tap < kTaps ? image[(plane * kStemRows + row) * Stem<T>::kRow + column<T>(x)] : 0.f;
     }
     store_group(a + Part * count + group, pack<T>(values));
   }
@@ -102,7 +103,7 @@ __device__ inline void stem_conv(const StemParams& p) {
     fetch_chunk<T>(weights + i * Tile<T>::kChunk, p.weight, i / S::kChunks * Tile<T>::BN, i % S::kChunks * Tile<T>::BK);
   if (int(blockIdx.x) < tiles) fetch_image<T>(shared.image[0], p, images, place_of<T>(p, blockIdx.x));
   const int pixel = int(threadIdx.x) % Tile<T>::BM, part = int(threadIdx.x) / Tile<T>::BM;
-  const int in_image = pixel / S::kWide * 2 * S::kColumns + pixel % S::kWide;
+  const int in_image = pixel / S::kWide * 2 * S::kRow + pixel % S::kWide;
   for (int tile = blockIdx.x, turn = 0; tile < tiles; tile += gridDim.x, turn ^= 1) {
     const Place place = place_of<T>(p, tile);
     wait_copies<0>();
