@@ -63,7 +63,7 @@ __device__ inline void clear(float (&sums)[Rows][Columns][Values]) {
 __device__ inline int slot(int row, int group) { return group ^ row / 2 % 4; }
 
 // One chunk of the weights, k from `k`, output channels from `n`, on its way into `to`.
-template <class T, int Width>
+template <class T, int Width = 64>
 __device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k) {
   using S = Tile<T, Width>;
   constexpr int per_row = (kIsFloat<T> ? S::BN : S::BK) / kVector<T>, rows = kIsFloat<T> ? S::BK : S::BN;
@@ -125,6 +125,13 @@ __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sum
         for (int j = 0; j < 4; ++j) mma(sums[i][j], pixels[i], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1], T());
     }
   }
+}
+
+// The same for an A of rows that are `lda` apart, from its first value at the chunk's k.
+template <class T, int Width = 64>
+__device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sums, const T* a, int lda,
+                                      const T* weights) {
+  multiply_chunk<T, Width>(sums, [=](int row, int k) { return a + row * lda + k; }, 0, weights);
 }
 
 // sums += a[BM][k_count] * weights[k_begin + k, n + column]; called by the whole block. k_begin and k_count are

@@ -33,7 +33,7 @@ Shape shape_of(const Request& r, int scale) {
   return {r.h >> (scale + 2), r.w >> (scale + 2), r.config.channels << scale};
 }
 // Of what the stem's first two convolutions make: the first has no padding.
-Shape stem_shape(const Request& r) { return {(r.h - 3) / 2 + 1, (r.w - 3) / 2 + 1, r.config.stem_width}; }
+Shape half_shape(const Request& r) { return {(r.h - 3) / 2 + 1, (r.w - 3) / 2 + 1, r.config.stem_width}; }
 
 bool gates_are_computed(const Request& r) { return Activation(r.config.activation) != Activation::kFixed; }
 
@@ -87,7 +87,7 @@ std::vector<Buffer> lay_out(const Request& r, int64_t& end) {
   put(kSmallLogits, "small_logits", small_logits, start);
   append(map_buffer(0, kHalves), "halves_0", n * shape_of(r, 0).size() * value);
 
-  const int64_t stem = n * stem_shape(r).size() * value;
+  const int64_t stem = n * half_shape(r).size() * value;
   put(kStemA, "stem_a", stem, start);
   put(kStemB, "stem_b", stem, start + aligned(std::max(stem, buffers[size_t(map_buffer(0, kMap0))].bytes)));
   return buffers;
@@ -174,14 +174,14 @@ class Recorder {
 
   void stem() {
     const int row = rows_ * kScales, width = r_.config.stem_width, c = r_.config.channels;
-    const Shape half = stem_shape(r_), out = shape_of(r_, 0);
+    const Shape half = half_shape(r_), out = shape_of(r_, 0);
     void *a = buffer<void>(kStemA), *b = buffer<void>(kStemB);
     StemParams p = {};
     p.io = io();
     p.weight = matrix(row, kStemConv, 27, width);
     p.out = a;
     p.n = r_.n, p.h_in = r_.h, p.w_in = r_.w, p.h_out = half.h, p.w_out = half.w;
-    launch("stem_conv", stem_conv_shape, p);
+    launch("stem_conv", stem_shape, p);
 
     const auto stage = [&](int field, const void* x, const Shape& to, int stride, void* result) {
       SepconvParams q = {};
