@@ -1,4 +1,4 @@
-"""The launch shapes of csrc/cuda/<name>.h, compiled by the host's own compiler: so those headers stay plain C++."""
+"""What csrc/cuda/<name>.h says about a launch, asked as the host does: in C++, without CUDA."""
 
 from __future__ import annotations
 
@@ -10,38 +10,51 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from dynroute.runtime.emulator import SOURCES
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # as in enum class DType
-DEVICES = {  # capability, multiprocessors, shared memory per block and per multiprocessor
-    "a100": (80, 108, 163 << 10, 164 << 10),
-    "rtx4090": (89, 128, 99 << 10, 100 << 10),
-    "h100": (90, 132, 227 << 10, 228 << 10),
-}
+
+
+class DeviceLimits(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int)
+        for name in ("capability", "multiprocessors", "shared_per_block", "shared_per_multiprocessor")
+    ]
+
+
+A100 = DeviceLimits(80, 108, 163 << 10, 164 << 10)
+SMALL = DeviceLimits(86, 84, 99 << 10, 100 << 10)  # sm_86 and sm_89
+H100 = DeviceLimits(90, 132, 227 << 10, 228 << 10)
 
 
 @functools.cache
 def library(name: str, more: str = "") -> ctypes.CDLL:
     """<name>_shape as the C function `shape`, and whatever else the test wants to call."""
-    struct = "".join(part.capitalize() for part in name.split("_")) + "Params"
-    source = f"""
-    #include "{name}.h"
+    header = "stem" if name == "stem_conv" else name
+    code = f"""
+    #include "{SOURCES}/{header}.h"
     using namespace dynroute::cuda;
-    extern "C" void shape(const {struct}* params, int type, const int* limits, int* out) {{
-      const DeviceLimits device = {{limits[0], limits[1], limits[2], limits[3]}};
-      const LaunchShape shape = {name}_shape(*params, DType(type), device);
-      out[0] = shape.blocks, out[1] = shape.threads, out[2] = shape.shared;
+    extern "C" void shape(const {header.capitalize()}Params* params, int dtype, const DeviceLimits* limits,
+                          LaunchShape* out) {{
+      *out = {header}_shape(*params, DType(dtype), *limits);
     }}
     {more}"""
-    folder = Path(tempfile.mkdtemp(prefix="dynroute-"))
-    (folder / "shape.cpp").write_text(source)
-    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{ROOT / 'csrc' / 'cuda'}"]
-    subprocess.run(["g++", *flags, str(folder / "shape.cpp"), "-o", str(folder / "shape.so")], check=True)
-    return ctypes.CDLL(str(folder / "shape.so"))
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "shape.so"
+        command = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-x", "c++", "-"]
+        subprocess.run([*command, "-o", str(made)], input=code, text=True, check=True)
+        return ctypes.CDLL(str(made))
 
 
-def shape(name: str, params: ctypes.Structure, dtype: torch.dtype, device: str = "a100") -> tuple[int, int, int]:
-    """Blocks, threads, bytes of dynamic shared memory."""
-    out = (ctypes.c_int * 3)()
-    limits = (ctypes.c_int * 4)(*DEVICES[device])
-    library(name).shape(ctypes.byref(params), DTYPES.index(dtype), limits, out)
-    return tuple(out)
+def launch_shape(
+    name: str, params: ctypes.Structure, dtype: torch.dtype, limits: DeviceLimits = H100
+) -> tuple[int, int, int]:
+    """Blocks, threads, bytes of shared memory for kernel `name`."""
+    shape = (ctypes.c_int * 3)()
+    library(name).shape(ctypes.byref(params), DTYPES.index(dtype), ctypes.byref(limits), shape)
+    return shape[0], shape[1], shape[2]
+
+
+def shape(name: str, params: ctypes.Structure, dtype: torch.dtype) -> tuple[int, int, int]:
+    """The same for an A100."""
+    return launch_shape(name, params, dtype, A100)
