@@ -122,9 +122,10 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
   const int per_block = gate.k_pad / BK, chunks = (gate.n_pad + BN - 1) / BN * per_block;
   const auto fetch = [&](int chunk) {
     if (chunk < chunks)
-      fetch_chunk<T>(ring + chunk % kRing * kChunk, gate, chunk / per_block * BN, chunk % per_block * BK);
+      fetch_chunk<T, BN>(ring + chunk % kRing * kChunk, gate, chunk / per_block * BN, chunk % per_block * BK);
     commit_copies();
   };
+  const auto at = [=](int row, int k) { return a + row * lda + k; };
   const int step = task.small ? S::kTilesOfA : 1;
   int pixels = 0;
   for (int first = task.begin; first < task.end; first += step) {
@@ -145,7 +146,7 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
       wait_copies<kRing - 2>();
       __syncthreads();
       if (chunks > kRing || first == task.begin) fetch(chunk + 2);
-      multiply_chunk<T>(sums, a + k, lda, ring + chunk % kRing * kChunk);
+      multiply_chunk<T, BN>(sums, at, k, ring + chunk % kRing * kChunk);
       k += BK;
       if (k < gate.k_pad) continue;
       add_columns<T>(sums, rows, chunk / per_block * BN, gate.n_pad, shift, totals);

@@ -13,7 +13,7 @@ from structs import DOWN, KEEP, LISTS, OPEN, PATHS, PRESENT, SCALES, UP
 
 from dynroute.runtime import emulator
 
-THRESHOLD = np.float32(1e-4)
+THRESHOLD, NONE = np.float32(1e-4), np.float32(0)
 NODE = np.dtype(
     [(name, "i4") for name in ("present", "aliased", "x_map")]
     + [(name, "f4") for name in ("down", "keep", "up")]
@@ -36,12 +36,12 @@ class RoutedNode:
     present: bool = False
     x_map: int = 0
     aliased: bool = False
-    down: np.float32 = np.float32(0)
-    keep: np.float32 = np.float32(0)
-    up: np.float32 = np.float32(0)
+    down: np.float32 = NONE
+    keep: np.float32 = NONE
+    up: np.float32 = NONE
     closed: bool = False
     out_map: int = 0
-    weight: list = field(default_factory=lambda: [np.float32(0)] * PATHS)
+    weight: list = field(default_factory=lambda: [NONE] * PATHS)
 
 
 def first_row() -> list[RoutedNode]:

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import routed
 from routed import NODE, PATHS, SCALES, Space, first_row, path_exists, scales_of_row
-from shapes import DTYPES, library, shape
+from shapes import DTYPES, SMALL, launch_shape, library
 
 from dynroute.models.space import build_space
 from dynroute.runtime import emulator
@@ -31,7 +31,7 @@ def tasks_of(space: Space) -> list[int]:
 
 
 def random_gates(n: int, rows: int, seed: int = 0, share: float = 0.7) -> np.ndarray:
-    """Alphas with closed nodes, closed paths, keep alone at exactly 1, sums around the threshold, and NaN nowhere read."""
+    """Closed nodes and paths, keep alone at exactly 1, sums around the threshold; NaN where no path is."""
     rng = np.random.default_rng(seed)
     gates = rng.random((n, rows, SCALES, PATHS)) * (rng.random((n, rows, SCALES, PATHS)) < share)
     gates *= rng.random((n, rows, SCALES, 1)) < 0.75
@@ -47,7 +47,7 @@ def random_gates(n: int, rows: int, seed: int = 0, share: float = 0.7) -> np.nda
     return gates
 
 
-def check_row(space: Space, row: int, nodes, before, tasks: list[int], stats=None):
+def check_row(space: Space, row: int, nodes, before, tasks: list[int]):
     """X where it has to be and nowhere else; alphas; executed multiply-accumulates; returns the next row's nodes."""
     following = []
     for i in range(space.n):
@@ -198,9 +198,9 @@ def test_launch_shape():
     params, _ = space.params(4, [1] * SCALES)
     for s, (h, w) in enumerate(((256, 512), (128, 256), (64, 128), (32, 64))):
         params.level[s].h, params.level[s].w = h, w
-    blocks, threads, shared = shape("aggregate", params, torch.float16)
-    assert (blocks, threads) == (216, 128) and shared < 81 << 10
-    assert shape("aggregate", params, torch.float16, "rtx4090")[2] <= 99 << 10
+    blocks, threads, shared = launch_shape("aggregate", params, torch.float16)
+    assert (blocks, threads) == (264, 128) and shared < 81 << 10
+    assert launch_shape("aggregate", params, torch.float16, SMALL)[2] <= 99 << 10
     params.n = 0
-    assert shape("aggregate", params, torch.float16)[0] == 1
+    assert launch_shape("aggregate", params, torch.float16)[0] == 1
     assert ctypes.sizeof(routed.structs.Node) == NODE.itemsize and scales_of_row(0) == 1
