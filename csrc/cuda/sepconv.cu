@@ -126,7 +126,7 @@ __device__ inline void fetch_halo(T* to, const Item& item, int chunk) {
       const int column = pixel % wide, row = pixel / wide;
       const bool valid = unsigned(x0 + column) < unsigned(w) && unsigned(y0 + row) < unsigned(h);
       const int offset = ((row - 1) * w + column - 1) * c + at;
-      copy_async(to + pixel * kSepconvChannels + in_chunk, from + (valid ? offset : 0), valid);
+      copy_async(to + pixel * kSepconvChannels + in_chunk, from + offset, valid);  // nothing is read outside the map
     }
   }
   commit_copies();

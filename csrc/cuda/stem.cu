@@ -51,9 +51,8 @@ __device__ inline Place place_of(const StemParams& p, int tile) {
   return {tile / in_row / rows, tile % in_row * Stem<T>::kWide, tile / in_row % rows * kStemHigh};
 }
 
-__device__ inline void copy_word_async(float* to, const float* from, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0)
-               : "memory");
+__device__ inline void copy_word_async(unsigned to /* shared */, const float* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0) : "memory");
 }
 
 // The image under a tile, zeros outside of it, on its way to shared memory: a warp takes every fourth row, a lane a
@@ -67,18 +66,19 @@ __device__ inline void fetch_image(typename Stem<T>::Image& to, const StemParams
   const int thread = thread_here(), lane = thread % 32, warp = thread / 32;
   const float* from = images + (int64_t(place.sample) * 3 * p.h_in + 2 * place.y) * p.w_in + 2 * place.x;
   const int wide = p.w_in - 2 * place.x, high = p.h_in - 2 * place.y;
-  const auto copy = [&](int at, int x) {
+  const unsigned start = shared_address(&to);
+  // nothing is read where the image ends, whatever the address
+  const auto copy = [&](int at, int x, int more) {
     const int plane = at / kStemRows, row = at % kStemRows;
-    const bool valid = x < wide && row < high;
-    copy_word_async(&to[plane][row][column<T>(x)], from + (valid ? int64_t(plane * p.h_in + row) * p.w_in + x : 0),
-                    valid);
+    copy_word_async(start + (at * S::kRow + column<T>(x) + more / 2) * 4,
+                    from + int64_t(plane * p.h_in + row) * p.w_in + x + more, x + more < wide && row < high);
   };
 #pragma unroll
   for (int i = 0; i < (rows + warps - 1) / warps; ++i)
     if (warp + i * warps < rows)
 #pragma unroll
-      for (int j = 0; j < whole; ++j) copy(warp + i * warps, lane + 32 * j);
-  if (thread < rows) copy(thread, 32 * whole);
+      for (int j = 0; j < whole; ++j) copy(warp + i * warps, lane, 32 * j);
+  if (thread < rows) copy(thread, 0, 32 * whole);
   commit_copies();
 }
 
