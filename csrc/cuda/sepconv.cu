@@ -115,17 +115,18 @@ template <class T, int kStride>
 __device__ inline void fetch_halo(T* to, const Item& item, int chunk) {
   constexpr int wide = sepconv_halo(kSepconvWide, kStride), high = sepconv_halo(sepconv_high(sizeof(T)), kStride);
   constexpr int per_pixel = kSepconvChannels / kVector<T>;
-  const int in_chunk = int(threadIdx.x) % per_pixel * kVector<T>, at = chunk * kSepconvChannels + in_chunk;
+  const int thread = thread_here();
+  const int in_chunk = thread % per_pixel * kVector<T>, at = chunk * kSepconvChannels + in_chunk;
   if (at < item.stage.pointwise.k_pad) {
     const T* from = static_cast<const T*>(item.from);
     const int c = item.stage.c_in, w = item.stage.w_in, h = at < c ? item.stage.h_in : 0;
     const int x0 = item.x * kStride - 1, y0 = item.y * kStride - 1;
 #pragma unroll 2
-    for (int pixel = int(threadIdx.x) / per_pixel; pixel < wide * high; pixel += kThreads / per_pixel) {
+    for (int pixel = thread / per_pixel; pixel < wide * high; pixel += kThreads / per_pixel) {
       const int column = pixel % wide, row = pixel / wide;
       const bool valid = unsigned(x0 + column) < unsigned(w) && unsigned(y0 + row) < unsigned(h);
       const int offset = ((row - 1) * w + column - 1) * c + at;
-      copy_async(to + pixel * kSepconvChannels + in_chunk, from + (valid ? offset : 0), valid);
+      copy_async(to + pixel * kSepconvChannels + in_chunk, from + offset, valid);  // nothing is read outside the map
     }
   }
   commit_copies();
@@ -138,7 +139,7 @@ __device__ inline void depthwise(unsigned char* memory, const Item& item) {
   constexpr bool ahead = sepconv_buffers(kStride) == 2;
   constexpr int halo_wide = sepconv_halo(kSepconvWide, kStride);
   constexpr int buffer = sepconv_halo(sepconv_high(sizeof(T)), kStride) * halo_wide * kSepconvChannels;
-  const int group = int(threadIdx.x) % kGroups * kGroup, place = int(threadIdx.x) / kGroups;
+  const int thread = thread_here(), group = thread % kGroups * kGroup, place = thread / kGroups;
   const int patch_x = place % P::kInRow * P::kWide, patch_y = place / P::kInRow * P::kHigh;
   const int k_pad = item.stage.pointwise.k_pad;
   T* halo = reinterpret_cast<T*>(memory);
@@ -206,14 +207,14 @@ __device__ inline void store_results(const GemmShared<T>& shared, const Item& it
       float (&part)[kVector<T>] = reinterpret_cast<float (&)[kVector<T>]>(values[i]);
       if (add) {
         float x[kVector<T>];
-        unpack<T>(load_group(add + at + i), x);
+        unpack<T>(__ldcg(reinterpret_cast<const uint4*>(add + at + i)), x);
 #pragma unroll
         for (int j = 0; j < kVector<T>; ++j) part[j] += x[j];
       }
       if (relu)
 #pragma unroll
         for (int j = 0; j < kVector<T>; ++j) part[j] = fmaxf(part[j], 0.f);
-      store_group(to + at + i, pack<T>(part));
+      __stcg(reinterpret_cast<uint4*>(to + at + i), pack<T>(part));
     }
   });
 }

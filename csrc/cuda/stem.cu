@@ -51,25 +51,34 @@ __device__ inline Place place_of(const StemParams& p, int tile) {
   return {tile / in_row / rows, tile % in_row * Stem<T>::kWide, tile / in_row % rows * kStemHigh};
 }
 
-__device__ inline void copy_word_async(float* to, const float* from, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0)
-               : "memory");
+__device__ inline void copy_word_async(unsigned to /* shared */, const float* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0) : "memory");
 }
 
-// The image under a tile, zeros outside of it, on its way to shared memory.
+// The image under a tile, zeros outside of it, on its way to shared memory: a warp takes every fourth row, a lane a
+// column of each 32; the one column that is left over is one more copy of a few threads.
 template <class T>
 __device__ inline void fetch_image(typename Stem<T>::Image& to, const StemParams& p, const float* images,
                                    const Place& place) {
-  constexpr int columns = Stem<T>::kColumns;
-  const float* from = images + int64_t(place.sample) * 3 * p.h_in * p.w_in;
-#pragma unroll 4
-  for (int at = threadIdx.x; at < 3 * kStemRows * columns; at += kThreads) {
-    const int x = at % columns, row = at / columns % kStemRows, plane = at / columns / kStemRows;
-    const int from_x = 2 * place.x + x, from_y = 2 * place.y + row;
-    const bool valid = from_x < p.w_in && from_y < p.h_in;
-    const int64_t offset = (int64_t(plane) * p.h_in + from_y) * p.w_in + from_x;
-    copy_word_async(&to[plane][row][column<T>(x)], from + (valid ? offset : 0), valid);
-  }
+  using S = Stem<T>;
+  constexpr int rows = 3 * kStemRows, whole = S::kColumns / 32, warps = kThreads / 32;
+  static_assert(S::kColumns == 32 * whole + 1 && rows <= kThreads);
+  const int thread = thread_here(), lane = thread % 32, warp = thread / 32;
+  const float* from = images + (int64_t(place.sample) * 3 * p.h_in + 2 * place.y) * p.w_in + 2 * place.x;
+  const int wide = p.w_in - 2 * place.x, high = p.h_in - 2 * place.y;
+  const unsigned start = shared_address(&to);
+  // nothing is read where the image ends, whatever the address
+  const auto copy = [&](int at, int x, int more) {
+    const int plane = at / kStemRows, row = at % kStemRows;
+    copy_word_async(start + (at * S::kRow + column<T>(x) + more / 2) * 4,
+                    from + int64_t(plane * p.h_in + row) * p.w_in + x + more, x + more < wide && row < high);
+  };
+#pragma unroll
+  for (int i = 0; i < (rows + warps - 1) / warps; ++i)
+    if (warp + i * warps < rows)
+#pragma unroll
+      for (int j = 0; j < whole; ++j) copy(warp + i * warps, lane, 32 * j);
+  if (thread < rows) copy(thread, 0, 32 * whole);
   commit_copies();
 }
 
@@ -101,15 +110,18 @@ __device__ inline void stem_conv(const StemParams& p) {
 
   for (int i = 0; i < blocks * S::kChunks; ++i)
     fetch_chunk<T>(weights + i * Tile<T>::kChunk, p.weight, i / S::kChunks * Tile<T>::BN, i % S::kChunks * Tile<T>::BK);
-  if (int(blockIdx.x) < tiles) fetch_image<T>(shared.image[0], p, images, place_of<T>(p, blockIdx.x));
-  const int pixel = int(threadIdx.x) % Tile<T>::BM, part = int(threadIdx.x) / Tile<T>::BM;
-  const int in_image = pixel / S::kWide * 2 * S::kRow + pixel % S::kWide;
+  Place next = place_of<T>(p, blockIdx.x);
+  if (int(blockIdx.x) < tiles) fetch_image<T>(shared.image[0], p, images, next);
   for (int tile = blockIdx.x, turn = 0; tile < tiles; tile += gridDim.x, turn ^= 1) {
-    const Place place = place_of<T>(p, tile);
+    const Place place = next;
     wait_copies<0>();
     __syncthreads();
-    if (tile + int(gridDim.x) < tiles)
-      fetch_image<T>(shared.image[turn ^ 1], p, images, place_of<T>(p, tile + gridDim.x));
+    if (tile + int(gridDim.x) < tiles) {
+      next = place_of<T>(p, tile + gridDim.x);
+      fetch_image<T>(shared.image[turn ^ 1], p, images, next);
+    }
+    const int thread = thread_here(), pixel = thread % Tile<T>::BM, part = thread / Tile<T>::BM;
+    const int in_image = pixel / S::kWide * 2 * S::kRow + pixel % S::kWide;
     const float* image = &shared.image[turn][0][0][0] + in_image;
     T* a = shared.a[pixel];
     static_assert(S::kParts == 2 || S::kParts == 4, "the cases below");
@@ -139,7 +151,7 @@ __device__ inline void stem_conv(const StemParams& p) {
           float (&group)[kVector<T>] = reinterpret_cast<float (&)[kVector<T>]>(values[i]);
 #pragma unroll
           for (int j = 0; j < kVector<T>; ++j) group[j] = fmaxf(group[j], 0.f);
-          store_group(to + i, pack<T>(group));
+          __stcg(reinterpret_cast<uint4*>(to + i), pack<T>(group));
         }
       });
     }
