@@ -124,6 +124,7 @@ class Runtime:
         config: the network's `NetworkConfig`.
         storage: what maps and weights are kept in.
         device: where images are wanted, and outputs will be.
+        executor: what computes.
     """
 
     def __init__(
@@ -135,8 +136,8 @@ class Runtime:
         executor: Executor | None = None,
     ) -> None:
         self.backend, self.reason, self.config, self.storage = backend, reason, net.config, storage
-        self._execute = _executor(net, backend, storage) if executor is None else executor
-        self.device = self._execute.device
+        self.executor = _executor(net, backend, storage) if executor is None else executor
+        self.device = self.executor.device
 
     @torch.no_grad()
     def __call__(self, images: Tensor, gates: Tensor | None = None) -> RunOutput:
@@ -145,7 +146,7 @@ class Runtime:
         Raises:
             ValueError: images or gates of another shape, type or device; raised before anything is computed.
         """
-        done = self._execute(*self._inputs(images, gates))
+        done = self.executor(*self._inputs(images, gates))
         return RunOutput(done, _tables(self.config, *images.shape[-2:], self.device))
 
     @torch.no_grad()
@@ -154,7 +155,7 @@ class Runtime:
 
         On CUDA logits are not written at full size: for 19 classes 1/76 of the bytes.
         """
-        return self._execute.labels(*self._inputs(images, gates))
+        return self.executor.labels(*self._inputs(images, gates))
 
     def _inputs(self, images: Tensor, gates: Tensor | None) -> tuple[Tensor, Tensor | None, int, int]:
         if images.dtype != torch.float32 or images.device != self.device:
@@ -167,12 +168,12 @@ class Runtime:
     @property
     def workspace_bytes(self) -> int:
         """Memory held between calls for maps, grown to the largest call so far; 0 on the reference backend."""
-        return self._execute.workspace_bytes
+        return self.executor.workspace_bytes
 
     @property
     def weight_bytes(self) -> int:
         """Memory of the packed weights; 0 on the reference backend, which keeps the network's own."""
-        return self._execute.weight_bytes
+        return self.executor.weight_bytes
 
     def costs(self, height: int, width: int) -> CostTables:
         """Cost tables at an input of height x width pixels."""
