@@ -46,6 +46,7 @@ class CudaExecutor(PlannedExecutor):
         self._lock = threading.Lock()
         self._shapes: OrderedDict[tuple[int, ...], _Shape] = OrderedDict()
         self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
+        self._lent: list[tuple[Tensor, _Shape]] = []
         self._stream: torch.cuda.Stream | None = None  # of the last call, and the moment it will have ended
         self._ended = torch.cuda.Event()
 
@@ -56,14 +57,12 @@ class CudaExecutor(PlannedExecutor):
     def _launch(self, plan: NetworkPlan, io: Io) -> None:
         with self._lock, torch.cuda.device(self.device):
             stream = torch.cuda.current_stream()
-            # in a capture of the caller's no other call is waited for, as a graph can wait only for what is in it
-            capturing = torch.cuda.is_current_stream_capturing()
-            if self._stream is not None and self._stream != stream and not capturing:
+            if torch.cuda.is_current_stream_capturing():
+                self._in_callers_graph(plan, io)
+                return
+            if self._stream is not None and self._stream != stream:
                 stream.wait_event(self._ended)
             shape = self._shape(plan)
-            if capturing:
-                self._records(shape, 0, io)
-                return
             if shape.graph is None:
                 self._records(shape, 0, io)
                 shape.graph = self._record(shape)
@@ -72,6 +71,14 @@ class CudaExecutor(PlannedExecutor):
                 shape.graph.replay()
             self._ended.record(stream)
             self._stream = stream
+
+    def _in_callers_graph(self, plan: NetworkPlan, io: Io) -> None:
+        """Launches into a capture of the caller's, who sees to it that no other call runs beside the graph."""
+        shape = self._shapes.get(tuple(plan.image))
+        if shape is None:
+            raise RuntimeError(f"run images of this shape, {plan.image[:3]}, once before they are captured in a graph")
+        self._lent.append((self._workspace, shape))  # the graph holds their addresses
+        self._records(shape, 0, io)
 
     def _records(self, shape: _Shape, first: int, io: Io | None, last: int = 1 << 30) -> None:
         torch.ops.dynroute.cuda_run(
