@@ -4,59 +4,80 @@
 
 namespace dynroute::cuda {
 
-// X is made in tiles of 4x4 blocks of pixels: 8 x 8 pixels, or 4 x 8 of floats, which are what gemm.cuh's A holds.
-constexpr int kAggregateTileWidth = 8;
-DYNROUTE_DEVICE_TOO constexpr int aggregate_tile_height(DType type) { return type == DType::kFloat ? 4 : 8; }
-
-// A work item, or task, is a run of a sample's tiles; each leaves one row of n_pad partial sums. At most this many sums
-// are left to the one block that adds them up: it reads 32 KB.
-constexpr int kPartialSums = 8192;
+// X is made in tiles of 4x4 blocks of pixels: 2 x 2 blocks, which is all that gemm.cuh's A holds (float: 1 x 2), or, so
+// that small maps give all multiprocessors something to do, 1 x 2 or 1 x 1. A task is a run of a sample's tiles, and
+// leaves one row of n_pad partial sums; the one block that adds a node's up reads at most 64 KB of them.
+constexpr int kEnoughTiles = 128, kPartialSums = 16384;
 
 struct AggregateTiling {
-  int tiles_x = 0, tiles = 0, run = 0, tasks = 0;  // tiles in a row, in all, of a task (the last may have fewer)
+  int blocks_y = 0, blocks_x = 0;  // of a tile
+  int tiles_x = 0, tiles = 0;      // in a row of the map, in all
+  int run = 0, tasks = 0;          // tiles of a task (the last may have fewer); tasks of a sample
 };
+
 // Depends on shape and type alone: so does, then, the order in which a gate's mean is summed up.
 DYNROUTE_DEVICE_TOO constexpr AggregateTiling aggregate_tiling(int h, int w, int c, DType type) {
-  const int height = aggregate_tile_height(type), n_pad = (c / 2 + 31) / 32 * 32;
   if (h == 0 || w == 0 || c == 0) return {};  // a scale that is not there
-  const int tiles_x = (w + kAggregateTileWidth - 1) / kAggregateTileWidth;
-  const int tiles = tiles_x * ((h + height - 1) / height);
-  const int most = n_pad < kPartialSums ? kPartialSums / n_pad : 1;
-  const int run = (tiles + most - 1) / most;
-  return {tiles_x, tiles, run, (tiles + run - 1) / run};
+  const int n_pad = (c / 2 + 31) / 32 * 32, most = n_pad < kPartialSums ? kPartialSums / n_pad : 1;
+  const int blocks_y = (h + 3) / 4, blocks_x = (w + 3) / 4;  // of the map
+  AggregateTiling tiling;
+  for (int blocks = type == DType::kFloat ? 2 : 4; blocks > 0; blocks /= 2) {
+    const int y = blocks == 4 ? 2 : 1, x = blocks == 1 ? 1 : 2;
+    const int tiles_x = (blocks_x + x - 1) / x, tiles = tiles_x * ((blocks_y + y - 1) / y);
+    if (tiling.tiles > 0 && tiles > most) break;
+    tiling = {y, x, tiles_x, tiles, 0, 0};
+    if (tiles >= kEnoughTiles) break;
+  }
+  tiling.run = (tiling.tiles + most - 1) / most;
+  tiling.tasks = (tiling.tiles + tiling.run - 1) / tiling.run;
+  return tiling;
 }
+
+// Rows of A: no tile needs fewer than gemm.cuh's warps read.
+DYNROUTE_DEVICE_TOO constexpr int aggregate_rows_of_a(int blocks) { return blocks == 4 ? 64 : 32; }
 
 // Floats that partials[s] needs for n samples.
 inline int64_t aggregate_partials(const Level& level, int n_pad, int n, DType type) {
   return int64_t(n) * aggregate_tiling(level.h, level.w, level.c, type).tasks * n_pad;
 }
 
-// Shared memory, in bytes: a ring of three chunks of weights, A, the gate's shift and a task's sums by rows of warps.
-constexpr int kAggregateRing = 3 * 64 * 16 * 4;
-constexpr int kAggregateRoute = 4096;  // what reducing and routing use of the same memory, at least
-constexpr int aggregate_warp_rows(DType type) { return type == DType::kFloat ? 4 : 2; }
-inline int aggregate_shared(const Matrix& gate, DType type) {
-  const bool is_float = type == DType::kFloat;
-  const int pixels = is_float ? 32 : 64, row = is_float ? 4 * (gate.k_pad + 4) : 2 * (gate.k_pad + 8);
-  return kAggregateRing + pixels * row + (1 + aggregate_warp_rows(type)) * gate.n_pad * int(sizeof(float));
+// Shared memory, in bytes: A, then per output channel the gate's shift and the task's sums of each row of warps, then
+// a ring of chunks of weights, of any length from the least to the most. The kernel uses what it is given: the longer
+// the ring, the more weights are on their way, which counts where few blocks run and less where many do.
+constexpr int kAggregateChunk = 4096, kLeastChunks = 3, kMostChunks = 6;
+DYNROUTE_DEVICE_TOO constexpr int aggregate_warp_rows(DType type) { return type == DType::kFloat ? 4 : 2; }
+inline int aggregate_shared(const Matrix& gate, const AggregateTiling& tiling, DType type) {
+  const int row = type == DType::kFloat ? 4 * (gate.k_pad + 4) : 2 * (gate.k_pad + 8);
+  const int rows = aggregate_rows_of_a(tiling.blocks_y * tiling.blocks_x);
+  return rows * row + (1 + aggregate_warp_rows(type)) * gate.n_pad * int(sizeof(float));
 }
 
 constexpr int kAggregateBlocks = 4;  // of a multiprocessor at once, by registers
 
 inline LaunchShape aggregate_shape(const AggregateParams& params, DType type, const DeviceLimits& device) {
   int64_t tasks = 0;
-  int shared = kAggregateRoute;
+  int shared = 0;  // without the ring
   for (int s = 0; s < scales_of_row(params.row_index); ++s) {
     const Level& level = params.level[s];
-    tasks += int64_t(params.n) * aggregate_tiling(level.h, level.w, level.c, type).tasks;
+    const AggregateTiling tiling = aggregate_tiling(level.h, level.w, level.c, type);
+    tasks += int64_t(params.n) * tiling.tasks;
     if (!params.gate[s].weight) continue;
-    const int needed = aggregate_shared(params.gate[s], type);
+    const int needed = aggregate_shared(params.gate[s], tiling, type);
     shared = needed > shared ? needed : shared;
   }
   const int reserved = 1024;  // by the system, per block
-  const int fit = device.shared_per_multiprocessor / (shared + reserved);
-  const int at_once = device.multiprocessors * (fit < 1 ? 1 : fit < kAggregateBlocks ? fit : kAggregateBlocks);
-  return {tasks < 1 ? 1 : tasks < at_once ? int(tasks) : at_once, kThreads, shared};
+  const int least = shared + kLeastChunks * kAggregateChunk;
+  int64_t blocks = device.shared_per_multiprocessor / (least + reserved);  // per multiprocessor
+  const int64_t wanted = (tasks + device.multiprocessors - 1) / device.multiprocessors;
+  if (blocks > kAggregateBlocks) blocks = kAggregateBlocks;
+  if (blocks > wanted) blocks = wanted;
+  if (blocks < 1) blocks = 1;
+  int room = int(device.shared_per_multiprocessor / blocks) - reserved;
+  if (room > device.shared_per_block) room = device.shared_per_block;
+  int chunks = (room - shared) / kAggregateChunk;
+  chunks = chunks < kLeastChunks ? kLeastChunks : chunks > kMostChunks ? kMostChunks : chunks;
+  blocks *= device.multiprocessors;
+  return {int(tasks < 1 ? 1 : tasks < blocks ? tasks : blocks), kThreads, shared + chunks * kAggregateChunk};
 }
 
 }  // namespace dynroute::cuda

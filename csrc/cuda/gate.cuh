@@ -1,6 +1,7 @@
 // The gate: column sums of ReLU(A * weights + shift) over a tile's pixels, straight from the accumulators; and alphas
 // from the sums of all tiles.
 #pragma once
+#include "aggregate.h"
 #include "gemm.cuh"
 #include "pull.cuh"
 
@@ -11,8 +12,9 @@ template <class T>
 struct Held {
   static constexpr int kWarpRows = 2, kRows = 4, kFirstLane = 4;  // lanes that differ from this bit on share columns
   static __device__ int warp_row() { return threadIdx.x / 64; }
+  static __device__ int warp_column() { return threadIdx.x / 32 % 2 * 32; }
   static __device__ int row(int i) { return warp_row() * 32 + threadIdx.x % 32 / 4 + 8 * i; }
-  static __device__ int column(int i) { return threadIdx.x / 32 % 2 * 32 + i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2; }
+  static __device__ int column(int i) { return warp_column() + i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2; }
   static __device__ float value(const typename Tile<T>::Accumulators& sums, int row, int column) {
     return sums[row / 2][column / 2][row % 2 * 2 + column % 2];
   }
@@ -21,12 +23,29 @@ template <>
 struct Held<float> {
   static constexpr int kWarpRows = 4, kRows = 2, kFirstLane = 8;
   static __device__ int warp_row() { return threadIdx.x / 32; }
+  static __device__ int warp_column() { return 0; }
   static __device__ int row(int i) { return threadIdx.x / 8 + 16 * i; }
   static __device__ int column(int i) { return i / 4 * 32 + threadIdx.x % 8 * 4 + i % 4; }
   static __device__ float value(const Tile<float>::Accumulators& sums, int row, int column) {
     return sums[row][column][0];
   }
 };
+
+// Chunks that there is room for from `ring` to the end of the block's dynamic shared memory.
+__device__ inline int ring_length(const unsigned char* memory, const void* ring) {
+  unsigned bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  const int room = int(bytes) - int(static_cast<const unsigned char*>(ring) - memory);
+  return min(room / kAggregateChunk, kMostChunks);
+}
+// wait_copies for a number that is not known before.
+__device__ inline void wait_for_oldest(int newest) {
+  static_assert(kLeastChunks == 3 && kMostChunks == 6);
+  if (newest == 1) wait_copies<1>();
+  else if (newest == 2) wait_copies<2>();
+  else if (newest == 3) wait_copies<3>();
+  else wait_copies<4>();
+}
 
 // Adds to totals[kWarpRows][n_pad] the columns from n on: ReLU(sum + shift) over rows whose bit in `rows` (bit i: row
 // Held::row(i)) is set. Lanes that share columns halve them between each other, so 8 columns take 4 + 2 + 1 shuffles;
@@ -66,13 +85,13 @@ __device__ inline void add_columns(const typename Tile<T>::Accumulators& sums, u
 // By one whole block: alphas of node (sample, s) from its tasks' sums [tasks][n_pad]: mean -> fc -> activation.
 // Tasks are added in an order that depends on their number and n_pad only: some sums per column, then these.
 __device__ inline void finish_gate(const AggregateParams& p, const Io& io, int s, int sample, int tasks, float pixels,
-                                   float* scratch /* [max(512, n_pad)] + 16 */) {
+                                   float* scratch /* [max(512, n_pad)], then 12 */) {
   const int n = p.gate[s].n, n_pad = p.gate[s].n_pad, groups = n_pad / 4;
   const int parts = groups < kThreads ? kThreads / groups : 1;
   const float4* partials = reinterpret_cast<const float4*>(p.partials[s] + int64_t(sample) * tasks * n_pad);
   for (int unit = threadIdx.x; unit < groups * parts; unit += kThreads) {
     float4 sum = {};
-#pragma unroll 8
+#pragma unroll 16
     for (int task = unit / groups; task < tasks; task += parts) {
       const float4 value = __ldcg(partials + task * groups + unit % groups);
       sum.x += value.x, sum.y += value.y, sum.z += value.z, sum.w += value.w;

@@ -172,6 +172,28 @@ def test_odd_shapes(shape_, dtype):
     run(Space(1, *shape_, dtype, seed=3), rows=2, order="rev")
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("small", (False, True), ids=("full", "small"))
+def test_runs_of_tiles(dtype, small):
+    """Large maps: the largest tiles, and tasks of several."""
+    run(Space(1, 184, 186, 8, dtype, small=small, seed=6), rows=2, order="rand")
+
+
+@pytest.mark.parametrize("small", (False, True), ids=("full", "small"))
+def test_weights_longer_than_the_ring(small):
+    run(Space(1, 64, 130, 136, torch.float16, small=small, seed=7), rows=1)
+
+
+def test_small_gate_of_more_tiles_than_a_holds():
+    run(Space(1, 728, 744, 8, torch.float16, small=True, seed=8), rows=1)
+
+
+def test_no_races_in_global_memory_within_a_block():
+    """With more blocks, only forced alphas pass (above): what the last block reads of others' is ordered by fences and
+    atomics, which the check does not know."""
+    run(Space(2, 16, 24, 8, torch.float16, seed=5), rows=3, blocks=1, global_races=True, order="rand")
+
+
 def test_one_pixel():
     run(Space(2, 1, 1, 8, torch.float16), rows=1)
 
@@ -199,7 +221,7 @@ def test_launch_shape():
     for s, (h, w) in enumerate(((256, 512), (128, 256), (64, 128), (32, 64))):
         params.level[s].h, params.level[s].w = h, w
     blocks, threads, shared = launch_shape("aggregate", params, torch.float16)
-    assert (blocks, threads) == (264, 128) and shared < 81 << 10
+    assert (blocks, threads) == (528, 128) and shared <= 56 << 10
     assert launch_shape("aggregate", params, torch.float16, SMALL)[2] <= 99 << 10
     params.n = 0
     assert launch_shape("aggregate", params, torch.float16)[0] == 1
