@@ -30,7 +30,8 @@ __device__ inline void path_item(const PathsParams& params, const Work& work, bo
   const Level& level = params.level[work.scale];
   const Matrix& w = down ? params.down[work.scale] : params.up[work.scale];
   const int c = level.c, pixels = path_pixels(level, down);
-  const Cut part = cut(w, pointwise_tile(w, kIsFloat<T>), ceil_of(pixels, BM));
+  constexpr PointwiseTile tile = tile_of<T, Width>;
+  const Cut part = cut(w, tile, ceil_of(pixels, BM));
   const int first_pixel = work.tile / part.parts * BM, limit = min(BM, pixels - first_pixel);
   const int begin = work.tile % part.parts * part.channels, end = min(begin + part.channels, w.n);
 
@@ -56,7 +57,7 @@ __device__ inline void path_item(const PathsParams& params, const Work& work, bo
     commit_copies();
   };
   const auto destination = [&](int row) { return row < limit ? out + int64_t(row) * w.n : nullptr; };
-  pointwise_item<T, Width>(w, begin, end, memory, fill, destination);
+  pointwise_item<T, Width>(w, tile.slice, begin, end, memory, fill, destination);
 
   if (threadIdx.x == 0) {
     const int64_t at = (int64_t(work.sample) * params.rows + params.row_index) * kScales + work.scale;

@@ -20,15 +20,16 @@ DYNROUTE_BOTH inline int path_items(const Matrix& w, const Level& level, bool do
 }
 
 inline LaunchShape paths_shape(const PathsParams& params, DType type, const DeviceLimits& device) {
+  const bool is_float = type == DType::kFloat;
   int64_t items = 0;
   int shared = 0;
   for (int s = 0; s < kScales; ++s)
     for (bool down : {false, true}) {
       const Matrix& w = down ? params.down[s] : params.up[s];
-      const int of_sample = path_items(w, params.level[s], down, type == DType::kFloat);
+      const int of_sample = path_items(w, params.level[s], down, is_float);
       if (of_sample == 0) continue;
       items += int64_t(params.n) * of_sample;
-      shared = std::max(shared, pointwise_shared(w, type));
+      shared = std::max(shared, pointwise_shared(w, pointwise_tile(w, is_float), is_float));
     }
   return {resident_blocks(items, shared, kPathsResident, device), kThreads, shared};
 }

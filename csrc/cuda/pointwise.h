@@ -47,10 +47,11 @@ DYNROUTE_BOTH inline Cut cut(const Matrix& w, const PointwiseTile& tile, int til
 // A block's shared memory: first what gemm.cuh uses, for either width, so that the pixels' slice lies in one place
 // whatever the width (threads that begin an item write it while others still read results of the item before).
 DYNROUTE_BOTH constexpr int product_bytes(bool is_float) { return is_float ? 10240 : 20480; }
-inline int pointwise_shared(const Matrix& w, DType type) {
-  const bool is_float = type == DType::kFloat;
-  const PointwiseTile tile = pointwise_tile(w, is_float);
-  return product_bytes(is_float) + tile.pixels * (std::min(w.k_pad, tile.slice) * (is_float ? 4 : 2) + 16);
+inline int pixel_bytes(const Matrix& w, const PointwiseTile& tile, bool is_float) {
+  return std::min(w.k_pad, tile.slice) * (is_float ? 4 : 2) + 16;
+}
+inline int pointwise_shared(const Matrix& w, const PointwiseTile& tile, bool is_float) {
+  return product_bytes(is_float) + tile.pixels * pixel_bytes(w, tile, is_float);
 }
 
 // Blocks of a launch that walks over `items`: what can be resident.
