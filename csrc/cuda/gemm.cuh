@@ -10,6 +10,7 @@
 // floats, so that epilogues see 8 neighbouring channels of a pixel and access global memory in groups of 16 bytes. No
 // bank conflicts: rows of A are an odd multiple of 16 bytes, rows of results 8 banks more than a multiple of 32, and
 // the groups of 16 bytes in a row of weights change places with the row's number (`slot`).
+// Long loops pass thread_here() as `thread`: what is made of it is then not kept while other phases need the registers.
 #pragma once
 #include "primitives.cuh"
 
@@ -64,14 +65,14 @@ __device__ inline int slot(int row, int group) { return group ^ row / 2 % 4; }
 
 // One chunk of the weights, k from `k`, output channels from `n`, on its way into `to`.
 template <class T, int Width = 64>
-__device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k) {
+__device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k, int thread = threadIdx.x) {
   using S = Tile<T, Width>;
   constexpr int per_row = (kIsFloat<T> ? S::BN : S::BK) / kVector<T>, rows = kIsFloat<T> ? S::BK : S::BN;
   static_assert(per_row * rows % kThreads == 0, "every thread copies the same number of groups");
   const T* weight = static_cast<const T*>(w.weight);
 #pragma unroll
   for (int i = 0; i < per_row * rows / kThreads; ++i) {
-    const int group = int(threadIdx.x) + i * kThreads, row = group / per_row, column = group % per_row * kVector<T>;
+    const int group = thread + i * kThreads, row = group / per_row, column = group % per_row * kVector<T>;
     const int at_n = n + (kIsFloat<T> ? column : row), at_k = k + (kIsFloat<T> ? row : column);
     const bool valid = at_n < w.n_pad;
     const int64_t at = kIsFloat<T> ? int64_t(at_k) * w.n_pad + at_n : int64_t(at_n) * w.k_pad + at_k;
@@ -83,10 +84,10 @@ __device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k) {
 // `a(row, k)` is the address of a 16-byte group of A: values k to k + kVector of the tile's pixel `row`.
 template <class T, int Width, class A>
 __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sums, const A& a, int k_of_a,
-                                      const T* weights) {
+                                      const T* weights, int thread = threadIdx.x) {
   using S = Tile<T, Width>;
   if constexpr (kIsFloat<T>) {
-    const int column = threadIdx.x % 8 * 4, row = threadIdx.x / 8;
+    const int column = thread % 8 * 4, row = thread / 8;
 #pragma unroll
     for (int k = 0; k < S::BK; k += 4) {
       float4 pixel[S::BM / 16];
@@ -108,7 +109,7 @@ __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sum
       }
     }
   } else {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int lane = thread % 32, warp = thread / 32;
     const int a_row = warp / (S::BN / 32) * 32 + lane % 16, a_k = k_of_a + lane / 16 * 8;
     const int w_row = warp % (S::BN / 32) * 32 + lane / 16 * 8 + lane % 8;
 #pragma unroll
@@ -130,8 +131,8 @@ __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sum
 // The same for an A of rows that are `lda` apart, from its first value at the chunk's k.
 template <class T, int Width = 64>
 __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sums, const T* a, int lda,
-                                      const T* weights) {
-  multiply_chunk<T, Width>(sums, [=](int row, int k) { return a + row * lda + k; }, 0, weights);
+                                      const T* weights, int thread = threadIdx.x) {
+  multiply_chunk<T, Width>(sums, [=](int row, int k) { return a + row * lda + k; }, 0, weights, thread);
 }
 
 // sums += a[BM][k_count] * weights[k_begin + k, n + column]; called by the whole block. k_begin and k_count are
@@ -140,40 +141,42 @@ __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sum
 // Behind the call the ring may still be read by other warps: the next call, or `finish`, begins with a barrier.
 template <class T, int Width, class A>
 __device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, const A& a, const Matrix& w, int n,
-                                int k_begin, int k_count, GemmShared<T, Width>& shared) {
+                                int k_begin, int k_count, GemmShared<T, Width>& shared, int thread = threadIdx.x) {
   constexpr int BK = Tile<T, Width>::BK;
   const int chunks = k_count / BK;
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kRing - 1; ++i) {
-    if (i < chunks) fetch_chunk<T, Width>(shared.weights[i], w, n, k_begin + i * BK);
+    if (i < chunks) fetch_chunk<T, Width>(shared.weights[i], w, n, k_begin + i * BK, thread);
     commit_copies();
   }
   for (int i = 0; i < chunks; ++i) {
     wait_copies<kRing - 2>();
     __syncthreads();
     const int next = i + kRing - 1;
-    if (next < chunks) fetch_chunk<T, Width>(shared.weights[next % kRing], w, n, k_begin + next * BK);
+    if (next < chunks) fetch_chunk<T, Width>(shared.weights[next % kRing], w, n, k_begin + next * BK, thread);
     commit_copies();
-    multiply_chunk<T, Width>(sums, a, i * BK, shared.weights[i % kRing]);
+    multiply_chunk<T, Width>(sums, a, i * BK, shared.weights[i % kRing], thread);
   }
   wait_copies<0>();
 }
 // The same for an A of rows that are `lda` apart.
 template <class T, int Width>
 __device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, const T* a, int lda, const Matrix& w,
-                                int n, int k_begin, int k_count, GemmShared<T, Width>& shared) {
+                                int n, int k_begin, int k_count, GemmShared<T, Width>& shared,
+                                int thread = threadIdx.x) {
   const auto at = [=](int row, int k) { return a + row * lda + k; };
-  multiply<T>(sums, at, w, n, k_begin, k_count, shared);
+  multiply<T>(sums, at, w, n, k_begin, k_count, shared, thread);
 }
 
 // Lays the sums out as shared.results[pixel][channel]; ends with a barrier.
 template <class T, int Width>
-__device__ inline void finish(const typename Tile<T, Width>::Accumulators& sums, GemmShared<T, Width>& shared) {
+__device__ inline void finish(const typename Tile<T, Width>::Accumulators& sums, GemmShared<T, Width>& shared,
+                              int thread = threadIdx.x) {
   using S = Tile<T, Width>;
   __syncthreads();
   if constexpr (kIsFloat<T>) {
-    const int column = threadIdx.x % 8 * 4, row = threadIdx.x / 8;
+    const int column = thread % 8 * 4, row = thread / 8;
 #pragma unroll
     for (int i = 0; i < S::BM / 16; ++i)
 #pragma unroll
@@ -181,7 +184,7 @@ __device__ inline void finish(const typename Tile<T, Width>::Accumulators& sums,
         *reinterpret_cast<float4*>(&shared.results[row + 16 * i][column + 32 * j]) = {
             sums[i][4 * j][0], sums[i][4 * j + 1][0], sums[i][4 * j + 2][0], sums[i][4 * j + 3][0]};
   } else {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int lane = thread % 32, warp = thread / 32;
     const int row = warp / (S::BN / 32) * 32 + lane / 4, column = warp % (S::BN / 32) * 32 + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
@@ -198,17 +201,18 @@ __device__ inline void finish(const typename Tile<T, Width>::Accumulators& sums,
 // Calls f(pixel, channel, values) for every pixel of the tile and every 8 channels from n on that are below w.n_pad;
 // values are the results with the shift added. Threads with neighbouring numbers get neighbouring channels.
 template <class T, int Width, class F>
-__device__ inline void for_results(const GemmShared<T, Width>& shared, const Matrix& w, int n, F&& f) {
+__device__ inline void for_results(const GemmShared<T, Width>& shared, const Matrix& w, int n, F&& f,
+                                   int thread = threadIdx.x) {
   constexpr int groups = Width / 8;
-  const int group = threadIdx.x % groups, channel = n + group * 8;
+  const int group = thread % groups, channel = n + group * 8;
   if (channel >= w.n_pad) return;
-  const bool flip = threadIdx.x % 8 >= 4;  // half of the threads read their second half first: no bank conflicts
+  const bool flip = thread % 8 >= 4;  // half of the threads read their second half first: no bank conflicts
   float shift[8];
 #pragma unroll
   for (int i = 0; i < 8; i += 4)
     *reinterpret_cast<float4*>(shift + i) = *reinterpret_cast<const float4*>(w.shift + channel + i);
 #pragma unroll 1
-  for (int pixel = threadIdx.x / groups; pixel < Tile<T, Width>::BM; pixel += kThreads / groups) {
+  for (int pixel = thread / groups; pixel < Tile<T, Width>::BM; pixel += kThreads / groups) {
     const float* from = &shared.results[pixel][group * 8];
     const float4 one = *reinterpret_cast<const float4*>(from + (flip ? 4 : 0));
     const float4 two = *reinterpret_cast<const float4*>(from + (flip ? 0 : 4));

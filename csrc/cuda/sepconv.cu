@@ -50,6 +50,15 @@ __device__ inline void store_four(T* to, const float (&values)[kGroup]) {
   }
 }
 
+// Four of the depthwise's weights, or zeros. Volatile: the loads are to stay ahead of the wait for the halo.
+__device__ inline void load_weights(const float* from, bool valid, float (&w)[kGroup]) {
+  w[0] = w[1] = w[2] = w[3] = 0;
+  if (valid)
+    asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(w[0]), "=f"(w[1]), "=f"(w[2]), "=f"(w[3])
+                 : "l"(from));
+}
+
 // A work item, in shared memory: what all threads know alike needs no registers of each.
 struct Item {
   SepconvStage stage;
@@ -59,6 +68,7 @@ struct Item {
   int scale, sample, x, y;
   int first, last;  // output channels
   int front;        // bytes before A
+  int stay, fresh;  // weights stay, and have to be fetched first
   int number;       // of all the launch's items; -1: there are no more
 };
 
@@ -70,7 +80,7 @@ __device__ inline void* place_of(int place, const void* plain, const Level& leve
 
 // Item number `at` of all; by one thread.
 template <class T>
-__device__ inline void find_item(const SepconvParams& p, int at, Item& item) {
+__device__ inline void find_item(const SepconvParams& p, int at, int last_scale, Item& item) {
   item.number = -1;
   const int number = at;
 #pragma unroll 1
@@ -104,6 +114,8 @@ __device__ inline void find_item(const SepconvParams& p, int at, Item& item) {
     item.first = blocks * part / parts * Tile<T>::BN;
     item.last = min(blocks * (part + 1) / parts * Tile<T>::BN, n);
     item.front = sepconv_front(stage.pointwise.k_pad, stage.stride, sizeof(T));
+    item.stay = sepconv_weights_stay(stage.pointwise);
+    item.fresh = item.stay && s != last_scale;
     item.number = number;
     return;
   }
@@ -118,15 +130,19 @@ __device__ inline void fetch_halo(T* to, const Item& item, int chunk) {
   const int thread = thread_here();
   const int in_chunk = thread % per_pixel * kVector<T>, at = chunk * kSepconvChannels + in_chunk;
   if (at < item.stage.pointwise.k_pad) {
+    constexpr int step = kThreads / per_pixel, pixels = wide * high;
     const T* from = static_cast<const T*>(item.from);
     const int c = item.stage.c_in, w = item.stage.w_in, h = at < c ? item.stage.h_in : 0;
-    const int x0 = item.x * kStride - 1, y0 = item.y * kStride - 1;
-#pragma unroll 2
-    for (int pixel = thread / per_pixel; pixel < wide * high; pixel += kThreads / per_pixel) {
-      const int column = pixel % wide, row = pixel / wide;
+    const int first = thread / per_pixel;
+    int column = first % wide - 1, row = first / wide - 1, offset = (row * w + column) * c + at;
+    const int x0 = item.x * kStride, y0 = item.y * kStride;
+#pragma unroll
+    for (int i = 0; i < (pixels + step - 1) / step; ++i) {
       const bool valid = unsigned(x0 + column) < unsigned(w) && unsigned(y0 + row) < unsigned(h);
-      const int offset = ((row - 1) * w + column - 1) * c + at;
-      copy_async(to + pixel * kSepconvChannels + in_chunk, from + offset, valid);  // nothing is read outside the map
+      if (first + i * step < pixels)
+        copy_async(to + (first + i * step) * kSepconvChannels + in_chunk, from + offset, valid);
+      column += step % wide, row += step / wide, offset += (step / wide * w + step % wide) * c;
+      if (column >= wide - 1) column -= wide, ++row, offset += (w - wide) * c;
     }
   }
   commit_copies();
@@ -141,7 +157,7 @@ __device__ inline void depthwise(unsigned char* memory, const Item& item) {
   constexpr int buffer = sepconv_halo(sepconv_high(sizeof(T)), kStride) * halo_wide * kSepconvChannels;
   const int thread = thread_here(), group = thread % kGroups * kGroup, place = thread / kGroups;
   const int patch_x = place % P::kInRow * P::kWide, patch_y = place / P::kInRow * P::kHigh;
-  const int k_pad = item.stage.pointwise.k_pad;
+  const int& k_pad = item.stage.pointwise.k_pad;  // read where needed: a copy would be one more register
   T* halo = reinterpret_cast<T*>(memory);
 #pragma unroll 1
   for (int chunk = 0; chunk * kSepconvChannels < k_pad; ++chunk) {
@@ -152,11 +168,7 @@ __device__ inline void depthwise(unsigned char* memory, const Item& item) {
     const int c = item.stage.c_in;
     const float* from_weight = item.stage.depthwise + channel;
 #pragma unroll
-    for (int tap = 0; tap < 9; ++tap) {
-      const float4 four =
-          channel < c ? __ldg(reinterpret_cast<const float4*>(from_weight + tap * c)) : float4{0, 0, 0, 0};
-      weight[tap][0] = four.x, weight[tap][1] = four.y, weight[tap][2] = four.z, weight[tap][3] = four.w;
-    }
+    for (int tap = 0; tap < 9; ++tap) load_weights(from_weight + tap * c, channel < c, weight[tap]);
     wait_copies<ahead ? 1 : 0>();
     __syncthreads();
     if (channel < k_pad) {
@@ -178,7 +190,7 @@ __device__ inline void depthwise(unsigned char* memory, const Item& item) {
               for (int k = 0; k < kGroup; ++k) sum[i][j][k] = fmaf(value[k], weight[ky * 3 + kx][k], sum[i][j][k]);
             }
         }
-      const int lda = row_of_a<T>(item.stage.pointwise.k_pad);
+      const int lda = row_of_a<T>(k_pad);
       T* to = reinterpret_cast<T*>(memory + item.front) + (patch_y * kSepconvWide + patch_x) * lda + channel;
 #pragma unroll
       for (int i = 0; i < P::kHigh; ++i)
@@ -216,7 +228,7 @@ __device__ inline void store_results(const GemmShared<T>& shared, const Item& it
         for (int j = 0; j < kVector<T>; ++j) part[j] = fmaxf(part[j], 0.f);
       __stcg(reinterpret_cast<uint4*>(to + at + i), pack<T>(part));
     }
-  });
+  }, thread_here());
 }
 
 template <class T>
@@ -229,33 +241,54 @@ __device__ inline void count_item(const SepconvParams& p, const Item& item) {
   else if (p.stem) count(p.io->other + item.sample * 3, macs);
 }
 
+// Weights that stay lie behind A.
+template <class T>
+__device__ inline T* weights_of(unsigned char* memory, const Item& item) {
+  return reinterpret_cast<T*>(memory + item.front + bytes_of_a<T>(item.stage.pointwise.k_pad));
+}
+
+// Output channels from n on, of A.
+template <class T>
+__device__ inline void pointwise(unsigned char* memory, const Item& item, int n) {
+  GemmShared<T>& shared = *reinterpret_cast<GemmShared<T>*>(memory);
+  const Matrix& w = item.stage.pointwise;
+  const T* a = reinterpret_cast<T*>(memory + item.front);
+  const int lda = row_of_a<T>(w.k_pad);
+  const int thread = thread_here();
+  typename Tile<T>::Accumulators sums;
+  clear<T>(sums);
+  if (item.stay) {
+    __syncthreads();
+#pragma unroll 1
+    for (int k = 0; k < w.k_pad; k += Tile<T>::BK)
+      multiply_chunk<T>(sums, a + k, lda, weights_of<T>(memory, item) + k * Tile<T>::BN, thread);
+  } else {
+    multiply<T>(sums, a, lda, w, n, 0, w.k_pad, shared, thread);
+  }
+  finish<T>(sums, shared, thread);
+  store_results<T>(shared, item, n);
+}
+
 template <class T>
 __device__ inline void sepconv(const SepconvParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ Item items[2];
   static_assert(sizeof(items) <= kSepconvStatic, "the host knows of it");
-  GemmShared<T>& shared = *reinterpret_cast<GemmShared<T>*>(memory);
   T* halo = reinterpret_cast<T*>(memory);
-  if (threadIdx.x == 0) find_item<T>(p, blockIdx.x, items[0]);
+  if (threadIdx.x == 0) find_item<T>(p, blockIdx.x, -1, items[0]);
   for (int turn = 0;; turn ^= 1) {
     __syncthreads();  // the item is known, and the last one's results, which lay where the halo goes, are read
     const Item& item = items[turn];
     if (item.number < 0) return;
-    const bool dense = item.stage.stride == 1;
-    if (dense) fetch_halo<T, 1>(halo, item, 0);
+    if (item.fresh)
+      for (int k = 0; k < item.stage.pointwise.k_pad; k += Tile<T>::BK)
+        fetch_chunk<T>(weights_of<T>(memory, item) + k * Tile<T>::BN, item.stage.pointwise, 0, k, thread_here());
+    if (item.stage.stride == 1) fetch_halo<T, 1>(halo, item, 0);
     else fetch_halo<T, 2>(halo, item, 0);
-    if (threadIdx.x == 0) find_item<T>(p, item.number + gridDim.x, items[turn ^ 1]);
-    const int k_pad = item.stage.pointwise.k_pad;
-    if (dense) depthwise<T, 1>(memory, item);
+    if (threadIdx.x == 0) find_item<T>(p, item.number + gridDim.x, item.scale, items[turn ^ 1]);
+    if (item.stage.stride == 1) depthwise<T, 1>(memory, item);
     else depthwise<T, 2>(memory, item);
-    const T* a = reinterpret_cast<T*>(memory + item.front);
-    for (int n = item.first; n < item.last; n += Tile<T>::BN) {
-      typename Tile<T>::Accumulators sums;
-      clear<T>(sums);
-      multiply<T>(sums, a, row_of_a<T>(k_pad), item.stage.pointwise, n, 0, k_pad, shared);
-      finish<T>(sums, shared);
-      store_results<T>(shared, item, n);
-    }
+    for (int n = item.first; n < item.last; n += Tile<T>::BN) pointwise<T>(memory, item, n);
     if (threadIdx.x == 0) count_item<T>(p, item);
   }
 }

@@ -39,8 +39,14 @@ DYNROUTE_BOTH constexpr int sepconv_front(int k_pad, int stride, int bytes) {
   const int halo = pixels * kSepconvChannels * bytes * (k_pad > kSepconvChannels ? sepconv_buffers(stride) : 1);
   return halo > sepconv_gemm_bytes(bytes) ? halo : sepconv_gemm_bytes(bytes);
 }
-DYNROUTE_BOTH constexpr int sepconv_bytes(int k_pad, int stride, int bytes) {
-  return sepconv_front(k_pad, stride, bytes) + sepconv_a_bytes(k_pad, bytes);
+// Pointwise weights this small stay behind A while a block has items of the same scale; others stream.
+DYNROUTE_BOTH constexpr bool sepconv_weights_stay(const Matrix& pointwise) {
+  return pointwise.k_pad <= 64 && pointwise.n_pad <= 64;
+}
+DYNROUTE_BOTH constexpr int sepconv_bytes(const SepconvStage& stage, int bytes) {
+  const int k_pad = stage.pointwise.k_pad;
+  return sepconv_front(k_pad, stage.stride, bytes) + sepconv_a_bytes(k_pad, bytes) +
+         (sepconv_weights_stay(stage.pointwise) ? k_pad * 64 * bytes : 0);
 }
 
 DYNROUTE_BOTH constexpr int sepconv_tiles(const SepconvStage& stage, int bytes) {
@@ -64,7 +70,7 @@ inline LaunchShape sepconv_shape(const SepconvParams& params, DType dtype, const
     // the number of items is largest when all samples are open, or when the open ones' tiles are split
     const int tiles = params.n * sepconv_tiles(stage, bytes), blocks = (stage.pointwise.n_pad + 63) / 64;
     shape.blocks += std::max(tiles, std::min(tiles * blocks, kSepconvEnough));
-    shape.shared = std::max(shape.shared, sepconv_bytes(stage.pointwise.k_pad, stage.stride, bytes));
+    shape.shared = std::max(shape.shared, sepconv_bytes(stage, bytes));
   }
   const int resident =
       std::min(kSepconvResident, limits.shared_per_multiprocessor / (shape.shared + kSepconvStatic + 1024));
