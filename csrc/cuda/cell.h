@@ -1,9 +1,9 @@
 // The fused cell's tiles and launch, for the host and the kernel alike.
 //
-// A tile is 16 columns wide. Its rows come in bands, as a lane of stage 1 makes `run` pixels of a column at once:
-// stage 1 makes run * bands rows of 18 columns, of which stage 2 makes run * bands - 2 rows of 16 columns. How many
-// bands there are follows from the shared memory that the launch was given and the number of warps, by the same
-// function on both sides; results do not depend on it.
+// A tile is 16 columns wide. Its rows come in bands: in stage 1 a lane makes `run` pixels of a column at once, so stage 1
+// makes run * bands rows of 18 columns, of which stage 2 makes run * bands - 2 rows of 16 columns. How many bands there
+// are follows from the shared memory that the launch was given and the number of warps, by the same function on both
+// sides; results do not depend on it.
 #pragma once
 #include <algorithm>
 
@@ -17,32 +17,34 @@
 
 namespace dynroute::cuda {
 
-constexpr int kCellWidth = 16;           // columns of a tile
+constexpr int kCellWidth = 16;             // columns of a tile
 constexpr int kMidWidth = kCellWidth + 2;  // of what lies between the stages
 constexpr int kXWidth = kCellWidth + 4;
-constexpr int kCellMaxThreads = 512;  // 128 registers each fill the register file, as one block or as two of half
+constexpr int kCellMaxThreads = 512;  // with 128 registers each: the register file, as one block or as two of half
+constexpr int kCellHead = 256;        // bytes of shared memory for two descriptions of tiles
 
 // The channels that a tile is made for: 32, 64 or 128; those beyond the true ones are zeros.
 DYNROUTE_BOTH constexpr int cell_channels(int c) { return c <= 32 ? 32 : c <= 64 ? 64 : 128; }
-// Pixels of a column that a lane makes at once: as many as its registers hold.
+// Pixels of a column that a lane makes at once: in stage 1 as many as its registers hold; in stage 2 what cuts tiles of
+// 16 rows into a unit for each of 8 warps.
 DYNROUTE_BOTH constexpr int cell_run(int channels, int value_bytes) { return channels > 64 || value_bytes > 2 ? 4 : 6; }
+constexpr int kCellRun2 = 4;
 
 // Shared memory of a block: weights of both stages, and per tile X and what lies between the stages.
-DYNROUTE_BOTH constexpr int cell_weight_bytes(int channels, int value_bytes) {
-  return 2 * (channels * channels * value_bytes + 9 * channels * 4 + channels * 4);
-}
 DYNROUTE_BOTH constexpr int cell_bytes(int channels, int value_bytes, int bands) {
   const int rows = cell_run(channels, value_bytes) * bands;
-  return cell_weight_bytes(channels, value_bytes) +
+  return kCellHead + 2 * channels * (channels * value_bytes + (9 + 1) * int(sizeof(float))) +
          (kXWidth * (rows + 2) + kMidWidth * rows) * channels * value_bytes;
 }
-// The bands of a tile: what `shared` bytes hold, at most one unit of 8 columns' runs for each warp, at most the map.
+// The bands of a tile: what `shared` bytes hold, at most what gives each warp one unit (8 runs) of each stage, at most
+// the map.
 DYNROUTE_BOTH constexpr int cell_bands(int channels, int value_bytes, int shared, int threads, int h) {
   const int run = cell_run(channels, value_bytes), one = cell_bytes(channels, value_bytes, 1);
-  const int more = cell_bytes(channels, value_bytes, 2) - one;
-  const int fit = shared < one ? 0 : 1 + (shared - one) / more, busy = threads / 32 * 8 / kMidWidth;
-  const int bands = fit < busy ? fit : busy, map = (h + 2 + run - 1) / run;
-  return bands < map ? bands : map;
+  const int more = cell_bytes(channels, value_bytes, 2) - one, warps = threads / 32;
+  const int fit = shared < one ? 0 : 1 + (shared - one) / more, map = (h + 2 + run - 1) / run;
+  const int first = warps * 8 / kMidWidth, second = (warps * 8 / kCellWidth * kCellRun2 + 2) / run;
+  const int busy = first < second ? first : second, most = busy < map ? busy : map;
+  return fit < most ? fit : most;
 }
 
 struct CellTiles {
