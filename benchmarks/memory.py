@@ -88,7 +88,7 @@ _, run = network("fix_l16", False)
 x = noise({n}, {h}, {w})
 before = malloc_held()
 out = run(x)
-print(malloc_held() - before - out.logits.nbytes - sum(t.nbytes for t in run._execute._idle))
+print(malloc_held() - before - out.logits.nbytes - sum(t.nbytes for t in run.executor._idle))
 """
 
 
@@ -118,7 +118,7 @@ def steady_state(settings: Settings, n: int, h: int, w: int) -> Case:
     net, _ = network("fix_l16", settings.scale == "tiny")
     run = dynroute.optimize(net)  # one of its own: a runtime keeps the largest workspace that it has needed
     x = noise(n, h, w)
-    executor: Any = run._execute
+    executor: Any = run.executor
     config = executor.packed.config
     out = run(x)
     outputs = sum(getattr(out, name).nbytes for name in ("gates", "executed_nodes"))

@@ -20,6 +20,16 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       "network_forward(Tensor images, Tensor weights, Tensor table, int[] config, Tensor? gates, "
       "Tensor(a!) workspace, Tensor(b!) logits) -> (Tensor gates, Tensor nodes, Tensor other)");
 
+  // The CUDA network: its plan, made on the host, and the launches themselves.
+  m.def(
+      "cuda_plan(int[] config, int[] image, int dtype, int fusion, int[] device) -> (str names, Tensor places, "
+      "int workspace)");
+  m.def(
+      "cuda_launches(int[] config, int[] image, int dtype, int fusion, int[] device, int[] addresses, int weights, "
+      "Tensor table) -> (Tensor launches, Tensor rows)");
+  m.def("cuda_run(Tensor(a!) workspace, Tensor launches, int dtype, int first, int last, int[] io) -> ()");
+  m.def("cuda_limits(int device) -> int[]");
+
   m.def("build_info() -> str");
   m.def("last_macs() -> int[]");
   m.def("fma_flops(str isa, int iterations) -> float");

@@ -2,35 +2,16 @@
 #pragma once
 #include <cstdint>
 
+#include "../network.h"
 #include "tasks.h"
 
 namespace dynroute {
-
-struct NetworkConfig {
-  int layers, channels, stem_width, classes;
-  int activation;  // Activation
-  bool small_gate;
-  int cell_stacks;    // 1 to 3
-  bool bf16_storage;  // maps and pointwise weights are kept in bfloat16, computed with in float
-};
-
-// Fields of a row of the weight table; offsets in floats, -1 where there is none.
-constexpr int kTableFields = 17;
-enum CellField {
-  kCell = 0,
-  kUpWeight = 9,
-  kDownWeight = 11,
-  kGateConv = 13,
-  kGateFc = 15
-};  // each followed by its shift
-enum StemField { kStemConv = 0, kStemStage1 = 2, kStemStage2 = 5 };
-inline int64_t table_rows(int layers) { return (int64_t(layers) + 1) * 4 + 6; }
 
 struct NetworkArgs {
   // inputs
   const float* images;   // [n, 3, h, w]
   const float* weights;  // flat, packed; pointwise panels in the storage's type
-  const int64_t* table;  // [(layers + 1) * 4 + 6, 17]
+  const int64_t* table;  // [table_rows(layers), kTableFields]
   const float* gates;    // [n, layers + 1, 4, 3] to force the alphas, or null
   int n, h, w, out_h, out_w;
   float* workspace;  // [network_workspace(...)]

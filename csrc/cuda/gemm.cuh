@@ -3,42 +3,43 @@
 // Unit of work: BM pixels x BN output channels, 128 threads.
 //   16-bit types: 64 x 64 as 2 x 2 warps of 32 x 32; k in chunks of 32, two mma.m16n8k16 steps each: per step and warp
 //   8 mma for 4 ldmatrix.x4. float: 32 x 64 on CUDA cores, each thread 2 x 8 in registers; k in chunks of 16.
+//   Where there are no 64 output channels, Width = 32 puts the warps below each other: 128 x 32; float: 64 x 32.
 // The pixels' tile A [BM][k_pad + kSkew] holds all of k and is reused for every block of BN output channels (a
 // depthwise is computed once per tile). The weights' chunks pass through a ring of three buffers, filled by cp.async
 // two chunks ahead, so that there is one __syncthreads per chunk. Results go through shared memory once more, as
 // floats, so that epilogues see 8 neighbouring channels of a pixel and access global memory in groups of 16 bytes. No
 // bank conflicts: rows of A are an odd multiple of 16 bytes, rows of results 8 banks more than a multiple of 32, and
 // the groups of 16 bytes in a row of weights change places with the row's number (`slot`).
+// Long loops pass thread_here() as `thread`: what is made of it is then not kept while other phases need the registers.
 #pragma once
 #include "primitives.cuh"
 
 namespace dynroute::cuda {
 
-template <class T>
+template <class T, int Width = 64>
 struct Tile {
-  static constexpr int BM = 64, BN = 64, BK = 32;
+  static constexpr int BN = Width, BM = 64 * 64 / BN, BK = 32;
   static constexpr int kSkew = 8;           // values that a row of A is longer than k_pad
   static constexpr int kRow = BK;           // row of a chunk of weights [BN][BK]
   static constexpr int kChunk = BN * kRow;  // values
-  using Accumulators = float[BM / 32][BN / 16][4];
+  using Accumulators = float[2][4][4];      // of a warp's 32 x 32
 };
-template <>
-struct Tile<float> {
-  static constexpr int BM = 32, BN = 64, BK = 16;
+template <int Width>
+struct Tile<float, Width> {
+  static constexpr int BN = Width, BM = 32 * 64 / BN, BK = 16;
   static constexpr int kSkew = 4;
   static constexpr int kRow = BN;  // [BK][BN]
   static constexpr int kChunk = BK * kRow;
   using Accumulators = float[BM / 16][BN / 8][1];
 };
 
-constexpr int kRing = 3;            // buffers of weights
-constexpr int kResultRow = 64 + 8;  // floats
+constexpr int kRing = 3;  // buffers of weights
 
-template <class T>
+template <class T, int Width = 64>
 struct alignas(16) GemmShared {
   union {
-    T weights[kRing][Tile<T>::kChunk];
-    float results[Tile<T>::BM][kResultRow];
+    T weights[kRing][Tile<T, Width>::kChunk];
+    float results[Tile<T, Width>::BM][Width + 8];
   };
 };
 
@@ -47,31 +48,31 @@ template <class T>
 __host__ __device__ constexpr int row_of_a(int k_pad) {
   return k_pad + Tile<T>::kSkew;
 }
-template <class T>
+template <class T, int Width = 64>
 __host__ __device__ constexpr int bytes_of_a(int k_pad) {
-  return Tile<T>::BM * row_of_a<T>(k_pad) * int(sizeof(T));
+  return Tile<T, Width>::BM * row_of_a<T>(k_pad) * int(sizeof(T));
 }
 
-template <class T>
-__device__ inline void clear(typename Tile<T>::Accumulators& sums) {
+template <class T, int Rows, int Columns, int Values>
+__device__ inline void clear(float (&sums)[Rows][Columns][Values]) {
   float* flat = &sums[0][0][0];
 #pragma unroll
-  for (int i = 0; i < int(sizeof(sums) / sizeof(float)); ++i) flat[i] = 0;
+  for (int i = 0; i < Rows * Columns * Values; ++i) flat[i] = 0;
 }
 
 // Where 16-byte group `group` of row `row` of a chunk of 16-bit weights lies in its row.
 __device__ inline int slot(int row, int group) { return group ^ row / 2 % 4; }
 
 // One chunk of the weights, k from `k`, output channels from `n`, on its way into `to`.
-template <class T>
-__device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k) {
-  using S = Tile<T>;
+template <class T, int Width = 64>
+__device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k, int thread = threadIdx.x) {
+  using S = Tile<T, Width>;
   constexpr int per_row = (kIsFloat<T> ? S::BN : S::BK) / kVector<T>, rows = kIsFloat<T> ? S::BK : S::BN;
   static_assert(per_row * rows % kThreads == 0, "every thread copies the same number of groups");
   const T* weight = static_cast<const T*>(w.weight);
 #pragma unroll
   for (int i = 0; i < per_row * rows / kThreads; ++i) {
-    const int group = int(threadIdx.x) + i * kThreads, row = group / per_row, column = group % per_row * kVector<T>;
+    const int group = thread + i * kThreads, row = group / per_row, column = group % per_row * kVector<T>;
     const int at_n = n + (kIsFloat<T> ? column : row), at_k = k + (kIsFloat<T> ? row : column);
     const bool valid = at_n < w.n_pad;
     const int64_t at = kIsFloat<T> ? int64_t(at_k) * w.n_pad + at_n : int64_t(at_n) * w.k_pad + at_k;
@@ -80,17 +81,18 @@ __device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k) {
   }
 }
 
-template <class T>
-__device__ inline void multiply_chunk(typename Tile<T>::Accumulators& sums, const T* a /* at the chunk's k */, int lda,
-                                      const T* weights) {
-  using S = Tile<T>;
+// `a(row, k)` is the address of a 16-byte group of A: values k to k + kVector of the tile's pixel `row`.
+template <class T, int Width, class A>
+__device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sums, const A& a, int k_of_a,
+                                      const T* weights, int thread = threadIdx.x) {
+  using S = Tile<T, Width>;
   if constexpr (kIsFloat<T>) {
-    const int column = threadIdx.x % 8 * 4, row = threadIdx.x / 8;
+    const int column = thread % 8 * 4, row = thread / 8;
 #pragma unroll
     for (int k = 0; k < S::BK; k += 4) {
       float4 pixel[S::BM / 16];
 #pragma unroll
-      for (int i = 0; i < S::BM / 16; ++i) pixel[i] = *reinterpret_cast<const float4*>(a + (row + 16 * i) * lda + k);
+      for (int i = 0; i < S::BM / 16; ++i) pixel[i] = *reinterpret_cast<const float4*>(a(row + 16 * i, k_of_a + k));
 #pragma unroll
       for (int kk = 0; kk < 4; ++kk) {
         float w[S::BN / 8];
@@ -107,58 +109,74 @@ __device__ inline void multiply_chunk(typename Tile<T>::Accumulators& sums, cons
       }
     }
   } else {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const T* from_a = a + (warp / 2 * (S::BM / 2) + lane % 16) * lda + lane / 16 * 8;
-    const int w_row = warp % 2 * (S::BN / 2) + lane / 16 * 8 + lane % 8;
+    const int lane = thread % 32, warp = thread / 32;
+    const int a_row = warp / (S::BN / 32) * 32 + lane % 16, a_k = k_of_a + lane / 16 * 8;
+    const int w_row = warp % (S::BN / 32) * 32 + lane / 16 * 8 + lane % 8;
 #pragma unroll
     for (int k = 0; k < S::BK; k += 16) {
-      unsigned pixels[S::BM / 32][4], w[S::BN / 32][4];
+      unsigned pixels[2][4], w[2][4];
 #pragma unroll
-      for (int i = 0; i < S::BM / 32; ++i) load_matrices(pixels[i], from_a + 16 * i * lda + k);
+      for (int i = 0; i < 2; ++i) load_matrices(pixels[i], a(a_row + 16 * i, a_k + k));
 #pragma unroll
-      for (int j = 0; j < S::BN / 32; ++j)
+      for (int j = 0; j < 2; ++j)
         load_matrices(w[j], weights + (w_row + 16 * j) * S::kRow + slot(w_row, k / 8 + lane / 8 % 2) * 8);
 #pragma unroll
-      for (int i = 0; i < S::BM / 32; ++i)
+      for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int j = 0; j < S::BN / 16; ++j)
-          mma(sums[i][j], pixels[i], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1], T());
+        for (int j = 0; j < 4; ++j) mma(sums[i][j], pixels[i], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1], T());
     }
   }
 }
 
+// The same for an A of rows that are `lda` apart, from its first value at the chunk's k.
+template <class T, int Width = 64>
+__device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sums, const T* a, int lda,
+                                      const T* weights, int thread = threadIdx.x) {
+  multiply_chunk<T, Width>(sums, [=](int row, int k) { return a + row * lda + k; }, 0, weights, thread);
+}
+
 // sums += a[BM][k_count] * weights[k_begin + k, n + column]; called by the whole block. k_begin and k_count are
-// multiples of 32. A must have been written (its cp.async waited for) by each thread; the barrier is here.
+// multiples of 32. A must have been written by each thread, or be on its way by cp.async that this thread has
+// committed: the first wait for weights is one for A as well, and the barrier is here.
 // Behind the call the ring may still be read by other warps: the next call, or `finish`, begins with a barrier.
-template <class T>
-__device__ inline void multiply(typename Tile<T>::Accumulators& sums, const T* a, int lda, const Matrix& w, int n,
-                                int k_begin, int k_count, GemmShared<T>& shared) {
-  constexpr int BK = Tile<T>::BK;
+template <class T, int Width, class A>
+__device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, const A& a, const Matrix& w, int n,
+                                int k_begin, int k_count, GemmShared<T, Width>& shared, int thread = threadIdx.x) {
+  constexpr int BK = Tile<T, Width>::BK;
   const int chunks = k_count / BK;
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kRing - 1; ++i) {
-    if (i < chunks) fetch_chunk<T>(shared.weights[i], w, n, k_begin + i * BK);
+    if (i < chunks) fetch_chunk<T, Width>(shared.weights[i], w, n, k_begin + i * BK, thread);
     commit_copies();
   }
   for (int i = 0; i < chunks; ++i) {
     wait_copies<kRing - 2>();
     __syncthreads();
     const int next = i + kRing - 1;
-    if (next < chunks) fetch_chunk<T>(shared.weights[next % kRing], w, n, k_begin + next * BK);
+    if (next < chunks) fetch_chunk<T, Width>(shared.weights[next % kRing], w, n, k_begin + next * BK, thread);
     commit_copies();
-    multiply_chunk<T>(sums, a + i * BK, lda, shared.weights[i % kRing]);
+    multiply_chunk<T, Width>(sums, a, i * BK, shared.weights[i % kRing], thread);
   }
   wait_copies<0>();
 }
+// The same for an A of rows that are `lda` apart.
+template <class T, int Width>
+__device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, const T* a, int lda, const Matrix& w,
+                                int n, int k_begin, int k_count, GemmShared<T, Width>& shared,
+                                int thread = threadIdx.x) {
+  const auto at = [=](int row, int k) { return a + row * lda + k; };
+  multiply<T>(sums, at, w, n, k_begin, k_count, shared, thread);
+}
 
 // Lays the sums out as shared.results[pixel][channel]; ends with a barrier.
-template <class T>
-__device__ inline void finish(const typename Tile<T>::Accumulators& sums, GemmShared<T>& shared) {
-  using S = Tile<T>;
+template <class T, int Width>
+__device__ inline void finish(const typename Tile<T, Width>::Accumulators& sums, GemmShared<T, Width>& shared,
+                              int thread = threadIdx.x) {
+  using S = Tile<T, Width>;
   __syncthreads();
   if constexpr (kIsFloat<T>) {
-    const int column = threadIdx.x % 8 * 4, row = threadIdx.x / 8;
+    const int column = thread % 8 * 4, row = thread / 8;
 #pragma unroll
     for (int i = 0; i < S::BM / 16; ++i)
 #pragma unroll
@@ -166,12 +184,12 @@ __device__ inline void finish(const typename Tile<T>::Accumulators& sums, GemmSh
         *reinterpret_cast<float4*>(&shared.results[row + 16 * i][column + 32 * j]) = {
             sums[i][4 * j][0], sums[i][4 * j + 1][0], sums[i][4 * j + 2][0], sums[i][4 * j + 3][0]};
   } else {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int row = warp / 2 * (S::BM / 2) + lane / 4, column = warp % 2 * (S::BN / 2) + lane % 4 * 2;
+    const int lane = thread % 32, warp = thread / 32;
+    const int row = warp / (S::BN / 32) * 32 + lane / 4, column = warp % (S::BN / 32) * 32 + lane % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < S::BM / 32; ++i)
+    for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int j = 0; j < S::BN / 16; ++j)
+      for (int j = 0; j < 4; ++j)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
           *reinterpret_cast<float2*>(&shared.results[row + 16 * i + 8 * half][column + 8 * j]) = {
@@ -182,17 +200,19 @@ __device__ inline void finish(const typename Tile<T>::Accumulators& sums, GemmSh
 
 // Calls f(pixel, channel, values) for every pixel of the tile and every 8 channels from n on that are below w.n_pad;
 // values are the results with the shift added. Threads with neighbouring numbers get neighbouring channels.
-template <class T, class F>
-__device__ inline void for_results(const GemmShared<T>& shared, const Matrix& w, int n, F&& f) {
-  const int group = threadIdx.x % 8, channel = n + group * 8;
+template <class T, int Width, class F>
+__device__ inline void for_results(const GemmShared<T, Width>& shared, const Matrix& w, int n, F&& f,
+                                   int thread = threadIdx.x) {
+  constexpr int groups = Width / 8;
+  const int group = thread % groups, channel = n + group * 8;
   if (channel >= w.n_pad) return;
-  const bool flip = group >= 4;  // half of the threads read their second half first: no bank conflicts
+  const bool flip = thread % 8 >= 4;  // half of the threads read their second half first: no bank conflicts
   float shift[8];
 #pragma unroll
   for (int i = 0; i < 8; i += 4)
     *reinterpret_cast<float4*>(shift + i) = *reinterpret_cast<const float4*>(w.shift + channel + i);
 #pragma unroll 1
-  for (int pixel = threadIdx.x / 8; pixel < Tile<T>::BM; pixel += kThreads / 8) {
+  for (int pixel = thread / groups; pixel < Tile<T, Width>::BM; pixel += kThreads / groups) {
     const float* from = &shared.results[pixel][group * 8];
     const float4 one = *reinterpret_cast<const float4*>(from + (flip ? 4 : 0));
     const float4 two = *reinterpret_cast<const float4*>(from + (flip ? 0 : 4));

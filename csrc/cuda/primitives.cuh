@@ -64,6 +64,14 @@ __device__ inline void store_group(T* to, const uint4& group) {
   *reinterpret_cast<uint4*>(to) = group;
 }
 
+// threadIdx.x, read here and now: for what is computed from it and would otherwise be kept in registers through a long
+// loop in which it is not needed.
+__device__ inline int thread_here() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 __device__ inline unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }

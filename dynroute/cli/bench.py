@@ -20,12 +20,13 @@ from dynroute import planner
 from dynroute.cli.common import (
     BACKENDS,
     Target,
+    add_device,
     add_storage,
     add_target,
-    check_device,
     input_tensor,
     load_target,
     open_data,
+    open_device,
     parse_size,
     positive,
     print_table,
@@ -71,12 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="ROOT", help="time a trained network on this data set ('scenes' also)")
     parser.add_argument("--split", default="val", help="split of --data (default: val)")
     parser.add_argument("--no-eager", action="store_true", help="leave eager PyTorch out")
-    parser.add_argument("--device", default="cpu", help="cpu; GPUs are not supported yet")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    check_device(args.device)
+    device = open_device(args.device, args.backend)
     if args.tune:
+        if device.type != "cpu":
+            raise ValueError("--tune: the tiles of the CPU engine are tuned, wanted --device cpu")
         return run_tune(args)
     if args.model is None:
         raise ValueError("MODEL: wanted what to time (only --tune does without)")
@@ -90,8 +93,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.threads is not None:
             torch.set_num_threads(args.threads)
         result = measure(
-            target, images, args.batch, args.repeats, args.backend, args.size or SIZE, not args.no_eager, args.storage
-        )
+            target, images, args.batch, args.repeats, args.backend, args.size or SIZE, not args.no_eager, args.storage,
+            device,
+        )  # fmt: skip
     finally:
         torch.set_num_threads(before)
     print_result(result)
@@ -220,6 +224,7 @@ def measure(
     size: tuple[int, int] = SIZE,
     with_eager: bool = True,
     storage: str = "float32",
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """Times `target`: on `images` [M,3,H,W] with its own gates, or, without images, on random patterns at `size`."""
     import copy
@@ -229,21 +234,22 @@ def measure(
     from dynroute.report.timing import random_patterns, time_routes
     from dynroute.report.work import open_model
 
-    model = open_model(target.net, backend, storage)
-    eager = open_model(copy.deepcopy(target.net), "eager").net if with_eager else None
+    model = open_model(target.net, backend, storage, device)
+    eager = open_model(copy.deepcopy(target.net), "eager", device=model.device).net if with_eager else None
     layers = target.net.config.layers
     plans: list[tuple[str, list[Tensor], list[Tensor | None]]] = []
     for batch in batches:
         if images is not None:
-            parts = list(images[: max(batch, len(images) // batch * batch)].split(batch))
+            whole = images[: max(batch, len(images) // batch * batch)].to(model.device)
+            parts = list(whole.split(batch))
             plans.append(("own gates", parts, [None] * len(parts)))
             continue
         generator = torch.Generator().manual_seed(PATTERN_SEED)
         count = PATTERNS_EACH if batch == 1 else 1
-        noise = torch.randn(batch, 3, *size, generator=generator).to(memory_format=torch.channels_last)
+        noise = torch.randn(batch, 3, *size, generator=generator).to(model.device, memory_format=torch.channels_last)
         for share in PATTERNS:
             patterns = random_patterns(layers, share, batch * count, PATTERN_SEED)
-            plans.append((f"{share:.0%} of nodes", [noise] * count, list(patterns.split(batch))))
+            plans.append((f"{share:.0%} of nodes", [noise] * count, list(patterns.to(model.device).split(batch))))
     rows = []
     with tqdm(total=len(plans) * (repeats + 1), desc="bench", unit="round", delay=2, leave=False) as bar:
         for label, parts, gates in plans:
@@ -253,6 +259,8 @@ def measure(
         "backend": model.label,
         "trained": target.trained,
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
+        "storage": storage,
         "seed": PATTERN_SEED,
         "results": rows,
     }
@@ -273,9 +281,11 @@ def data_images(target: Target, data: str | None, split: str, count: int) -> Ten
 
 def print_result(result: dict[str, Any]) -> None:
     """The table on stdout."""
-    print(f"{result['model']}: {result['backend']}, {result['threads']} threads")
+    where = f"{result['threads']} threads" if result["device"] == "cpu" else result["device"]
+    print(f"{result['model']}: {result['backend']}, {where}")
     height, width = result["results"][0]["size"]
-    print(f"{height}x{width}, float32; ms per image, median [p10-p90] of {result['results'][0]['repeats']} rounds\n")
+    rounds = result["results"][0]["repeats"]
+    print(f"{height}x{width}, {result['storage']}; ms per image, median [p10-p90] of {rounds} rounds\n")
 
     def cell(row: dict[str, Any], name: str) -> str:
         ms = row["ms_per_image"].get(name)

@@ -20,7 +20,7 @@ from dynroute.models import DynamicNetwork, create_model, from_pretrained, list_
 from dynroute.provenance import provenance
 
 T = TypeVar("T")
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "cpu", "cuda", "reference")
 
 
 @dataclass
@@ -103,9 +103,15 @@ def add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
         default="float32",
-        choices=("float32", "bfloat16"),
-        help="of maps and pointwise weights on the cpu backend: bfloat16 takes half the memory (default: float32)",
+        choices=("float32", "bfloat16", "float16"),
+        help="of maps and pointwise weights: bfloat16 (cpu and cuda backend) and float16 (cuda) take half the memory "
+        "(default: float32)",
     )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device, for `open_device`."""
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cpu; cuda with --backend cuda)")
 
 
 def open_data(target: Target, data: str | None, split: str) -> Source:
@@ -153,10 +159,34 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def check_device(name: str) -> None:
-    """This version computes on the CPU. Raises ValueError for anything else."""
-    if name != "cpu":
-        raise ValueError(f"--device {name}: this version has no GPU kernels yet, wanted cpu")
+def open_device(name: str | None, backend: str = "auto") -> torch.device:
+    """Where to compute.
+
+    Raises:
+        ValueError: no such device, or none that runs here, or `backend` runs elsewhere.
+    """
+    if name is None:
+        name = "cuda" if backend == "cuda" else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name}: wanted cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        if backend == "cuda":
+            raise ValueError("--device cpu: the cuda backend computes on a GPU")
+        return device
+    if backend in ("cpu", "reference"):
+        raise ValueError(f"--device {name}: the {backend} backend computes on the CPU")
+    if not torch.cuda.is_available():
+        why = "torch sees no GPU here" if torch.version.cuda else f"this torch ({torch.__version__}) has no CUDA"
+        raise ValueError(f"--device {name}: {why}")
+    if device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if device.index >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    return device
 
 
 def input_tensor(normalise: Normalise, images: Sequence[Any]) -> Tensor:

@@ -9,11 +9,12 @@ from typing import Any
 
 from dynroute.cli.common import (
     BACKENDS,
+    add_device,
     add_storage,
     add_target,
-    check_device,
     load_target,
     open_data,
+    open_device,
     positive,
     print_table,
 )
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_storage(parser)
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images at once (default: 1)")
     parser.add_argument("--images", type=positive, metavar="N", help="only the first N images")
-    parser.add_argument("--device", default="cpu", help="cpu; GPUs are not supported yet")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -44,14 +45,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from dynroute.report.work import open_model
     from dynroute.train.evaluate import evaluate
 
-    check_device(args.device)
+    device = open_device(args.device, args.backend)
     target = load_target(args.model, args.small_gate)
     source = open_data(target, args.data, args.split)
-    model = open_model(target.net, args.backend, args.storage)
+    model = open_model(target.net, args.backend, args.storage, device)
     total = len(source) if args.images is None else min(args.images, len(source))
     with tqdm(total=total, desc="eval", unit="image", delay=2, leave=False, dynamic_ncols=True) as bar:
         result = evaluate(
-            model, source, target.normalise, batch=args.batch, max_images=args.images,
+            model, source, target.normalise, batch=args.batch, max_images=args.images, device=device,
             each=lambda done, _: bar.update(done - bar.n),
         )  # fmt: skip
     if isinstance(source, FolderDataset) and target.class_names and not (source.root / "classes.txt").is_file():

@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from dynroute.cli.common import BACKENDS, add_storage, add_target, check_device, input_tensor, load_target, progress
+from dynroute.cli.common import (
+    BACKENDS,
+    add_device,
+    add_storage,
+    add_target,
+    input_tensor,
+    load_target,
+    open_device,
+    progress,
+)
 
 HELP = "segment images: a colour overlay and a class map of each"
 EXAMPLES = (
@@ -28,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made if it is missing")
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="default: auto")
     add_storage(parser)
-    parser.add_argument("--device", default="cpu", help="cpu; GPUs are not supported yet")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from dynroute.report.palette import class_map, overlay
     from dynroute.report.work import open_model
 
-    check_device(args.device)
+    device = open_device(args.device, args.backend)
     target = load_target(args.model, args.small_gate)
     if not target.trained:
         raise ValueError(f"{args.model}: a name gives random weights; wanted a trained run, model folder or checkpoint")
@@ -44,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--out {args.out}: wanted a folder, this is a file")
     for file in progress(files, "check"):
         read_image(file)
-    model = open_model(target.net, args.backend, args.storage)
+    model = open_model(target.net, args.backend, args.storage, device)
     classes = target.net.config.num_classes
     args.out.mkdir(parents=True, exist_ok=True)
     results = []
@@ -52,6 +62,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         image = read_image(file)
         started = time.perf_counter()
         out = model(input_tensor(target.normalise, [image]))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
         labels = out.logits[0].argmax(0).to("cpu").numpy().astype(np.uint8)
         written = [args.out / f"{file.stem}_{kind}.png" for kind in ("overlay", "classes")]

@@ -6,7 +6,7 @@ from the model, a runtime or a file, is priced the same way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -32,6 +32,10 @@ class CostTables:
     gate: Tensor
     stem: float
     decoder: float
+
+    def to(self, device: torch.device) -> CostTables:
+        """With the tables that price gates on `device`; the gates' own costs, which no alpha scales, stay."""
+        return replace(self, cell=self.cell.to(device), path=self.path.to(device))
 
     @property
     def all_open(self) -> float:

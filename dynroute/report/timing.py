@@ -29,12 +29,17 @@ def random_patterns(layers: int, share: float, count: int, seed: int) -> Tensor:
 
 
 def interleave(
-    jobs: dict[str, Callable[[], object]], repeats: int, each: Callable[[], None] | None = None, pause: float = 0.0
+    jobs: dict[str, Callable[[], object]],
+    repeats: int,
+    each: Callable[[], None] | None = None,
+    pause: float = 0.0,
+    device: torch.device | None = None,
 ) -> dict[str, np.ndarray]:
     """Seconds of each job in each of `repeats` rounds, after a warm-up; every round starts with another job.
 
     Args:
         pause: seconds to wait before each job, for worker threads of the one before it to fall asleep.
+        device: a GPU is timed by its own events, from before the job's first launch to after its last.
     """
     names = list(jobs)
     taken = np.zeros((len(names), repeats))
@@ -43,13 +48,28 @@ def interleave(
             which = (i + turn) % len(names)
             if pause:
                 time.sleep(pause)
-            started = time.perf_counter()
-            jobs[names[which]]()
+            seconds = _timed(jobs[names[which]], device)
             if turn >= 0:
-                taken[which, turn] = time.perf_counter() - started
+                taken[which, turn] = seconds
         if each is not None:
             each()
     return dict(zip(names, taken))
+
+
+def _timed(job: Callable[[], object], device: torch.device | None) -> float:
+    """Seconds of one job."""
+    if device is None or device.type != "cuda":
+        started = time.perf_counter()
+        job()
+        return time.perf_counter() - started
+    with torch.cuda.device(device):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        job()
+        end.record()
+        end.synchronize()
+    return begin.elapsed_time(end) * 1e-3
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
@@ -97,7 +117,7 @@ def time_routes(
     if eager is not None:
         jobs["eager"] = over(lambda images, _: eager(images), gates)
     with torch.inference_mode():
-        seconds = interleave(jobs, repeats, each)
+        seconds = interleave(jobs, repeats, each, device=model.device)
     count = sum(len(images) for images in batches)
     work, opened = {}, 0.0
     for name, forced in (("all_open", [ones] * len(batches)), ("routed", gates)):

@@ -19,13 +19,21 @@ class Model:
 
     Attributes:
         net: the network, in evaluation mode.
+        device: where it computes; images are brought there.
         runtime: None for plain PyTorch.
         label: one phrase that says what computes.
         seen: how many images of each size went through with their own gates.
     """
 
-    def __init__(self, net: DynamicNetwork, backend: str = "auto", storage: str = "float32") -> None:
-        self.net = net.eval()
+    def __init__(
+        self,
+        net: DynamicNetwork,
+        backend: str = "auto",
+        storage: str = "float32",
+        device: torch.device | None = None,
+    ) -> None:
+        self.device = device or torch.device("cuda" if backend == "cuda" else "cpu")
+        self.net = net.eval().to(self.device)
         self.runtime: Any = None
         self.seen: Counter[tuple[int, int]] = Counter()
         self._all_open: dict[tuple[int, int], tuple[int, Tensor]] = {}
@@ -38,13 +46,15 @@ class Model:
         from dynroute.runtime import optimize
 
         self.runtime = optimize(net, backend=backend, storage=getattr(torch, storage))
+        self.device = self.runtime.device
         self.label = f"backend {self.runtime.backend}" + (f", stored as {storage}" if storage != "float32" else "")
         if backend == "auto" and self.runtime.backend == "reference":
             self.label += f" ({self.runtime.reason})"
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, gates: Tensor | None = None) -> Any:
-        """images [N,3,H,W] -> the network's or the runtime's output."""
+        """images [N,3,H,W] -> the network's or the runtime's output, on `device`."""
+        images = images.to(self.device)
         if gates is None:
             self.seen[images.shape[-2], images.shape[-1]] += images.shape[0]
         return (self.runtime or self.net)(images, gates=gates)
@@ -55,7 +65,7 @@ class Model:
 
     def open_gates(self) -> Tensor:
         """float32 [L+1,4,3] of ones: every path that exists, open."""
-        return torch.ones(self.net.config.layers + 1, 4, 3)
+        return torch.ones(self.net.config.layers + 1, 4, 3, device=self.device)
 
     def all_open_work(self, height: int, width: int) -> tuple[int, Tensor] | None:
         """Executed MACs of one image with all paths forced open: total and int64 [L+1,4,5]; None in plain PyTorch.
@@ -66,7 +76,7 @@ class Model:
             return None
         if (height, width) not in self._all_open:
             out = self(torch.zeros(1, 3, height, width), gates=self.open_gates())
-            self._all_open[height, width] = (int(out.executed_macs[0]), out.executed_nodes[0])
+            self._all_open[height, width] = (int(out.executed_macs[0]), out.executed_nodes[0].cpu())
         return self._all_open[height, width]
 
     def all_open_mean(self) -> float | None:
@@ -80,10 +90,16 @@ class Model:
         return total / self.seen.total() if self.seen else None
 
 
-def open_model(net: DynamicNetwork, backend: str = "auto", storage: str = "float32") -> Model:
-    """`net` behind `backend`: auto, cpu, reference, or eager; maps and weights stored as float32 or bfloat16.
+def open_model(
+    net: DynamicNetwork, backend: str = "auto", storage: str = "float32", device: torch.device | None = None
+) -> Model:
+    """`net`, moved to `device`, behind `backend`: auto, cpu, cuda, reference, or eager.
+
+    Args:
+        storage: of maps and weights: float32, bfloat16, float16.
+        device: None for the backend's.
 
     Raises:
         ValueError: the backend does not run here, or does not have this storage.
     """
-    return Model(net, backend, storage)
+    return Model(net, backend, storage, device)

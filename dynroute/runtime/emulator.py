@@ -1,7 +1,7 @@
 """CUDA kernels without a GPU: nvcc's PTX, run on the CPU by tools/ptxsim.  A developer's tool: slow, and exact about
 memory (out-of-bounds accesses, races, reads of copies in flight).
 
-Nothing here says how fast a GPU would be; what it counts (bytes, sectors, bank conflicts) is "emulated", never measured.
+Nothing here says how fast a GPU would be: what it counts (bytes, sectors, bank conflicts) is emulated, never measured.
 """
 
 from __future__ import annotations

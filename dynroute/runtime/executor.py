@@ -3,64 +3,38 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from dynroute import _native, planner
 from dynroute.cost.ledger import CostTables
-from dynroute.models.network import DynamicNetwork, Output, check_inputs
-from dynroute.models.space import PART_NAMES, SCALES
+from dynroute.models.network import DynamicNetwork, NetworkConfig, check_inputs
+from dynroute.models.space import SCALES
 from dynroute.models.stem import pad_images
 from dynroute.ops.network import network_buffer, network_forward, network_workspace
-from dynroute.runtime.folding import pack, why_not_packable
+from dynroute.runtime import emulator
+from dynroute.runtime.folding import CpuLayout, pack, why_not_packable
 from dynroute.runtime.outputs import OutputMemory
 from dynroute.runtime.reference import ReferenceExecutor
+from dynroute.runtime.results import Executed, Executor, RunOutput
 
-BACKENDS = ("reference", "cpu", "cuda", "triton")
-_CELL_AND_PATHS = [PART_NAMES.index(part) for part in ("cell", "up", "keep", "down")]
-
-
-@dataclass
-class RunOutput(Output):
-    """What a runtime returns: the network's fields and the work that was really done.
-
-    Attributes:
-        executed_macs: int64 [N], every convolution done for the sample (stem, init, gates, cells, paths, decoder), at
-            true output sizes, taps on zero padding counted, recomputed halo not.
-        executed_nodes: int64 [N,L+1,4,5], the same for each node's gate, cell, up, keep (none), down.
-        halo_macs: int64 [N], convolution work done twice because tiles overlap.
-    """
-
-    executed_macs: Tensor
-    executed_nodes: Tensor
-    halo_macs: Tensor
-
-    @property
-    def space_macs(self) -> Tensor:
-        """int64 [N]: the part of `executed_macs` in the routing space, cells and paths."""
-        return self.executed_nodes[..., _CELL_AND_PATHS].sum((1, 2, 3))
+BACKENDS = ("reference", "cpu", "cuda", "triton", "cuda-emulated")
+_ON_CUDA = (torch.float32, torch.float16, torch.bfloat16)
+STORAGE = {
+    "reference": (torch.float32,),
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": _ON_CUDA,
+    "cuda-emulated": _ON_CUDA,
+}
 
 
-@dataclass
-class Executed:
-    """What an executor hands back: logits, alphas, and MACs per node part and in stem, decoder and halo ([N] each)."""
-
-    logits: Tensor
-    gates: Tensor
-    nodes: Tensor
-    stem: Tensor
-    decoder: Tensor
-    halo: Tensor
-
-
-class CpuExecutor:
+class CpuExecutor(Executor):
     """The native engine: one call runs the whole network.  Calls may overlap, each with a workspace of its own."""
 
     def __init__(self, net: DynamicNetwork, storage: torch.dtype) -> None:
-        self.packed = pack(net, storage)
+        self.packed = pack(net, CpuLayout(storage))
         planner.load_tuning()  # what was measured on this machine, the first time
         self._outputs = OutputMemory()
         self._idle: list[Tensor] = []
@@ -85,6 +59,10 @@ class CpuExecutor:
         with self._lock:
             return sum(workspace.nbytes for workspace in self._idle)
 
+    @property
+    def weight_bytes(self) -> int:
+        return self.packed.weights.nbytes
+
     def _take(self, floats: int) -> Tensor:
         with self._lock:
             workspace = self._idle.pop() if self._idle else None
@@ -97,14 +75,44 @@ def why_not(backend: str, net: DynamicNetwork | None = None) -> str | None:
     """None if `backend` runs here (and runs `net`, if given), else the reason in one line."""
     if backend == "reference":
         return None
-    if backend == "cpu":
-        reason = _native.why_not_loaded()
-        if reason is not None:
-            return f"the native CPU library is not there: {reason}"
-        return why_not_packable(net) if net is not None else None
-    if backend in BACKENDS:
-        return f"this version has no {backend} kernels yet"
-    return f"unknown; wanted auto or one of {', '.join(BACKENDS)}"
+    if backend not in BACKENDS:
+        return f"unknown; wanted auto or one of {', '.join(BACKENDS)}"
+    if backend == "triton":
+        return "this version has no triton kernels yet"
+    reason = _native.why_not_loaded()
+    if reason is not None:
+        return f"the native CPU library is not there: {reason}"
+    if backend == "cuda":
+        reason = _native.why_not_cuda()
+    elif backend == "cuda-emulated":
+        reason = emulator.why_not()
+    if reason is None and net is not None:
+        reason = why_not_packable(net)
+    return reason
+
+
+def _executor(net: DynamicNetwork, backend: str, storage: torch.dtype) -> Executor:
+    if backend == "cuda":
+        from dynroute.runtime.cuda import CudaExecutor
+
+        return CudaExecutor(net, storage, _cuda_device(net))
+    if backend == "cuda-emulated":
+        from dynroute.runtime.emulated import EmulatedExecutor
+
+        return EmulatedExecutor(net, storage)
+    return CpuExecutor(net, storage) if backend == "cpu" else ReferenceExecutor(net)
+
+
+def _cuda_device(net: DynamicNetwork) -> torch.device:
+    """The network's own, if it is on a GPU, else the current one."""
+    device = next(net.parameters()).device
+    return device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
+
+
+@lru_cache(maxsize=64)
+def _tables(config: NetworkConfig, height: int, width: int, device: torch.device) -> CostTables:
+    """Cost tables that a call on `device` needs not carry there."""
+    return config.costs(height, width).to(device)
 
 
 class Runtime:
@@ -115,13 +123,21 @@ class Runtime:
         reason: why it was chosen.
         config: the network's `NetworkConfig`.
         storage: what maps and weights are kept in.
+        device: where images are wanted, and outputs will be.
+        executor: what computes.
     """
 
-    def __init__(self, net: DynamicNetwork, backend: str, reason: str, storage: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        net: DynamicNetwork,
+        backend: str,
+        reason: str,
+        storage: torch.dtype = torch.float32,
+        executor: Executor | None = None,
+    ) -> None:
         self.backend, self.reason, self.config, self.storage = backend, reason, net.config, storage
-        self._execute: Callable[[Tensor, Tensor | None, int, int], Executed] = (
-            CpuExecutor(net, storage) if backend == "cpu" else ReferenceExecutor(net)
-        )
+        self.executor = _executor(net, backend, storage) if executor is None else executor
+        self.device = self.executor.device
 
     @torch.no_grad()
     def __call__(self, images: Tensor, gates: Tensor | None = None) -> RunOutput:
@@ -130,28 +146,34 @@ class Runtime:
         Raises:
             ValueError: images or gates of another shape, type or device; raised before anything is computed.
         """
-        if images.dtype != torch.float32 or images.device.type != "cpu":
-            raise ValueError(f"images: wanted float32 on the CPU, got {images.dtype} on {images.device}")
+        done = self.executor(*self._inputs(images, gates))
+        return RunOutput(done, _tables(self.config, *images.shape[-2:], self.device))
+
+    @torch.no_grad()
+    def labels(self, images: Tensor, gates: Tensor | None = None) -> Tensor:
+        """uint8 [N,H,W]: each pixel's class, that of the largest logit (the first of equal ones).
+
+        On CUDA logits are not written at full size: for 19 classes 1/76 of the bytes.
+        """
+        return self.executor.labels(*self._inputs(images, gates))
+
+    def _inputs(self, images: Tensor, gates: Tensor | None) -> tuple[Tensor, Tensor | None, int, int]:
+        if images.dtype != torch.float32 or images.device != self.device:
+            where = "the CPU" if self.device.type == "cpu" else self.device
+            raise ValueError(f"images: wanted float32 on {where}, got {images.dtype} on {images.device}")
         forced = check_inputs(images, gates, self.config)
-        h, w = images.shape[-2:]
         padded = pad_images(images, self.config.small_gate).contiguous()
-        done = self._execute(padded, forced, h, w)
-        tables = self.costs(h, w)
-        executed = done.nodes.sum((1, 2, 3)) + done.stem + done.decoder
-        return RunOutput(
-            done.logits, done.gates, tables.expected(done.gates), tables.real(done.gates),
-            executed, done.nodes, done.halo,
-        )  # fmt: skip
+        return padded, forced, images.shape[-2], images.shape[-1]
 
     @property
     def workspace_bytes(self) -> int:
         """Memory held between calls for maps, grown to the largest call so far; 0 on the reference backend."""
-        return self._execute.workspace_bytes if isinstance(self._execute, CpuExecutor) else 0
+        return self.executor.workspace_bytes
 
     @property
     def weight_bytes(self) -> int:
         """Memory of the packed weights; 0 on the reference backend, which keeps the network's own."""
-        return self._execute.packed.weights.nbytes if isinstance(self._execute, CpuExecutor) else 0
+        return self.executor.weight_bytes
 
     def costs(self, height: int, width: int) -> CostTables:
         """Cost tables at an input of height x width pixels."""
@@ -171,31 +193,41 @@ def optimize(net: DynamicNetwork, backend: str = "auto", storage: torch.dtype = 
 
     Args:
         net: the network; it is not changed, and later changes to it do not reach the runtime.
-        backend: "cpu" (native kernels), "reference" (plain PyTorch, slow, the definition), or "auto": the fastest
-            that runs here, with the reason in `Runtime.reason`.
-        storage: torch.float32, or torch.bfloat16 on the CPU backend: maps and pointwise weights then take half the
-            memory; everything is still computed in float32 and rounded once, when it is stored.  Images and logits
-            stay float32.  See docs/design.md for the error.
+        backend: "cpu" (native kernels), "cuda" (the same on a GPU: the network's, or the current one), "reference"
+            (plain PyTorch, slow, the definition), or "auto": the fastest that runs where the network is, with the
+            reason in `Runtime.reason`.  "cuda-emulated" is for who develops kernels: those of "cuda", run on the CPU
+            with every memory access checked, very slowly.
+        storage: what maps and pointwise weights are kept in: torch.float32; on "cpu" also torch.bfloat16, on "cuda"
+            torch.bfloat16 and torch.float16.  16 bits take half the memory; sums are float32 and rounded once, when
+            they are stored.  Images and logits stay float32.  See docs/design.md for the error.
 
     Raises:
         ValueError: the named backend is unknown or does not run here, with the reason, never a silent fallback; or a
             storage that the backend does not have.
     """
-    if storage not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"storage: wanted torch.float32 or torch.bfloat16, got {storage}")
+    if storage not in _ON_CUDA:
+        raise ValueError(f"storage: wanted torch.float32, torch.float16 or torch.bfloat16, got {storage}")
     if backend != "auto":
         reason = why_not(backend, net)
         if reason is not None:
             raise ValueError(f"backend {backend!r}: {reason}")
         why = "chosen by name"
     else:
-        reason = why_not("cpu", net)
-        backend = "cpu" if reason is None else "reference"
-        why = (
-            "the native CPU library is there and runs this network"
-            if reason is None
-            else f"cpu does not run here: {reason}"
-        )
-    if backend != "cpu" and storage != torch.float32:
-        raise ValueError(f"storage: {storage} wants the cpu backend, got {backend} ({why})")
+        backend, why = _choose(net)
+    if storage not in STORAGE[backend]:
+        able = " or ".join(name for name, types in STORAGE.items() if storage in types and name != "cuda-emulated")
+        raise ValueError(f"storage: {storage} wants the {able} backend, got {backend} ({why})")
     return Runtime(net, backend, why, storage)
+
+
+def _choose(net: DynamicNetwork) -> tuple[str, str]:
+    """The fastest backend that runs here, and why it is that."""
+    refused: list[str] = []
+    on_gpu = next(net.parameters()).device.type == "cuda"
+    for backend, what in (("cuda", "GPU"), ("cpu", "CPU")) if on_gpu else (("cpu", "CPU"),):
+        reason = why_not(backend, net)
+        if reason is None:
+            there = f"the native {what} library is there and runs this network"
+            return backend, "; ".join([*refused, there])
+        refused.append(f"{backend} does not run here: {reason}")
+    return "reference", "; ".join(refused)

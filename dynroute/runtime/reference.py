@@ -6,7 +6,6 @@ Slow and short: what the native executors are compared with, values and counts a
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +14,7 @@ from torch import Tensor, nn
 from dynroute.models.layers import ConvNorm, fold_norm, upsample
 from dynroute.models.network import DynamicNetwork, RoutedNode
 from dynroute.models.space import CLOSED_BELOW, DOWN, KEEP, SCALES, UP
-
-if TYPE_CHECKING:
-    from dynroute.runtime.executor import Executed
+from dynroute.runtime.results import Executed, Executor
 
 GATE, CELL = 0, 1
 PART_OF_PATH = {UP: 2, KEEP: 3, DOWN: 4}
@@ -52,7 +49,7 @@ def _fold(module: nn.Module, meter: list[int]) -> None:
             _fold(child, meter)
 
 
-class ReferenceExecutor:
+class ReferenceExecutor(Executor):
     """Runs each sample alone, as SPEC's per-sample meaning reads."""
 
     def __init__(self, net: DynamicNetwork) -> None:
@@ -65,8 +62,6 @@ class ReferenceExecutor:
         return done
 
     def __call__(self, images: Tensor, gates: Tensor | None, height: int, width: int) -> Executed:
-        from dynroute.runtime.executor import Executed
-
         n, c = images.shape[0], self.net.config
         alphas = torch.zeros(n, c.layers + 1, SCALES, 3)
         nodes = torch.zeros(n, c.layers + 1, SCALES, 5, dtype=torch.int64)

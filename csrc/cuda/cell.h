@@ -1,0 +1,99 @@
+// The fused cell's tiles and launch, for the host and the kernel alike.
+//
+// A tile is 16 columns wide. Its rows come in bands: in stage 1 a lane makes `run` pixels of a column at once, so stage 1
+// makes run * bands rows of 18 columns, of which stage 2 makes run * bands - 2 rows of 16 columns. How many bands there
+// are follows from the shared memory that the launch was given and the number of warps, by the same function on both
+// sides; results do not depend on it.
+#pragma once
+#include <algorithm>
+
+#include "params.h"
+
+#ifdef __CUDACC__
+#define DYNROUTE_BOTH __host__ __device__
+#else
+#define DYNROUTE_BOTH
+#endif
+
+namespace dynroute::cuda {
+
+constexpr int kCellWidth = 16;             // columns of a tile
+constexpr int kMidWidth = kCellWidth + 2;  // of what lies between the stages
+constexpr int kXWidth = kCellWidth + 4;
+constexpr int kCellMaxThreads = 512;  // with 128 registers each: the register file, as one block or as two of half
+constexpr int kCellHead = 256;        // bytes of shared memory for two descriptions of tiles
+
+// The channels that a tile is made for: 32, 64 or 128; those beyond the true ones are zeros.
+DYNROUTE_BOTH constexpr int cell_channels(int c) { return c <= 32 ? 32 : c <= 64 ? 64 : 128; }
+// Pixels of a column that a lane makes at once: in stage 1 as many as its registers hold; in stage 2 what cuts tiles of
+// 16 rows into a unit for each of 8 warps.
+DYNROUTE_BOTH constexpr int cell_run(int channels, int value_bytes) { return channels > 64 || value_bytes > 2 ? 4 : 6; }
+constexpr int kCellRun2 = 4;
+
+// Shared memory of a block: weights of both stages, and per tile X and what lies between the stages.
+DYNROUTE_BOTH constexpr int cell_bytes(int channels, int value_bytes, int bands) {
+  const int rows = cell_run(channels, value_bytes) * bands;
+  return kCellHead + 2 * channels * (channels * value_bytes + (9 + 1) * int(sizeof(float))) +
+         (kXWidth * (rows + 2) + kMidWidth * rows) * channels * value_bytes;
+}
+// The bands of a tile: what `shared` bytes hold, at most what gives each warp one unit (8 runs) of each stage, at most
+// the map.
+DYNROUTE_BOTH constexpr int cell_bands(int channels, int value_bytes, int shared, int threads, int h) {
+  const int run = cell_run(channels, value_bytes), one = cell_bytes(channels, value_bytes, 1);
+  const int more = cell_bytes(channels, value_bytes, 2) - one, warps = threads / 32;
+  const int fit = shared < one ? 0 : 1 + (shared - one) / more, map = (h + 2 + run - 1) / run;
+  const int first = warps * 8 / kMidWidth, second = (warps * 8 / kCellWidth * kCellRun2 + 2) / run;
+  const int busy = first < second ? first : second, most = busy < map ? busy : map;
+  return fit < most ? fit : most;
+}
+
+struct CellTiles {
+  int bands, rows, across, total;  // rows of a tile's outputs, tiles in a row of tiles, in a map
+};
+DYNROUTE_BOTH inline CellTiles cell_tiles(const Level& level, int value_bytes, int shared, int threads) {
+  const int channels = cell_channels(level.c);
+  CellTiles tiles = {};
+  tiles.bands = cell_bands(channels, value_bytes, shared, threads, level.h);
+  tiles.rows = cell_run(channels, value_bytes) * tiles.bands - 2;
+  tiles.across = (level.w + kCellWidth - 1) / kCellWidth;
+  tiles.total = tiles.rows > 0 ? tiles.across * ((level.h + tiles.rows - 1) / tiles.rows) : 0;
+  return tiles;
+}
+
+inline int value_bytes_of(DType dtype) { return dtype == DType::kFloat ? 4 : 2; }
+
+// Whether scales of c channels can be fused: float up to 64, 16-bit types up to 128 channels where memory allows. Best
+// launched alone are scales of more than 64 channels, as the widest scale of a launch decides the shared memory of all
+// its blocks: the kernel may be launched several times for a row, each time with other scales' pointers null.
+inline bool cell_fits(int c, DType dtype, const DeviceLimits& limits) {
+  const int value_bytes = value_bytes_of(dtype), channels = cell_channels(c);
+  if (c < 8 || c % 8 || c > (dtype == DType::kFloat ? 64 : 128)) return false;
+  return cell_bytes(channels, value_bytes, 1) <= limits.shared_per_block;
+}
+
+// Two blocks of 256 threads per multiprocessor, so that one loads while the other computes, where each has the memory
+// for tiles of two bands; else one of 512.
+inline LaunchShape cell_shape(const CellParams& p, DType dtype, const DeviceLimits& limits) {
+  constexpr int kReserved = 1 << 10, kAnyHeight = 1 << 20;  // what the system takes of a block's shared memory
+  const int value_bytes = value_bytes_of(dtype);
+  int widest = 0;
+  for (int s = 0; s < kScales; ++s)
+    if (p.depthwise[s][0]) widest = std::max(widest, cell_channels(p.level[s].c));
+  if (!widest) return {0, kCellMaxThreads, 0};
+  const int half = std::min(limits.shared_per_multiprocessor / 2 - kReserved, limits.shared_per_block);
+  const bool two = cell_bands(widest, value_bytes, half, kCellMaxThreads / 2, kAnyHeight) >= 2;
+  LaunchShape shape = {0, two ? kCellMaxThreads / 2 : kCellMaxThreads, 0};
+  const int most = two ? half : limits.shared_per_block;
+  int64_t tiles = 0;
+  for (int s = 0; s < kScales; ++s) {
+    if (!p.depthwise[s][0]) continue;
+    const int channels = cell_channels(p.level[s].c);
+    const int bands = cell_bands(channels, value_bytes, most, shape.threads, p.level[s].h);
+    shape.shared = std::max(shape.shared, cell_bytes(channels, value_bytes, bands));
+    tiles += int64_t(p.n) * cell_tiles(p.level[s], value_bytes, most, shape.threads).total;
+  }
+  shape.blocks = int(std::min<int64_t>(tiles, limits.multiprocessors * (two ? 2 : 1)));
+  return shape;
+}
+
+}  // namespace dynroute::cuda

@@ -1,0 +1,147 @@
+// The gate: column sums of ReLU(A * weights + shift) over a tile's pixels, straight from the accumulators; and alphas
+// from the sums of all tiles.
+#pragma once
+#include "aggregate.h"
+#include "gemm.cuh"
+#include "pull.cuh"
+
+namespace dynroute::cuda {
+
+// How the accumulators of gemm.cuh lie: warps that hold different rows of the tile, this thread's rows and columns.
+template <class T>
+struct Held {
+  static constexpr int kWarpRows = 2, kRows = 4, kFirstLane = 4;  // lanes that differ from this bit on share columns
+  static __device__ int warp_row() { return threadIdx.x / 64; }
+  static __device__ int warp_column() { return threadIdx.x / 32 % 2 * 32; }
+  static __device__ int row(int i) { return warp_row() * 32 + threadIdx.x % 32 / 4 + 8 * i; }
+  static __device__ int column(int i) { return warp_column() + i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2; }
+  static __device__ float value(const typename Tile<T>::Accumulators& sums, int row, int column) {
+    return sums[row / 2][column / 2][row % 2 * 2 + column % 2];
+  }
+};
+template <>
+struct Held<float> {
+  static constexpr int kWarpRows = 4, kRows = 2, kFirstLane = 8;
+  static __device__ int warp_row() { return threadIdx.x / 32; }
+  static __device__ int warp_column() { return 0; }
+  static __device__ int row(int i) { return threadIdx.x / 8 + 16 * i; }
+  static __device__ int column(int i) { return i / 4 * 32 + threadIdx.x % 8 * 4 + i % 4; }
+  static __device__ float value(const Tile<float>::Accumulators& sums, int row, int column) {
+    return sums[row][column][0];
+  }
+};
+
+// Chunks that there is room for from `ring` to the end of the block's dynamic shared memory.
+__device__ inline int ring_length(const unsigned char* memory, const void* ring) {
+  unsigned bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  const int room = int(bytes) - int(static_cast<const unsigned char*>(ring) - memory);
+  return min(room / kAggregateChunk, kMostChunks);
+}
+// wait_copies for a number that is not known before.
+__device__ inline void wait_for_oldest(int newest) {
+  static_assert(kLeastChunks == 3 && kMostChunks == 6);
+  if (newest == 1) wait_copies<1>();
+  else if (newest == 2) wait_copies<2>();
+  else if (newest == 3) wait_copies<3>();
+  else wait_copies<4>();
+}
+
+// Adds to totals[kWarpRows][n_pad] the columns from n on: ReLU(sum + shift) over rows whose bit in `rows` (bit i: row
+// Held::row(i)) is set. Lanes that share columns halve them between each other, so 8 columns take 4 + 2 + 1 shuffles;
+// each total is always the same thread's, so that no barrier is needed.
+template <class T>
+__device__ inline void add_columns(const typename Tile<T>::Accumulators& sums, unsigned rows, int n, int n_pad,
+                                   const float* shift, float* totals) {
+  using H = Held<T>;
+  float column[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int at = n + H::column(i);
+    const float here = at < n_pad ? shift[at] : 0;
+    column[i] = 0;
+#pragma unroll
+    for (int row = 0; row < H::kRows; ++row) column[i] += rows >> row & 1 ? fmaxf(H::value(sums, row, i) + here, 0) : 0;
+  }
+  int first = 0;  // of the columns that this lane keeps
+#pragma unroll
+  for (int lanes = 16, half = 4; lanes >= H::kFirstLane; lanes /= 2, half /= 2) {
+    const bool upper = threadIdx.x & lanes;
+    first += upper ? half : 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float give = upper ? column[i] : column[i + half], keep = upper ? column[i + half] : column[i];
+      column[i] = keep + __shfl_xor_sync(~0u, give, lanes);
+    }
+  }
+  constexpr int kKept = kIsFloat<T> ? 2 : 1;
+#pragma unroll
+  for (int i = 0; i < kKept; ++i) {
+    const int at = n + H::column(first + i);
+    if (at < n_pad) totals[H::warp_row() * n_pad + at] += column[i];
+  }
+}
+
+// By one whole block: alphas of node (sample, s) from its tasks' sums [tasks][n_pad]: mean -> fc -> activation.
+// Tasks are added in an order that depends on their number and n_pad only: some sums per column, then these.
+__device__ inline void finish_gate(const AggregateParams& p, const Io& io, int s, int sample, int tasks, float pixels,
+                                   float* scratch /* [max(512, n_pad)], then 12 */) {
+  const int n = p.gate[s].n, n_pad = p.gate[s].n_pad, groups = n_pad / 4;
+  const int parts = groups < kThreads ? kThreads / groups : 1;
+  const float4* partials = reinterpret_cast<const float4*>(p.partials[s] + int64_t(sample) * tasks * n_pad);
+  for (int unit = threadIdx.x; unit < groups * parts; unit += kThreads) {
+    float4 sum = {};
+#pragma unroll 16
+    for (int task = unit / groups; task < tasks; task += parts) {
+      const float4 value = __ldcg(partials + task * groups + unit % groups);
+      sum.x += value.x, sum.y += value.y, sum.z += value.z, sum.w += value.w;
+    }
+    reinterpret_cast<float4*>(scratch)[unit] = sum;
+  }
+  __syncthreads();
+  // the published order of a gate's outputs: keep, up, down, as far as they exist
+  const bool up = path_exists(p.row_index, p.rows, s, kUp), down = path_exists(p.row_index, p.rows, s, kDown);
+  const int gates = 1 + up + down;
+  float dot[kPaths] = {};
+  for (int c = threadIdx.x; c < n; c += kThreads) {
+    float sum = 0;
+    for (int part = 0; part < parts; ++part) sum += scratch[part * n_pad + c];
+    const float mean = sum / pixels;
+#pragma unroll
+    for (int g = 0; g < kPaths; ++g)
+      if (g < gates) dot[g] = fmaf(mean, p.fc_weight[s][g * n + c], dot[g]);
+  }
+  float* dots = scratch + max(4 * kThreads, n_pad);  // [4][kPaths]
+#pragma unroll
+  for (int g = 0; g < kPaths; ++g) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) dot[g] += __shfl_xor_sync(~0u, dot[g], lanes);
+    if (threadIdx.x % 32 == 0) dots[threadIdx.x / 32 * kPaths + g] = dot[g];
+  }
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  float value[kPaths], largest = 0, total = 0;
+#pragma unroll
+  for (int g = 0; g < kPaths; ++g) {
+    value[g] = (dots[g] + dots[kPaths + g]) + (dots[2 * kPaths + g] + dots[3 * kPaths + g]);
+    if (g < gates) value[g] += p.fc_bias[s][g];
+    largest = g == 0 ? value[0] : g < gates ? fmaxf(largest, value[g]) : largest;
+  }
+  const Activation activation = Activation(p.activation);
+#pragma unroll
+  for (int g = 0; g < kPaths; ++g) {
+    if (activation == Activation::kTanh) value[g] = fmaxf(0, tanhf(value[g]));
+    else if (activation == Activation::kSigmoid) value[g] = 1 / (1 + expf(-value[g]));
+    else value[g] = expf(value[g] - largest), total += g < gates ? value[g] : 0;
+  }
+#pragma unroll
+  for (int g = 0; g < kPaths; ++g)
+    if (activation == Activation::kSoftmax) value[g] /= total;
+  float* alphas = io.alphas + ((int64_t(sample) * p.rows + p.row_index) * kScales + s) * kPaths;
+  alphas[kKeep] = value[0];
+  if (up) alphas[kUp] = value[1];
+  if (down) alphas[kDown] = up ? value[2] : value[1];
+  count(io.nodes + ((int64_t(sample) * p.rows + p.row_index) * kScales + s) * 5, int64_t(n) * gates);
+}
+
+}  // namespace dynroute::cuda

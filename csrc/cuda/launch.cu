@@ -1,0 +1,106 @@
+// From a kernel's name to its function, and launches of lists.
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "launch.h"
+#include "records.h"
+
+namespace dynroute::cuda {
+
+// Defined, by DYNROUTE_KERNEL, in the file of each.
+#define DYNROUTE_KERNELS(X)     \
+  X(begin, BeginParams)         \
+  X(stem_conv, StemParams)      \
+  X(sepconv, SepconvParams)     \
+  X(cell, CellParams)           \
+  X(aggregate, AggregateParams) \
+  X(paths, PathsParams)         \
+  X(merge, MergeParams)         \
+  X(predictor, PredictorParams) \
+  X(upsample, UpsampleParams)
+
+#define DYNROUTE_DECLARE(name, Params)                 \
+  extern "C" __global__ void name##_f32(const Params); \
+  extern "C" __global__ void name##_f16(const Params); \
+  extern "C" __global__ void name##_bf16(const Params);
+DYNROUTE_KERNELS(DYNROUTE_DECLARE)
+
+namespace {
+
+struct Entry {
+  const char* name;
+  const void* function[3];  // by DType
+  size_t params;
+};
+#define DYNROUTE_LIST(name, Params)                                                         \
+  {#name,                                                                                   \
+   {reinterpret_cast<const void*>(&name##_f32), reinterpret_cast<const void*>(&name##_f16), \
+    reinterpret_cast<const void*>(&name##_bf16)},                                           \
+   sizeof(Params)},
+const Entry entries[] = {DYNROUTE_KERNELS(DYNROUTE_LIST)};
+
+[[noreturn]] void fail(const std::string& what) { throw std::runtime_error("cuda_run: " + what); }
+
+void check(cudaError_t error, const char* kernel, const LaunchShape& shape) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it has been told
+  fail(std::string(kernel) + ", " + std::to_string(shape.blocks) + " blocks of " + std::to_string(shape.threads) +
+       " threads, " + std::to_string(shape.shared) + " bytes of shared memory: " + cudaGetErrorString(error));
+}
+
+const Entry& find(const Record& record) {
+  for (const Entry& entry : entries)
+    if (std::strncmp(entry.name, record.kernel, sizeof(record.kernel)) == 0) {
+      if (size_t(record.params) < entry.params) fail(std::string(entry.name) + ": the record's parameters are short");
+      return entry;
+    }
+  fail("there is no kernel " + std::string(record.kernel, strnlen(record.kernel, sizeof(record.kernel))));
+}
+
+}  // namespace
+
+void run_records(const unsigned char* records, size_t bytes, DType dtype, int64_t first, int64_t last, const Io& io,
+                 void* stream) {
+  constexpr int kAlways = 48 << 10;  // bytes of shared memory that need no opt-in
+  size_t at = 0;
+  for (int64_t number = 0; at < bytes && number < last; ++number) {
+    Record record;
+    if (at + sizeof(record) > bytes) fail("the list ends within a record");
+    std::memcpy(&record, records + at, sizeof(record));
+    at += sizeof(record);
+    if (record.params < 0 || at + size_t(record.params) > bytes) fail("the list ends within a record");
+    alignas(16) unsigned char params[4096];
+    if (size_t(record.params) > sizeof(params)) fail("a record's parameters are too long");
+    std::memcpy(params, records + at, size_t(record.params));
+    at += size_t(record.params);
+    if (number < first) continue;
+
+    const Entry& entry = find(record);
+    if (number == 0) std::memcpy(params, &io, sizeof(io));  // BeginParams::value
+    const void* function = entry.function[int(dtype)];
+    const LaunchShape& shape = record.shape;
+    if (shape.shared > kAlways)
+      check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared), entry.name,
+            shape);
+    void* arguments[] = {params};
+    check(cudaLaunchKernel(function, dim3(unsigned(shape.blocks)), dim3(unsigned(shape.threads)), arguments,
+                           size_t(shape.shared), static_cast<cudaStream_t>(stream)),
+          entry.name, shape);
+  }
+}
+
+DeviceLimits device_limits(int device) {
+  const auto ask = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    const cudaError_t error = cudaDeviceGetAttribute(&value, attribute, device);
+    if (error != cudaSuccess)
+      throw std::runtime_error("cuda_limits: device " + std::to_string(device) + ": " + cudaGetErrorString(error));
+    return value;
+  };
+  return {10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor),
+          ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+}
+
+}  // namespace dynroute::cuda

@@ -1,0 +1,37 @@
+// How the host launches paths.cu.
+#pragma once
+#include "pointwise.h"
+
+namespace dynroute::cuda {
+
+constexpr int kPathsResident = 5;  // blocks per multiprocessor that paths.cu's registers allow
+
+// Output pixels of a path.
+DYNROUTE_BOTH inline int path_pixels(const Level& level, bool down) {
+  return down ? level.h / 2 * (level.w / 2) : level.h * level.w;
+}
+// Items of one sample's path; 0 where there is none.
+DYNROUTE_BOTH inline int path_items(const Matrix& w, const Level& level, bool down, bool is_float) {
+  const int pixels = path_pixels(level, down);
+  if (!w.weight || pixels == 0) return 0;
+  const PointwiseTile tile = pointwise_tile(w, is_float);
+  const int tiles = ceil_of(pixels, tile.pixels);
+  return tiles * cut(w, tile, tiles).parts;
+}
+
+inline LaunchShape paths_shape(const PathsParams& params, DType type, const DeviceLimits& device) {
+  const bool is_float = type == DType::kFloat;
+  int64_t items = 0;
+  int shared = 0;
+  for (int s = 0; s < kScales; ++s)
+    for (bool down : {false, true}) {
+      const Matrix& w = down ? params.down[s] : params.up[s];
+      const int of_sample = path_items(w, params.level[s], down, is_float);
+      if (of_sample == 0) continue;
+      items += int64_t(params.n) * of_sample;
+      shared = std::max(shared, pointwise_shared(w, pointwise_tile(w, is_float), is_float));
+    }
+  return {resident_blocks(items, shared, kPathsResident, device), kThreads, shared};
+}
+
+}  // namespace dynroute::cuda

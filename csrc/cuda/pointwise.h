@@ -1,0 +1,64 @@
+// How a pointwise product is cut into work items, for the host that sizes a launch and the device that walks it.
+//
+// An item is a tile of pixels times some of the blocks of output channels. Of k at most a slice lies in shared memory,
+// so that a launch that serves the coarse scales' long k too still has several blocks on a multiprocessor. Cuts depend
+// on the shape alone, and never touch a sum: each is one chain over all of k.
+#pragma once
+#include <algorithm>
+
+#include "params.h"
+
+#ifdef __CUDACC__
+#define DYNROUTE_BOTH __host__ __device__
+#else
+#define DYNROUTE_BOTH
+#endif
+
+namespace dynroute::cuda {
+
+DYNROUTE_BOTH constexpr int ceil_of(int a, int b) { return (a + b - 1) / b; }
+
+// Tiles of pixels x output channels: 64 x 64 in 16-bit types, 128 x 32 where n_pad is no multiple of 64, so that
+// nothing is computed in vain; 64 x 32 in float, where a thread's 4 x 4 needs fewer reads of shared memory than 2 x 8.
+struct PointwiseTile {
+  int width, pixels, slice;  // output channels; pixels; values of k that lie in shared memory at once
+};
+DYNROUTE_BOTH constexpr PointwiseTile pointwise_tile(const Matrix& w, bool is_float) {
+  if (is_float) return {32, 64, 128};
+  return w.n_pad % 64 == 0 ? PointwiseTile{64, 64, 128} : PointwiseTile{32, 128, 64};
+}
+
+constexpr int kItemsWanted = 256;  // of one map: two for each multiprocessor of a large device
+
+struct Cut {
+  int channels;  // of output, per item; the last item of a tile may have fewer
+  int parts;     // items per tile
+};
+// tiles: of pixels, of one sample's map.
+DYNROUTE_BOTH inline Cut cut(const Matrix& w, const PointwiseTile& tile, int tiles) {
+  const int blocks = w.n_pad / tile.width;
+  // A k of several slices is read anew for each block: then nothing is lost by leaving each to another item.
+  if (w.k_pad > tile.slice) return {tile.width, blocks};
+  const int parts = ceil_of(kItemsWanted, tiles);
+  const int each = ceil_of(blocks, parts < blocks ? parts : blocks);
+  return {each * tile.width, ceil_of(blocks, each)};
+}
+
+// A block's shared memory: first what gemm.cuh uses, for either width, so that the pixels' slice lies in one place
+// whatever the width (threads that begin an item write it while others still read results of the item before).
+DYNROUTE_BOTH constexpr int product_bytes(bool is_float) { return is_float ? 10240 : 20480; }
+inline int pixel_bytes(const Matrix& w, const PointwiseTile& tile, bool is_float) {
+  return std::min(w.k_pad, tile.slice) * (is_float ? 4 : 2) + 16;
+}
+inline int pointwise_shared(const Matrix& w, const PointwiseTile& tile, bool is_float) {
+  return product_bytes(is_float) + tile.pixels * pixel_bytes(w, tile, is_float);
+}
+
+// Blocks of a launch that walks over `items`: what can be resident.
+inline int resident_blocks(int64_t items, int shared, int per_multiprocessor, const DeviceLimits& device) {
+  const int fit = device.shared_per_multiprocessor / (shared + 1024);  // the system takes 1 KB of each block
+  const int64_t most = int64_t(device.multiprocessors) * std::max(1, std::min(fit, per_multiprocessor));
+  return int(std::max<int64_t>(1, std::min(items, most)));
+}
+
+}  // namespace dynroute::cuda

@@ -1,0 +1,91 @@
+"""What executors hand back, and what a runtime makes of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dynroute.cost.ledger import CostTables
+from dynroute.models.network import Output
+from dynroute.models.space import PART_NAMES
+
+_CELL_AND_PATHS = [PART_NAMES.index(part) for part in ("cell", "up", "keep", "down")]
+
+
+@dataclass
+class Executed:
+    """Logits, alphas, and MACs per node part and in stem, decoder and halo ([N] each)."""
+
+    logits: Tensor
+    gates: Tensor
+    nodes: Tensor
+    stem: Tensor
+    decoder: Tensor
+    halo: Tensor
+
+
+class Executor(ABC):
+    """Runs a network on images float32 [N,3,h,w], contiguous and padded; height and width are those of its output.
+
+    Attributes:
+        device: where images are wanted, and outputs will be.
+    """
+
+    device = torch.device("cpu")
+
+    @abstractmethod
+    def __call__(self, images: Tensor, gates: Tensor | None, height: int, width: int) -> Executed:
+        """gates: alphas [N,L+1,4,3] to force, or None."""
+
+    def labels(self, images: Tensor, gates: Tensor | None, height: int, width: int) -> Tensor:
+        """uint8 [N,height,width]: the class of the largest logit."""
+        return self(images, gates, height, width).logits.argmax(1).to(torch.uint8)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Memory held between calls for maps."""
+        return 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of packed weights; 0 where they are the network's own."""
+        return 0
+
+
+class RunOutput(Output):
+    """What a runtime returns: the network's fields and the work that was really done.
+
+    Costs and sums are made when they are first asked for: a caller who wants logits alone waits for nothing else.
+
+    Attributes:
+        executed_macs: int64 [N], every convolution done for the sample (stem, init, gates, cells, paths, decoder), at
+            true output sizes, taps on zero padding counted, recomputed halo not.
+        executed_nodes: int64 [N,L+1,4,5], the same for each node's gate, cell, up, keep (none), down.
+        halo_macs: int64 [N], convolution work done twice because tiles overlap.
+        space_macs: int64 [N], the part of executed_macs in the routing space, cells and paths.
+    """
+
+    def __init__(self, done: Executed, tables: CostTables) -> None:
+        self.logits, self.gates = done.logits, done.gates
+        self.executed_nodes, self.halo_macs = done.nodes, done.halo
+        self._around, self._tables = (done.stem, done.decoder), tables
+
+    @cached_property
+    def expected_mflops(self) -> Tensor:  # type: ignore[override]
+        return self._tables.expected(self.gates)
+
+    @cached_property
+    def real_mflops(self) -> Tensor:  # type: ignore[override]
+        return self._tables.real(self.gates)
+
+    @cached_property
+    def executed_macs(self) -> Tensor:
+        return self.executed_nodes.sum((1, 2, 3)) + sum(self._around)
+
+    @property
+    def space_macs(self) -> Tensor:
+        return self.executed_nodes[..., _CELL_AND_PATHS].sum((1, 2, 3))

@@ -1,0 +1,221 @@
+"""The fused cell on the emulator: values, what is written, races, schedules, counters of work and of bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynroute.runtime import emulator
+
+sys.path.insert(0, str(Path(__file__).parent))
+from structs import LISTS, OPEN, SCALES, CellParams, Io, Level, Matrix, Node, Row  # noqa: E402
+
+pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")
+
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
+CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+H100 = (90, 132, 227 << 10, 228 << 10)
+A100 = (80, 108, 163 << 10, 164 << 10)
+ADA = (89, 128, 99 << 10, 100 << 10)
+ROWS, ROW = 3, 1
+
+
+@functools.cache
+def host() -> ctypes.CDLL:
+    """cell.h as the host sees it: plain C++."""
+    source = emulator.SOURCES / "cell.h"
+    code = f"""
+    #include "{source}"
+    using namespace dynroute::cuda;
+    extern "C" void shape(const CellParams* p, int dtype, const int* limits, int* out) {{
+      const LaunchShape s = cell_shape(*p, DType(dtype), {{limits[0], limits[1], limits[2], limits[3]}});
+      out[0] = s.blocks, out[1] = s.threads, out[2] = s.shared;
+    }}
+    extern "C" int fits(int c, int dtype, const int* limits) {{
+      return cell_fits(c, DType(dtype), {{limits[0], limits[1], limits[2], limits[3]}});
+    }}
+    """
+    library = Path(tempfile.mkdtemp()) / "cell_host.so"
+    subprocess.run(
+        ["g++", "-std=c++17", "-Wall", "-Werror", "-shared", "-fPIC", "-x", "c++", "-", "-o", library],
+        input=code, text=True, check=True,
+    )  # fmt: skip
+    return ctypes.CDLL(str(library))
+
+
+def ints(values: tuple[int, ...]) -> ctypes.Array:
+    return (ctypes.c_int * len(values))(*values)
+
+
+def shape_of(params: CellParams, dtype: torch.dtype, limits: tuple[int, ...]) -> tuple[int, int, int]:
+    out = ints((0, 0, 0))
+    host().shape(ctypes.byref(params), CODE[dtype], ints(limits), out)
+    return tuple(out)
+
+
+def fits(c: int, dtype: torch.dtype, limits: tuple[int, ...]) -> bool:
+    return bool(host().fits(c, CODE[dtype], ints(limits)))
+
+
+@dataclass
+class Scale:
+    """One scale's maps and weights; `open` lists the samples whose cells are open. fused=False: another launch's."""
+
+    c: int
+    h: int
+    w: int
+    open: tuple[int, ...]
+    fused: bool = True
+    x: Tensor = field(init=False)
+    weights: list[tuple[Tensor, Tensor, Tensor]] = field(init=False)  # depthwise, pointwise, shift of each stage
+
+    def make(self, n: int, dtype: torch.dtype, seed: int) -> Scale:
+        g = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(n, self.h, self.w, self.c, generator=g).to(dtype)
+        self.weights = [
+            (
+                torch.randn(9, self.c, generator=g) / 3,
+                (torch.randn(self.c, self.c, generator=g) / self.c**0.5).to(dtype),
+                torch.randn(self.c, generator=g),
+            )
+            for _ in range(2)
+        ]
+        return self
+
+    def reference(self) -> Tensor:
+        """In float64, except that what lies between the two products is rounded as the storage type does."""
+        dtype, x = self.x.dtype, self.x.double().permute(0, 3, 1, 2)
+        y = x
+        for i, (depthwise, pointwise, shift) in enumerate(self.weights):
+            kernel = depthwise.double().T.reshape(self.c, 1, 3, 3)
+            y = F.conv2d(y, kernel, padding=1, groups=self.c).to(dtype).double()
+            y = F.conv2d(y, pointwise.double()[..., None, None], shift.double())
+            y = (F.relu(y) if i == 0 else F.relu(y + x)).to(dtype).double()
+        return y.permute(0, 2, 3, 1)
+
+
+def pad(size: int) -> int:
+    return -(-size // 32) * 32
+
+
+class Run:
+    """Buffers and parameters of one launch over several scales."""
+
+    def __init__(self, scales: list[Scale], n: int, dtype: torch.dtype, limits: tuple[int, ...] = H100):
+        self.scales, self.n, self.dtype = scales, n, dtype
+        self.buffers: list[np.ndarray] = []
+        self.nodes, self.other = torch.zeros(n, ROWS, SCALES, 5, dtype=torch.int64), torch.zeros(n, 3, dtype=torch.int64)
+        io = Io(nodes=self.keep(self.nodes), other=self.keep(self.other))
+        table = ((Node * SCALES) * n)()
+        counts, samples = torch.zeros(LISTS, SCALES, dtype=torch.int32), torch.full((LISTS, SCALES, n), -1, dtype=torch.int32)
+        p = self.params = CellParams(n=n, row_index=ROW, rows=ROWS)
+        self.outputs: list[Tensor] = []
+        for s, scale in enumerate(scales):
+            out = torch.full_like(scale.x, float("nan"))
+            self.outputs.append(out)
+            x_map = s % 2
+            maps = [self.keep(scale.x, read_only=True), self.keep(out)]
+            if x_map == 1:
+                maps.reverse()
+            p.level[s] = Level((ctypes.c_void_p * 2)(*maps), None, scale.h, scale.w, scale.c)
+            counts[OPEN, s] = len(scale.open)
+            samples[OPEN, s, : len(scale.open)] = torch.tensor(scale.open, dtype=torch.int32)
+            for i in range(n):
+                table[i][s].x_map, table[i][s].out_map = x_map, 1 - x_map
+            for stage, (depthwise, pointwise, shift) in enumerate(scale.weights if scale.fused else ()):
+                k = pad(scale.c)
+                packed, padded_shift = torch.zeros(k, k, dtype=dtype), torch.zeros(k)
+                packed[: scale.c, : scale.c] = pointwise.T if dtype == torch.float32 else pointwise
+                padded_shift[: scale.c] = shift
+                p.depthwise[s][stage] = self.keep(depthwise, read_only=True)
+                p.pointwise[s][stage] = Matrix(
+                    self.keep(packed, read_only=True), self.keep(padded_shift, read_only=True), scale.c, scale.c, k, k
+                )
+        p.row = Row(self.keep_bytes(table), self.keep(counts, read_only=True), self.keep(samples, read_only=True))
+        p.io = self.keep_bytes(io)
+        self.shape = shape_of(p, dtype, limits)
+        assert self.shape[2] <= limits[2]
+
+    def keep_array(self, array: np.ndarray, read_only: bool) -> int:
+        if read_only:
+            array.flags.writeable = False
+        self.buffers.append(array)
+        return array.ctypes.data
+
+    def keep(self, tensor: Tensor, read_only: bool = False) -> int:
+        return self.keep_array(emulator.array(tensor), read_only)
+
+    def keep_bytes(self, struct: ctypes.Structure | ctypes.Array) -> int:
+        return self.keep_array(np.frombuffer(bytes(struct), dtype=np.uint8).copy(), True)
+
+    def launch(self, blocks: int | None = None, **options) -> dict:
+        shape = (blocks or self.shape[0], *self.shape[1:])
+        options.setdefault("check_smem_limit", False)  # __init__ has compared with the device meant
+        return emulator.launch("cell", self.dtype, bytes(self.params), shape, self.buffers, **options)
+
+    def check(self) -> None:
+        tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[self.dtype]
+        nodes, halo = torch.zeros_like(self.nodes), torch.zeros_like(self.other)
+        for s, scale in enumerate(self.scales):
+            wanted = scale.reference()
+            done = scale.open if scale.fused else ()
+            for i in range(self.n):
+                if i not in done:
+                    assert self.outputs[s][i].isnan().all()
+                    continue
+                error = (self.outputs[s][i].double() - wanted[i]).abs().max() / wanted[i].abs().max()
+                assert error <= tolerance, (s, i, float(error))
+                c = scale.c
+                nodes[i, ROW, s, 1] = scale.h * scale.w * (2 * 9 * c + 2 * c * c)
+                halo[i, 2] += self.halo(scale) * (9 * c + c * c)
+        assert torch.equal(self.nodes, nodes)
+        assert torch.equal(self.other, halo)
+
+    def halo(self, scale: Scale) -> int:
+        """Pixels of stage 1 that are made more than once."""
+        _, threads, shared = self.shape
+        channels = 32 if scale.c <= 32 else 64 if scale.c <= 64 else 128
+        size = 4 if self.dtype == torch.float32 else 2
+        run = 4 if channels > 64 or size == 4 else 6
+        weights = 2 * (channels * channels * size + 40 * channels)
+        bands = 1
+        while (
+            weights + (20 * (run * (bands + 1) + 2) + 18 * run * (bands + 1)) * channels * size <= shared
+            and 18 * (bands + 1) <= threads // 32 * 8
+            and run * bands < scale.h + 2
+        ):
+            bands += 1
+        rows, extra = run * bands - 2, 0
+        for y in range(0, scale.h, rows):
+            for x in range(0, scale.w, 16):
+                h, w = min(rows, scale.h - y), min(16, scale.w - x)
+                made_h = min(y + h + 1, scale.h) - max(y - 1, 0)
+                made_w = min(x + w + 1, scale.w) - max(x - 1, 0)
+                extra += made_h * made_w - h * w
+        return extra
+
+
+def run(scales: list[Scale], n: int, dtype: torch.dtype, limits=H100, blocks=None, **options) -> Run:
+    for s, scale in enumerate(scales):
+        scale.make(n, dtype, 10 + s)
+    result = Run(scales, n, dtype, limits)
+    result.launch(blocks, **options)
+    result.check()
+    return result
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("c", [8, 24, 32, 40, 64])
+def test_channels(dtype, c):
+    run([Scale(c, 19, 21, (0,))], 1, dtype)
