@@ -96,6 +96,13 @@ def test_merge_at_the_coarsest_scale(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_merge_items_of_several_blocks(dtype: torch.dtype) -> None:
+    """A map of many tiles: an item takes several blocks of output channels, the last of a tile fewer."""
+    case = Merge(1, 64, 128, 8, 136, dtype)
+    case.check(*case.run()[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_merge_is_the_same_however_it_runs(dtype: torch.dtype) -> None:
     case = Merge(4, 10, 6, 40, 72, dtype)
     out, macs, _ = case.run()
