@@ -5,13 +5,15 @@
 // items, coarse scales first.
 //   depthwise: the tile's input with its halo, zeros outside the map, comes in chunks of 64 channels through cp.async
 //     into two buffers, one chunk ahead. A thread makes 2 x 4 pixels (float: 2 x 2) of 4 channels: 24 shared reads of 4
-//     channels serve 8 pixels' 72 taps, and the 9 x 4 weights stay in registers, loaded while the chunk is on its way.
-//     (8 channels of 4 pixels, read 16 bytes at a time, would convert and read half as much again.) The sums, rounded,
-//     are the rows of A. Lanes lie along channels: no bank conflicts.
-//   pointwise: A stays, weights stream (gemm.cuh): per block of 64 output channels, products, shift, X, ReLU, stores.
-// The buffers of the halo and of the product share their memory: other blocks of the multiprocessor (7 fit at 64
-// channels of 16 bits, 2 at 512) hide what this one waits for. Global memory: the input 1.56 times (float 1.88; stride
-// 2: 1.13 and 1.2), of which the halo's share comes from L2; the weights once per item; X, where added, from L2.
+//     channels serve 8 pixels' 72 taps, with the 9 x 4 weights in registers. (4 pixels of 8 channels, read 16 bytes at
+//     a time, would read and convert half as much again.) The sums, rounded, are the rows of A. Lanes lie along
+//     channels: no bank conflicts.
+//   pointwise: per block of 64 output channels the product (gemm.cuh), shift, X, ReLU, stores. A stays; weights of up
+//     to 64 x 64 stay too, as long as the scale does; others stream.
+// Halo and product share their memory; 5 blocks to a multiprocessor (96 registers; 35 KB at 64 channels of 16 bits, 2
+// blocks at 512) hide what one waits for, and an item is found, through three dependent loads, while the halo of the
+// one before is on its way. Global memory: the input 1.56 times (float 1.88; stride 2: 1.13 and 1.2), the halo's share
+// from L2; X, where added, from L2; the weights once per item, or once.
 #include "gemm.cuh"
 #include "sepconv.h"
 
@@ -33,7 +35,7 @@ struct Patch {  // output pixels of a thread
 
 // Four 16-bit values to and from floats.
 template <class T>
-__device__ inline void unpack_four(const uint2& words, float (&values)[4]) {
+__device__ inline void unpack_four(uint2 words, float (&values)[4]) {
   const float2 low = to_float2(words.x, T()), high = to_float2(words.y, T());
   values[0] = low.x, values[1] = low.y, values[2] = high.x, values[3] = high.y;
 }
@@ -117,7 +119,7 @@ __device__ inline void find_item(const SepconvParams& p, int at, int last_scale,
 }
 
 // A chunk of the tile's input, if there is one, on its way into `to` [halo pixels][64]. Within a tile 32-bit offsets
-// suffice.
+// suffice; nothing is read outside the map, whatever the address.
 template <class T, int kStride>
 __device__ inline void fetch_halo(T* to, const Item& item, int chunk) {
   constexpr int wide = sepconv_halo(kSepconvWide, kStride), high = sepconv_halo(sepconv_high(sizeof(T)), kStride);
@@ -202,10 +204,10 @@ __device__ inline void depthwise(unsigned char* memory, const Item& item) {
 
 // What a thread stores of a block of output channels: 8 of them, of every 16th pixel, that is of every second row.
 struct Own {
-  int channel, at,
-      step;    // the first pixel's values lie at `at` from the tile's first ones, the others' a `step` further
-  int pixels;  // inside the map
-  bool flip;   // handles the second half of its channels first: no bank conflicts
+  int channel;
+  int at, step;  // where the first pixel's values lie, from the tile's first ones on; how much further the next one's
+  int pixels;    // inside the map
+  bool flip;     // handles the second half of its channels first: no bank conflicts
 };
 template <class T>
 __device__ inline Own own_results(const Item& item, int n, int thread) {
