@@ -69,6 +69,7 @@ __device__ inline void store_group(T* to, const uint4& group) {
 __device__ inline int thread_here() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  __builtin_assume(thread >= 0 && thread < 1024);
   return thread;
 }
 
