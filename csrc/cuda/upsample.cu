@@ -128,6 +128,7 @@ __device__ inline void upsample(const UpsampleParams& params) {
     }
   }
   if (!labels || (!aligned && lane == 31)) return;
+  __builtin_assume(__isGlobal(labels));
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     if (line + j >= params.out_h) break;
