@@ -19,79 +19,75 @@ namespace dynroute::cuda {
 
 // What an item is, found by one thread: in registers of all threads it would cost the product spills. There are two, so
 // that the next one can be written while slower threads are still busy with the last.
-template <class T>
 struct PathItem {
-  Matrix w;
-  const T* x;
-  T* out;  // of the first pixel
-  int64_t* counter;
-  int found, down, c;
-  int w_in, w_out;          // pixels of a line
-  int first_pixel, pixels;  // of the output
-  int begin, end;           // output channels
+  int found, down, scale, map;  // booleans; and which map H lies in
+  int first_pixel, pixels;      // of the output
+  int begin, end;               // output channels
+  int64_t sample_at, counter;   // where the sample's values begin in its scale's buffers; which count of io->nodes
 };
 
 // Items of one sample: up, down.
 using PathItems = int[2][kScales];
 
 template <class T>
-__device__ inline void find_path_item(const PathsParams& params, const PathItems& items, int at, PathItem<T>& item) {
+__device__ inline void find_path_item(const PathsParams& params, const PathItems& items, int at, PathItem& item) {
   Work work;
-  item.down = false;
-  if (!find_work(params.row, kUpOpen, items[0], params.n, at, work)) {
+  bool down = false;
+  item.found = find_work(params.row, kUpOpen, items[0], params.n, at, work);
+  if (!item.found) {
     for (int s = 0; s < kScales; ++s) at -= items[0][s] * params.row.counts[kUpOpen * kScales + s];
-    item.down = true;
+    down = true;
     item.found = find_work(params.row, kDownOpen, items[1], params.n, at, work);
     if (!item.found) return;
   }
-  item.found = true;
   const Level& level = params.level[work.scale];
-  item.w = item.down ? params.down[work.scale] : params.up[work.scale];
-  item.c = level.c;
-  item.w_in = level.w, item.w_out = item.down ? level.w / 2 : level.w;
+  const Matrix& w = down ? params.down[work.scale] : params.up[work.scale];
+  item.down = down, item.scale = work.scale;
+  item.map = params.row.nodes[work.sample * kScales + work.scale].out_map;
 
-  const PointwiseTile tile = pointwise_tile(item.w, kIsFloat<T>);
-  const int pixels = path_pixels(level, item.down);
-  const Cut part = cut(item.w, tile, ceil_of(pixels, tile.pixels));
+  const PointwiseTile tile = pointwise_tile(w, kIsFloat<T>);
+  const int pixels = path_pixels(level, down);
+  const Cut part = cut(w, tile, ceil_of(pixels, tile.pixels));
   item.first_pixel = work.tile / part.parts * tile.pixels;
   item.pixels = min(tile.pixels, pixels - item.first_pixel);
   item.begin = work.tile % part.parts * part.channels;
-  item.end = min(item.begin + part.channels, item.w.n);
+  item.end = min(item.begin + part.channels, w.n);
 
-  const Node& node = params.row.nodes[work.sample * kScales + work.scale];
-  const int64_t size = int64_t(level.h) * level.w * level.c;
-  item.x = static_cast<const T*>(level.map[node.out_map]) + work.sample * size;
-  item.out = static_cast<T*>(level.halves) + work.sample * size + (item.down ? size / 2 : 0) +
-             int64_t(item.first_pixel) * item.w.n;
-  const int64_t counts = (int64_t(work.sample) * params.rows + params.row_index) * kScales + work.scale;
-  item.counter = params.io->nodes + counts * 5 + (item.down ? 4 : 2);
+  item.sample_at = int64_t(level.h) * level.w * level.c * work.sample;
+  item.counter = ((int64_t(work.sample) * params.rows + params.row_index) * kScales + work.scale) * 5 + (down ? 4 : 2);
 }
 
 template <class T, int Width>
-__device__ inline void path_item(const PathItem<T>& item, void* memory) {
+__device__ inline void path_item(const PathsParams& params, const PathItem& item, const Matrix& w, void* memory) {
+  const Level& level = params.level[item.scale];
+  // Within, copies of the item's fields: asynchronous copies are memory to the compiler, and would have it read again.
   const auto fill = [&](T* a, int lda, int k, int count) {
-    const int channel = k + threadIdx.x % 8 * kVector<T>;
+    const T* const x = static_cast<const T*>(level.map[item.map]) + item.sample_at;
+    const int c = level.c, w_in = level.w, pixels = item.pixels, first = item.first_pixel;
+    const bool down = item.down;
     for (int row = threadIdx.x / 8; row < Tile<T, Width>::BM; row += kThreads / 8) {
-      const int pixel = item.first_pixel + row;
-      const int from = item.down ? (pixel / item.w_out * item.w_in + pixel % item.w_out) * 2 : pixel;
-      for (int i = channel; i < k + count; i += 8 * kVector<T>) {  // 8 threads copy 128 bytes of a pixel at a time
-        const bool valid = row < item.pixels && i < item.c;
-        copy_async(a + row * lda + i - k, item.x + (valid ? from * item.c + i : 0), valid);
+      const int pixel = first + row, w_out = w_in / 2;
+      const int from = (down ? (pixel / w_out * w_in + pixel % w_out) * 2 : pixel) * c + k;
+      for (int i = threadIdx.x % 8 * kVector<T>; i < count; i += 8 * kVector<T>) {  // 128 bytes of a pixel at a time
+        const bool valid = row < pixels && k + i < c;
+        copy_async(a + row * lda + i, x + (valid ? from + i : 0), valid);
       }
     }
     commit_copies();
   };
-  const Matrix w = item.w;
-  const auto destination = [&](int row) { return row < item.pixels ? item.out + int64_t(row) * w.n : nullptr; };
+  const int64_t size = int64_t(level.h) * level.w * level.c;
+  T* const out = static_cast<T*>(level.halves) + item.sample_at + (item.down ? size / 2 : 0);
+  const int first = item.first_pixel, pixels = item.pixels;
+  const auto destination = [&](int row) { return row < pixels ? out + int64_t(first + row) * w.n : nullptr; };
   pointwise_item<T, Width>(w, tile_of<T, Width>.slice, item.begin, item.end, memory, fill, destination);
-  if (threadIdx.x == 0) count(item.counter, int64_t(item.pixels) * item.c * (item.end - item.begin));
+  if (threadIdx.x == 0) count(params.io->nodes + item.counter, int64_t(pixels) * level.c * (item.end - item.begin));
 }
 
 template <class T>
 __device__ inline void paths(const PathsParams& params) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ PathItems items;
-  __shared__ PathItem<T> found[2];
+  __shared__ PathItem found[2];
   if (threadIdx.x < 2 * kScales) {
     const int s = threadIdx.x % kScales;
     const bool down = threadIdx.x >= kScales;
@@ -99,11 +95,12 @@ __device__ inline void paths(const PathsParams& params) {
   }
   __syncthreads();
   for (int i = 0;; ++i) {
-    PathItem<T>& item = found[i % 2];
-    if (threadIdx.x == 0) find_path_item(params, items, blockIdx.x + i * gridDim.x, item);
+    PathItem& item = found[i % 2];
+    if (threadIdx.x == 0) find_path_item<T>(params, items, blockIdx.x + i * gridDim.x, item);
     __syncthreads();
     if (!item.found) return;
-    with_width<T>(item.w, [&](auto width) { path_item<T, width.value>(item, memory); });
+    const Matrix& w = item.down ? params.down[item.scale] : params.up[item.scale];
+    with_width<T>(w, [&](auto width) { path_item<T, width.value>(params, item, w, memory); });
   }
 }
 
