@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-import host_shapes
+import shapes
 import pytest
 import torch
 from buffers import Buffers, assert_close, poisoned
@@ -32,7 +32,7 @@ class Case:
                     self.weights[s, path] = weight, torch.randn(c_out, generator=g)
         self.out_map = [[(i + s) % 2 for s in range(SCALES)] for i in range(n)]
 
-    def run(self, opened, samples=None, device=host_shapes.SMALL, **options):
+    def run(self, opened, samples=None, device=shapes.ONE, **options):
         """opened(sample, scale, path) -> bool. Returns halves per scale, counts [n, ROWS, 4, 5] and statistics."""
         samples = list(range(self.n)) if samples is None else samples
         n, b = len(samples), Buffers()
@@ -61,7 +61,7 @@ class Case:
             )
             for path, field in ((UP, params.up), (DOWN, params.down)):
                 field[s] = b.matrix(*self.weights[s, path]) if (s, path) in self.weights else Matrix()
-        shape = host_shapes.shape("paths", params, self.dtype, device)
+        shape = shapes.launch_shape("paths", params, self.dtype, device)
         info = emulator.launch("paths", self.dtype, bytes(params), shape, b.arrays, **options)
         return halves, macs, info
 
@@ -91,7 +91,7 @@ def everything(sample: int, scale: int, path: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("dtype", host_shapes.DTYPES)
+@pytest.mark.parametrize("dtype", shapes.DTYPES)
 @pytest.mark.parametrize(("n", "c", "h", "w"), [(3, 8, 8, 24), (2, 16, 16, 8), (1, 24, 8, 16), (2, 64, 8, 8)])
 def test_paths(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> None:
     case = Case(n, c, h, w, dtype)
@@ -100,7 +100,7 @@ def test_paths(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> None:
         case.check(opened, halves, macs)
 
 
-@pytest.mark.parametrize("dtype", host_shapes.DTYPES)
+@pytest.mark.parametrize("dtype", shapes.DTYPES)
 def test_odd_sizes(dtype: torch.dtype) -> None:
     """Only sizes that have a down path are even."""
     for h, w in ((1, 1), (5, 7), (26, 6)):
@@ -136,9 +136,9 @@ def test_schedules_and_grids_do_not_matter(dtype: torch.dtype) -> None:
     first = case.run(some)
     case.check(some, *first[:2])
     for device, options in (
-        (host_shapes.SMALL, {"order": "rev"}),
-        (host_shapes.SMALL, {"order": "rand", "seed": 3}),
-        (host_shapes.H100, {"global_races": True}),
+        (shapes.ONE, {"order": "rev"}),
+        (shapes.ONE, {"order": "rand", "seed": 3}),
+        (shapes.H100, {"global_races": True}),
     ):
         halves, macs, _ = case.run(some, device=device, **options)
         for a, b in zip(first[0], halves):
