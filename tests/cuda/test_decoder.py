@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
-import shapes
 import numpy as np
 import pytest
+import shapes
 import torch
 from buffers import Buffers, assert_close, poisoned
 from structs import KEEP, SCALES, Io, Level, MergeParams, Node, PredictorParams, Row, UpsampleParams

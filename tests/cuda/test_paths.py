@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
-import shapes
 import pytest
+import shapes
 import torch
 from buffers import Buffers, assert_close, poisoned
 from structs import DOWN, DOWN_OPEN, LISTS, SCALES, UP, UP_OPEN, Io, Level, Matrix, Node, PathsParams, Row
