@@ -169,28 +169,28 @@ __device__ inline void cell_depthwise(CellPanel<T, K, kRun>& panel, const T* fro
 // mma calls k = 2 i, 2 i + 1, 2 i + 8, 2 i + 9 of two products (i: the lane's number in its four).
 template <class T, int K, int kRun, class F>
 __device__ inline void cell_product(const CellPanel<T, K, kRun>& panel, const T* weights, const float* shift, F&& f) {
-  constexpr int V = kVector<T>;
+  constexpr int V = kVector<T>, kAtOnce = K > 64 ? 1 : 2;
   const int lane = threadIdx.x % 32, quarter = lane % 4, row = lane / 8 * 8 + lane / 4 % 2;
 #pragma unroll 1
   for (int n = 0; n < K; n += 32) {
-    const int channel = n + quarter * 8;
+    const int channel = n + quarter * 8, place = quarter ^ cell_weight_swap<T, K>(row);
     float sums[kRun / 2][4][4];
 #pragma unroll
     for (int chunk = 0; chunk < CellPanel<T, K, kRun>::kChunks; ++chunk) {
-      const T* from = weights + (unknown(n) + row) * K + ((chunk * 4 + quarter) ^ cell_weight_swap<T, K>(row)) * V;
+      const T* from = weights + (n + row) * K + (place ^ chunk * 4) * V;
 #pragma unroll
-      for (int j = 0; j < 4; j += 2) {
-        uint4 w[2];
-        float2 start[2];
+      for (int j = 0; j < 4; j += kAtOnce) {
+        uint4 w[kAtOnce];
+        float2 start[kAtOnce];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
+        for (int i = 0; i < kAtOnce; ++i) {
           w[i] = load_group(from + 2 * (j + i) * K);
           if (chunk == 0) start[i] = *reinterpret_cast<const float2*>(shift + channel + 2 * (j + i));
         }
 #pragma unroll
         for (int step = 0; step < 2; ++step)
 #pragma unroll
-          for (int i = 0; i < 2; ++i)
+          for (int i = 0; i < kAtOnce; ++i)
 #pragma unroll
             for (int pair = 0; pair < kRun / 2; ++pair) {
               float (&to)[4] = sums[pair][j + i];
@@ -374,9 +374,9 @@ __device__ inline void cell_tile(const CellParams& p, const CellPlace& place, Ce
   cell_stage<T, K, kCellRun2, kCellWidth>(
       shared.mid, (place.rows + kCellRun2 - 1) / kCellRun2, shared.weight[1], shared.depthwise[1], shared.shift[1],
       [&](int row, int column) {
-        const int rows = column < place.columns ? place.rows - row : 0, c = place.c, stride = place.w * c;
+        const int rows = column < place.columns ? place.rows - row : 0, c = place.c, stride = place.w * (c / V);
         const T* residual = shared.x + ((row + 2) * kXWidth + column + 2) * K;
-        T* to = static_cast<T*>(place.out) + (int64_t(place.y0 + row) * place.w + place.x0 + column) * c;
+        const unsigned group = unsigned((place.y0 + row) * place.w + place.x0 + column) * (c / V);
         const int swap = cell_swap<kGroups>(column + 2);
         return [=](int out, int channel, float (&values)[V]) {
           if (out >= rows || channel >= c) return;
@@ -384,7 +384,8 @@ __device__ inline void cell_tile(const CellParams& p, const CellPlace& place, Ce
           unpack<T>(load_group(residual + out * kXWidth * K + (channel / V ^ swap) * V), x);
 #pragma unroll
           for (int i = 0; i < V; ++i) values[i] += x[i];
-          store_global(to + int64_t(out) * unknown(stride) + channel, pack_relu<T>(values));
+          store_global(static_cast<T*>(place.out) + int64_t(group + out * unknown(stride) + channel / V) * V,
+                       pack_relu<T>(values));
         };
       });
   if (speaker) cell_count(place, p);

@@ -300,7 +300,7 @@ def test_shapes():
     params.depthwise[0][0] = 1
     assert shape_of(params, torch.float16, H100) == (264, 256, 114432)  # 512 tiles for two blocks per multiprocessor
     assert 2 * (114432 + 1024) <= H100[3]
-    assert shape_of(params, torch.float16, ADA) == (128, 512, 85504)
+    assert shape_of(params, torch.float16, ADA) == (128, 512, 85248)
 
 
 def test_assembler():
