@@ -54,6 +54,14 @@ struct Task {
   }
 };
 
+// The beginning of shared memory.
+struct alignas(16) AggregateHead {
+  AggregateTiling tiling[kScales];
+  int tasks[kScales], counts[kScales];  // counts: of present samples
+  int last;                             // block: of a node, of the row
+};
+static_assert(sizeof(AggregateHead) == kAggregateHead);
+
 // By words, so that nothing's address is taken.
 __device__ inline uint4 pick(bool first, const uint4& a, const uint4& b) {
   return {first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z, first ? a.w : b.w};
@@ -115,7 +123,7 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
   float* const shift = reinterpret_cast<float*>(a + rows_of_a * lda);
   totals = shift + gate.n_pad;
   T* const ring = reinterpret_cast<T*>(totals + H::kWarpRows * gate.n_pad);
-  const int length = ring_length(memory, ring);
+  const int length = ring_length(ring);
   for (int i = threadIdx.x; i < gate.n_pad; i += kThreads) {
     shift[i] = gate.shift[i];
 #pragma unroll
@@ -176,13 +184,21 @@ __device__ inline void aggregate(const AggregateParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   static_assert(sizeof(RouteShared) <= kLeastChunks * kAggregateChunk);
   const bool forced = p.io->gates;
-  int tasks[kScales];
-#pragma unroll
-  for (int s = 0; s < kScales; ++s)
-    tasks[s] = aggregate_tiling(p.level[s].h, p.level[s].w, p.level[s].c, kAggregateType<T>).tasks;
+  AggregateHead& head = *reinterpret_cast<AggregateHead*>(memory);
+  unsigned char* const rest = memory + sizeof(AggregateHead);
+  if (threadIdx.x < kScales) {
+    const Level& level = p.level[threadIdx.x];
+    head.tiling[threadIdx.x] = aggregate_tiling(level.h, level.w, level.c, kAggregateType<T>);
+    head.tasks[threadIdx.x] = head.tiling[threadIdx.x].tasks;
+    head.counts[threadIdx.x] = p.row.counts[kPresent * kScales + threadIdx.x];
+  }
+  __syncthreads();
+  Row row = p.row;
+  row.counts = head.counts;
+  static_assert(kPresent == 0);
 
   Work work;
-  for (int at = blockIdx.x; find_work(p.row, kPresent, tasks, p.n, at, work); at += gridDim.x) {
+  for (int at = blockIdx.x; find_work(row, kPresent, head.tasks, p.n, at, work); at += gridDim.x) {
     const int s = work.scale;
     const Level level = p.level[s];
     const Matrix gate = p.gate[s];
@@ -208,7 +224,7 @@ __device__ inline void aggregate(const AggregateParams& p) {
     }
     task.out = node.aliased ? nullptr : x;
     task.small = p.small_gate;
-    task.tiling = aggregate_tiling(level.h, level.w, level.c, kAggregateType<T>);
+    task.tiling = head.tiling[s];
     task.begin = work.tile * task.tiling.run;
     task.end = min(task.begin + task.tiling.run, task.tiling.tiles);
     if (!gated) {
@@ -217,7 +233,7 @@ __device__ inline void aggregate(const AggregateParams& p) {
     }
 
     float* totals;
-    const int pixels = gated_tiles<T>(task, gate, memory, totals);
+    const int pixels = gated_tiles<T>(task, gate, rest, totals);
     __syncthreads();
     float* partial = p.partials[s] + (sample * task.tiling.tasks + work.tile) * gate.n_pad;
     for (int c = threadIdx.x; c < gate.n_pad; c += kThreads) {
@@ -228,15 +244,15 @@ __device__ inline void aggregate(const AggregateParams& p) {
     }
     if (threadIdx.x == 0)
       count(p.io->nodes + ((sample * p.rows + p.row_index) * kScales + s) * 5, int64_t(pixels) * gate.k * gate.n);
-    if (arrive_last(p.node_arrivals + work.sample * kScales + s, task.tiling.tasks, reinterpret_cast<int*>(memory))) {
+    if (arrive_last(p.node_arrivals + work.sample * kScales + s, task.tiling.tasks, &head.last)) {
       const int divide = p.small_gate ? 4 : 1;
       finish_gate(p, *p.io, s, work.sample, task.tiling.tasks, float(level.h / divide) * float(level.w / divide),
-                  reinterpret_cast<float*>(memory) + 4);
+                  reinterpret_cast<float*>(rest));
     }
     __syncthreads();
   }
-  RouteShared& shared = *reinterpret_cast<RouteShared*>(memory);
-  if (arrive_last(p.row_arrivals, gridDim.x, &shared.last)) route(p, shared);
+  const Io io = *p.io;  // asked for before anyone waits
+  if (arrive_last(p.row_arrivals, gridDim.x, &head.last)) route(p, io, *reinterpret_cast<RouteShared*>(rest));
 }
 
 }  // namespace dynroute::cuda

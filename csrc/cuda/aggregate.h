@@ -41,22 +41,22 @@ inline int64_t aggregate_partials(const Level& level, int n_pad, int n, DType ty
   return int64_t(n) * aggregate_tiling(level.h, level.w, level.c, type).tasks * n_pad;
 }
 
-// Shared memory, in bytes: A, then per output channel the gate's shift and the task's sums of each row of warps, then
-// a ring of chunks of weights, of any length from the least to the most. The kernel uses what it is given: the longer
-// the ring, the more weights are on their way, which counts where few blocks run and less where many do.
-constexpr int kAggregateChunk = 4096, kLeastChunks = 3, kMostChunks = 6;
+// Shared memory, in bytes: the tilings, A, then per output channel the gate's shift and the task's sums of each row of
+// warps, then a ring of chunks of weights, of any length from the least to the most. The kernel uses what it is given:
+// the longer the ring, the more weights are on their way, which counts where few blocks run and less where many do.
+constexpr int kAggregateHead = 144, kAggregateChunk = 4096, kLeastChunks = 3, kMostChunks = 6;
 DYNROUTE_DEVICE_TOO constexpr int aggregate_warp_rows(DType type) { return type == DType::kFloat ? 4 : 2; }
 inline int aggregate_shared(const Matrix& gate, const AggregateTiling& tiling, DType type) {
   const int row = type == DType::kFloat ? 4 * (gate.k_pad + 4) : 2 * (gate.k_pad + 8);
   const int rows = aggregate_rows_of_a(tiling.blocks_y * tiling.blocks_x);
-  return rows * row + (1 + aggregate_warp_rows(type)) * gate.n_pad * int(sizeof(float));
+  return kAggregateHead + rows * row + (1 + aggregate_warp_rows(type)) * gate.n_pad * int(sizeof(float));
 }
 
 constexpr int kAggregateBlocks = 4;  // of a multiprocessor at once, by registers
 
 inline LaunchShape aggregate_shape(const AggregateParams& params, DType type, const DeviceLimits& device) {
   int64_t tasks = 0;
-  int shared = 0;  // without the ring
+  int shared = kAggregateHead;  // without the ring
   for (int s = 0; s < scales_of_row(params.row_index); ++s) {
     const Level& level = params.level[s];
     const AggregateTiling tiling = aggregate_tiling(level.h, level.w, level.c, type);

@@ -1,7 +1,6 @@
-#include "cell.h"
-
 #include <type_traits>
 
+#include "cell.h"
 #include "primitives.cuh"
 #include "schedule.cuh"
 
@@ -55,11 +54,19 @@ __device__ inline int cell_weight_swap(int row) {
   else return K > 32 ? (row & 1) << 2 : 0;
 }
 
-// The same value, but unknown to the compiler: what is computed from it in a loop is computed where it is used, not kept
-// in a register for each unrolled copy.
+// The same value, but unknown to the compiler: what is computed from it in a loop is computed where it is used, not
+// kept in a register for each unrolled copy.
 __device__ inline int unknown(int value) {
   asm volatile("" : "+r"(value));
   return value;
+}
+
+// One 16-byte store: the compiler takes store_group apart where it likes, and does not see that the address is global.
+template <class T>
+__device__ inline void store_global(T* to, const uint4& group) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(group.x),
+               "r"(group.y), "r"(group.z), "r"(group.w)
+               : "memory");
 }
 
 // ReLU, rounded. Negative zeros and NaN may differ from fmaxf's.
@@ -74,11 +81,26 @@ __device__ inline uint4 pack_relu(float (&values)[kVector<T>]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       if constexpr (std::is_same_v<T, __half>)
-        asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(values[2 * i + 1]), "f"(values[2 * i]));
-      else asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(values[2 * i + 1]), "f"(values[2 * i]));
+        asm volatile("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(values[2 * i + 1]), "f"(values[2 * i]));
+      else
+        asm volatile("cvt.rn.relu.bf16x2.f32 %0, %1, %2;"
+                     : "=r"(words[i])
+                     : "f"(values[2 * i + 1]), "f"(values[2 * i]));
     return {words[0], words[1], words[2], words[3]};
   }
 }
+
+// c = start (x in even, y in odd columns) + a b: as `mma`, but spares the copies that make a sum begin with a shift.
+#define DYNROUTE_MMA_FROM(T, name)                                                                                    \
+  __device__ inline void mma_from(float (&c)[4], float2 start, const unsigned (&a)[4], unsigned b0, unsigned b1, T) { \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                               \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %10, %11};"                           \
+                 : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])                                                     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(start.x), "f"(start.y));         \
+  }
+DYNROUTE_MMA_FROM(__half, "f16")
+DYNROUTE_MMA_FROM(__nv_bfloat16, "bf16")
+#undef DYNROUTE_MMA_FROM
 
 // A lane's share of a warp's 8 * kRun pixels as the product's left operand: its run's kRun pixels and a quarter of all
 // channels. 16-bit: as mma wants it, [k / 32][pair of the run][mma of two][register].
@@ -143,40 +165,38 @@ __device__ inline void cell_depthwise(CellPanel<T, K, kRun>& panel, const T* fro
 
 // The panel times the weights, plus shift, on tensor cores; f(pixel of the run, channel, values) gets 16 bytes' values.
 // Four products of 8 columns at once: column 2 i + b of product j is channel 8 i + 2 j + b, so that a lane ends with 8
-// neighbouring channels of each of its pixels. K is permuted alike: in a chunk of 32, the lane's 8 channels are what mma
-// calls k = 2 i, 2 i + 1, 2 i + 8, 2 i + 9 of two products (i: the lane's number in its four).
+// neighbouring channels of each of its pixels. K is permuted alike: in a chunk of 32, the lane's 8 channels are what
+// mma calls k = 2 i, 2 i + 1, 2 i + 8, 2 i + 9 of two products (i: the lane's number in its four).
 template <class T, int K, int kRun, class F>
 __device__ inline void cell_product(const CellPanel<T, K, kRun>& panel, const T* weights, const float* shift, F&& f) {
-  constexpr int V = kVector<T>;
+  constexpr int V = kVector<T>, kAtOnce = K > 64 ? 1 : 2;
   const int lane = threadIdx.x % 32, quarter = lane % 4, row = lane / 8 * 8 + lane / 4 % 2;
 #pragma unroll 1
   for (int n = 0; n < K; n += 32) {
-    const int channel = n + quarter * 8;
+    const int channel = n + quarter * 8, place = quarter ^ cell_weight_swap<T, K>(row);
     float sums[kRun / 2][4][4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 start = *reinterpret_cast<const float2*>(shift + channel + 2 * j);
-#pragma unroll
-      for (int pair = 0; pair < kRun / 2; ++pair) {
-        sums[pair][j][0] = sums[pair][j][2] = start.x;
-        sums[pair][j][1] = sums[pair][j][3] = start.y;
-      }
-    }
-#pragma unroll
     for (int chunk = 0; chunk < CellPanel<T, K, kRun>::kChunks; ++chunk) {
-      const T* from = weights + (n + row) * K + ((chunk * 4 + quarter) ^ cell_weight_swap<T, K>(row)) * V;
+      const T* from = weights + (n + row) * K + (place ^ chunk * 4) * V;
 #pragma unroll
-      for (int j = 0; j < 4; j += 2) {
-        uint4 w[2];
+      for (int j = 0; j < 4; j += kAtOnce) {
+        uint4 w[kAtOnce];
+        float2 start[kAtOnce];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) w[i] = load_group(from + 2 * (j + i) * K);
+        for (int i = 0; i < kAtOnce; ++i) {
+          w[i] = load_group(from + 2 * (j + i) * K);
+          if (chunk == 0) start[i] = *reinterpret_cast<const float2*>(shift + channel + 2 * (j + i));
+        }
 #pragma unroll
         for (int step = 0; step < 2; ++step)
 #pragma unroll
-          for (int i = 0; i < 2; ++i)
+          for (int i = 0; i < kAtOnce; ++i)
 #pragma unroll
-            for (int pair = 0; pair < kRun / 2; ++pair)
-              mma(sums[pair][j + i], panel.a[chunk][pair][step], step ? w[i].z : w[i].x, step ? w[i].w : w[i].y, T());
+            for (int pair = 0; pair < kRun / 2; ++pair) {
+              float (&to)[4] = sums[pair][j + i];
+              if (chunk == 0 && step == 0) mma_from(to, start[i], panel.a[0][pair][0], w[i].x, w[i].y, T());
+              else mma(to, panel.a[chunk][pair][step], step ? w[i].z : w[i].x, step ? w[i].w : w[i].y, T());
+            }
       }
     }
 #pragma unroll
@@ -219,7 +239,7 @@ __device__ inline void cell_product(const CellPanel<float, K, kRun>& panel, cons
       float half[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float(&mine)[8] = sums[out + i * (kRun / 2)];
+        float (&mine)[8] = sums[out + i * (kRun / 2)];
 #pragma unroll
         for (int j = 0; j < 4; ++j)
           half[i][j] = (odd ? mine[j + 4] : mine[j]) + __shfl_xor_sync(~0u, odd ? mine[j] : mine[j + 4], 1);
@@ -233,9 +253,9 @@ __device__ inline void cell_product(const CellPanel<float, K, kRun>& panel, cons
   }
 }
 
-// One stage: `bands` bands of kRun rows of kColumns pixels, from a source two columns wider. Each warp takes one unit of
-// 8 runs, neighbours as far as a row goes, and needs nobody else's results; there are no more units than warps (see
-// cell_bands). begin(row, column, valid) returns the f of cell_product.
+// One stage: `bands` bands of kRun rows of kColumns pixels, from a source two columns wider. Each warp takes one unit
+// of 8 runs, neighbours as far as a row goes, and needs nobody else's results; there are no more units than warps (see
+// cell_bands). Lanes beyond the last run repeat it. begin(row, column) returns the f of cell_product.
 template <class T, int K, int kRun, int kColumns, class Begin>
 __device__ inline void cell_stage(const T* from, int bands, const T* weights, const float* depthwise,
                                   const float* shift, Begin&& begin) {
@@ -244,7 +264,7 @@ __device__ inline void cell_stage(const T* from, int bands, const T* weights, co
   const int row = run / kColumns * kRun, column = run % kColumns;
   CellPanel<T, K, kRun> panel;
   cell_depthwise<T, K, kRun, kColumns + 2>(panel, from + (row * (kColumns + 2) + column) * K, column, depthwise);
-  cell_product(panel, weights, shift, begin(row, column, at < runs));
+  cell_product(panel, weights, shift, begin(row, column));
 }
 
 // Weights of both stages, on their way.
@@ -338,35 +358,34 @@ __device__ inline void cell_tile(const CellParams& p, const CellPlace& place, Ce
   __syncthreads();
 
   cell_stage<T, K, kRun, kMidWidth>(
-      shared.x, place.bands, shared.weight[0], shared.depthwise[0], shared.shift[0],
-      [&](int row, int column, bool valid) {
+      shared.x, place.bands, shared.weight[0], shared.depthwise[0], shared.shift[0], [&](int row, int column) {
         const int y = place.y0 - 1 + row, x = place.x0 - 1 + column, h = unsigned(x) < unsigned(place.w) ? place.h : 0;
         T* to = shared.mid + (row * kMidWidth + column) * K;
         const int swap = cell_swap<kGroups>(column);
-        return [=](int out, int channel, float(&values)[V]) {
+        return [=](int out, int channel, float (&values)[V]) {
           const unsigned mask = unsigned(y + out) < unsigned(h) ? ~0u : 0;  // outside the map it is zero
           uint4 group = pack_relu<T>(values);
           group.x &= mask, group.y &= mask, group.z &= mask, group.w &= mask;
-          if (valid) store_group(to + out * kMidWidth * K + (channel / V ^ swap) * V, group);
+          store_group(to + out * kMidWidth * K + (channel / V ^ swap) * V, group);
         };
       });
   __syncthreads();
 
   cell_stage<T, K, kCellRun2, kCellWidth>(
       shared.mid, (place.rows + kCellRun2 - 1) / kCellRun2, shared.weight[1], shared.depthwise[1], shared.shift[1],
-      [&](int row, int column, bool valid) {
-        const int rows = valid && column < place.columns ? place.rows - row : 0, c = place.c, stride = place.w * c;
+      [&](int row, int column) {
+        const int rows = column < place.columns ? place.rows - row : 0, c = place.c, stride = place.w * (c / V);
         const T* residual = shared.x + ((row + 2) * kXWidth + column + 2) * K;
-        __builtin_assume(__isGlobal(place.out));
-        T* to = static_cast<T*>(place.out) + (int64_t(place.y0 + row) * place.w + place.x0 + column) * c;
+        const unsigned group = unsigned((place.y0 + row) * place.w + place.x0 + column) * (c / V);
         const int swap = cell_swap<kGroups>(column + 2);
-        return [=](int out, int channel, float(&values)[V]) {
+        return [=](int out, int channel, float (&values)[V]) {
           if (out >= rows || channel >= c) return;
           float x[V];
           unpack<T>(load_group(residual + out * kXWidth * K + (channel / V ^ swap) * V), x);
 #pragma unroll
           for (int i = 0; i < V; ++i) values[i] += x[i];
-          store_group(to + int64_t(out) * unknown(stride) + channel, pack_relu<T>(values));
+          store_global(static_cast<T*>(place.out) + int64_t(group + out * unknown(stride) + channel / V) * V,
+                       pack_relu<T>(values));
         };
       });
   if (speaker) cell_count(place, p);
@@ -381,8 +400,12 @@ __device__ inline void cell(const CellParams& p) {
     __syncthreads();
     if (places[0].scale < 0) return;
     switch (cell_channels(places[0].c)) {
-      case 32: cell_tile<T, 32>(p, places[0], places[1], memory); break;
-      case 64: cell_tile<T, 64>(p, places[0], places[1], memory); break;
+      case 32:
+        cell_tile<T, 32>(p, places[0], places[1], memory);
+        break;
+      case 64:
+        cell_tile<T, 64>(p, places[0], places[1], memory);
+        break;
       case 128:
         if constexpr (!kIsFloat<T>) cell_tile<T, 128>(p, places[0], places[1], memory);
         break;

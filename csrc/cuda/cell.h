@@ -1,9 +1,9 @@
 // The fused cell's tiles and launch, for the host and the kernel alike.
 //
-// A tile is 16 columns wide. Its rows come in bands: in stage 1 a lane makes `run` pixels of a column at once, so stage 1
-// makes run * bands rows of 18 columns, of which stage 2 makes run * bands - 2 rows of 16 columns. How many bands there
-// are follows from the shared memory that the launch was given and the number of warps, by the same function on both
-// sides; results do not depend on it.
+// A tile is 16 columns wide. Its rows come in bands: in stage 1 a lane makes `run` pixels of a column at once, so stage
+// 1 makes run * bands rows of 18 columns, of which stage 2 makes run * bands - 2 rows of 16 columns. How many bands
+// there are follows from the shared memory that the launch was given and the number of warps, by the same function on
+// both sides; results do not depend on it.
 #pragma once
 #include <algorithm>
 

@@ -32,7 +32,8 @@ struct Held<float> {
 };
 
 // Chunks that there is room for from `ring` to the end of the block's dynamic shared memory.
-__device__ inline int ring_length(const unsigned char* memory, const void* ring) {
+__device__ inline int ring_length(const void* ring) {
+  extern __shared__ __align__(16) unsigned char memory[];
   unsigned bytes;
   asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
   const int room = int(bytes) - int(static_cast<const unsigned char*>(ring) - memory);
@@ -88,6 +89,16 @@ __device__ inline void finish_gate(const AggregateParams& p, const Io& io, int s
                                    float* scratch /* [max(512, n_pad)], then 12 */) {
   const int n = p.gate[s].n, n_pad = p.gate[s].n_pad, groups = n_pad / 4;
   const int parts = groups < kThreads ? kThreads / groups : 1;
+  // the published order of a gate's outputs: keep, up, down, as far as they exist
+  const bool up = path_exists(p.row_index, p.rows, s, kUp), down = path_exists(p.row_index, p.rows, s, kDown);
+  const int gates = 1 + up + down;
+  // asked for before the barriers, behind which they are needed
+  float weight[kPaths] = {}, bias[kPaths] = {};
+#pragma unroll
+  for (int g = 0; g < kPaths; ++g) {
+    if (g < gates) bias[g] = p.fc_bias[s][g];
+    if (g < gates && threadIdx.x < n) weight[g] = p.fc_weight[s][g * n + threadIdx.x];
+  }
   const float4* partials = reinterpret_cast<const float4*>(p.partials[s] + int64_t(sample) * tasks * n_pad);
   for (int unit = threadIdx.x; unit < groups * parts; unit += kThreads) {
     float4 sum = {};
@@ -99,9 +110,6 @@ __device__ inline void finish_gate(const AggregateParams& p, const Io& io, int s
     reinterpret_cast<float4*>(scratch)[unit] = sum;
   }
   __syncthreads();
-  // the published order of a gate's outputs: keep, up, down, as far as they exist
-  const bool up = path_exists(p.row_index, p.rows, s, kUp), down = path_exists(p.row_index, p.rows, s, kDown);
-  const int gates = 1 + up + down;
   float dot[kPaths] = {};
   for (int c = threadIdx.x; c < n; c += kThreads) {
     float sum = 0;
@@ -109,7 +117,7 @@ __device__ inline void finish_gate(const AggregateParams& p, const Io& io, int s
     const float mean = sum / pixels;
 #pragma unroll
     for (int g = 0; g < kPaths; ++g)
-      if (g < gates) dot[g] = fmaf(mean, p.fc_weight[s][g * n + c], dot[g]);
+      if (g < gates) dot[g] = fmaf(mean, c < kThreads ? weight[g] : p.fc_weight[s][g * n + c], dot[g]);
   }
   float* dots = scratch + max(4 * kThreads, n_pad);  // [4][kPaths]
 #pragma unroll
@@ -123,8 +131,7 @@ __device__ inline void finish_gate(const AggregateParams& p, const Io& io, int s
   float value[kPaths], largest = 0, total = 0;
 #pragma unroll
   for (int g = 0; g < kPaths; ++g) {
-    value[g] = (dots[g] + dots[kPaths + g]) + (dots[2 * kPaths + g] + dots[3 * kPaths + g]);
-    if (g < gates) value[g] += p.fc_bias[s][g];
+    value[g] = (dots[g] + dots[kPaths + g]) + (dots[2 * kPaths + g] + dots[3 * kPaths + g]) + bias[g];
     largest = g == 0 ? value[0] : g < gates ? fmaxf(largest, value[g]) : largest;
   }
   const Activation activation = Activation(p.activation);

@@ -65,14 +65,14 @@ __device__ inline int slot(int row, int group) { return group ^ row / 2 % 4; }
 
 // One chunk of the weights, k from `k`, output channels from `n`, on its way into `to`.
 template <class T, int Width = 64>
-__device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k, int thread = threadIdx.x) {
+__device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k, unsigned thread = threadIdx.x) {
   using S = Tile<T, Width>;
   constexpr int per_row = (kIsFloat<T> ? S::BN : S::BK) / kVector<T>, rows = kIsFloat<T> ? S::BK : S::BN;
   static_assert(per_row * rows % kThreads == 0, "every thread copies the same number of groups");
   const T* weight = static_cast<const T*>(w.weight);
 #pragma unroll
   for (int i = 0; i < per_row * rows / kThreads; ++i) {
-    const int group = thread + i * kThreads, row = group / per_row, column = group % per_row * kVector<T>;
+    const int group = int(thread) + i * kThreads, row = group / per_row, column = group % per_row * kVector<T>;
     const int at_n = n + (kIsFloat<T> ? column : row), at_k = k + (kIsFloat<T> ? row : column);
     const bool valid = at_n < w.n_pad;
     const int64_t at = kIsFloat<T> ? int64_t(at_k) * w.n_pad + at_n : int64_t(at_n) * w.k_pad + at_k;
@@ -84,7 +84,7 @@ __device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k, int thr
 // `a(row, k)` is the address of a 16-byte group of A: values k to k + kVector of the tile's pixel `row`.
 template <class T, int Width, class A>
 __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sums, const A& a, int k_of_a,
-                                      const T* weights, int thread = threadIdx.x) {
+                                      const T* weights, unsigned thread = threadIdx.x) {
   using S = Tile<T, Width>;
   if constexpr (kIsFloat<T>) {
     const int column = thread % 8 * 4, row = thread / 8;
@@ -131,7 +131,7 @@ __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sum
 // The same for an A of rows that are `lda` apart, from its first value at the chunk's k.
 template <class T, int Width = 64>
 __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sums, const T* a, int lda,
-                                      const T* weights, int thread = threadIdx.x) {
+                                      const T* weights, unsigned thread = threadIdx.x) {
   multiply_chunk<T, Width>(sums, [=](int row, int k) { return a + row * lda + k; }, 0, weights, thread);
 }
 
@@ -141,7 +141,7 @@ __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sum
 // Behind the call the ring may still be read by other warps: the next call, or `finish`, begins with a barrier.
 template <class T, int Width, class A>
 __device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, const A& a, const Matrix& w, int n,
-                                int k_begin, int k_count, GemmShared<T, Width>& shared, int thread = threadIdx.x) {
+                                int k_begin, int k_count, GemmShared<T, Width>& shared, unsigned thread = threadIdx.x) {
   constexpr int BK = Tile<T, Width>::BK;
   const int chunks = k_count / BK;
   __syncthreads();
@@ -164,7 +164,7 @@ __device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, con
 template <class T, int Width>
 __device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, const T* a, int lda, const Matrix& w,
                                 int n, int k_begin, int k_count, GemmShared<T, Width>& shared,
-                                int thread = threadIdx.x) {
+                                unsigned thread = threadIdx.x) {
   const auto at = [=](int row, int k) { return a + row * lda + k; };
   multiply<T>(sums, at, w, n, k_begin, k_count, shared, thread);
 }
@@ -172,7 +172,7 @@ __device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, con
 // Lays the sums out as shared.results[pixel][channel]; ends with a barrier.
 template <class T, int Width>
 __device__ inline void finish(const typename Tile<T, Width>::Accumulators& sums, GemmShared<T, Width>& shared,
-                              int thread = threadIdx.x) {
+                              unsigned thread = threadIdx.x) {
   using S = Tile<T, Width>;
   __syncthreads();
   if constexpr (kIsFloat<T>) {
@@ -202,7 +202,7 @@ __device__ inline void finish(const typename Tile<T, Width>::Accumulators& sums,
 // values are the results with the shift added. Threads with neighbouring numbers get neighbouring channels.
 template <class T, int Width, class F>
 __device__ inline void for_results(const GemmShared<T, Width>& shared, const Matrix& w, int n, F&& f,
-                                   int thread = threadIdx.x) {
+                                   unsigned thread = threadIdx.x) {
   constexpr int groups = Width / 8;
   const int group = thread % groups, channel = n + group * 8;
   if (channel >= w.n_pad) return;

@@ -3,92 +3,104 @@
 // the scale's halves, where the next row's aggregate pulls them.
 //
 // Work: an item is 64 pixels x 64 output channels or several such blocks, on 128 threads as 2 x 2 warps; 128 x 32 where
-// 32 channels are left (pointwise.h). Fine scales have tiles enough and an item does all output channels of its pixels;
-// coarse scales have few, and wide outputs, which go to different blocks. Down comes before up, and coarse before fine:
-// the longest items first. Blocks stay and take every gridDim.x-th item.
-// Memory: of a map an up path reads every pixel once per item that shares it, a down path the quarter it needs, 16
-// bytes a thread and 128 contiguous bytes of a pixel per 8 threads; weights stream from L2 through a ring of three
-// chunks. 36 KB of shared memory (at most 39) and at most 102 registers: five blocks per multiprocessor on H100, two on
-// sm_86.
+// channels are no multiple of 64, 64 x 32 in float (pointwise.h). Fine scales have tiles enough and an item does all
+// output channels of its pixels; coarse scales have few tiles and wide outputs, which go to different blocks. Up comes
+// before down and coarse before fine: the longest items first, the shortest last. Blocks stay and take every
+// gridDim.x-th item.
+// Memory: each item reads its pixels once, of a down path's map only the quarter it needs: 16 bytes a thread and 128
+// contiguous bytes of a pixel per 8 threads. Weights stream from L2 through a ring of three chunks. Shared memory: 20
+// KB for ring and results and up to 17 for the pixels (float: 10 and 33). At most 96 registers: five blocks per
+// multiprocessor on H100, four on A100 (float: three), two on sm_86.
 #include "paths.h"
 #include "pointwise.cuh"
 #include "schedule.cuh"
 
 namespace dynroute::cuda {
 
-struct PathsShared {
-  int items[2][kScales];  // of one sample: first down, then up
-  int downs;              // of all samples
-  int from[128];          // where in its map each of a tile's pixels lies
+// What an item is, found by one thread: in registers of all threads it would cost the product spills. There are two, so
+// that the next one can be written while slower threads are still busy with the last.
+struct PathItem {
+  int found, down, scale, map;  // booleans; and which map H lies in
+  int first_pixel, pixels;      // of the output
+  int begin, end;               // output channels
+  int64_t sample_at, counter;   // where the sample's values begin in its scale's buffers; which count of io->nodes
 };
 
-template <class T, int Width>
-__device__ inline void path_item(const PathsParams& params, const Work& work, bool down, PathsShared& shared,
-                                 void* memory) {
-  constexpr int BM = Tile<T, Width>::BM;
-  static_assert(BM <= kThreads, "one thread per pixel");
+// Items of one sample: up, down.
+using PathItems = int[2][kScales];
+
+template <class T>
+__device__ inline void find_path_item(const PathsParams& params, const PathItems& items, int at, PathItem& item) {
+  Work work;
+  bool down = false;
+  item.found = find_work(params.row, kUpOpen, items[0], params.n, at, work);
+  if (!item.found) {
+    for (int s = 0; s < kScales; ++s) at -= items[0][s] * params.row.counts[kUpOpen * kScales + s];
+    down = true;
+    item.found = find_work(params.row, kDownOpen, items[1], params.n, at, work);
+    if (!item.found) return;
+  }
   const Level& level = params.level[work.scale];
   const Matrix& w = down ? params.down[work.scale] : params.up[work.scale];
-  const int c = level.c, pixels = path_pixels(level, down);
-  constexpr PointwiseTile tile = tile_of<T, Width>;
-  const Cut part = cut(w, tile, ceil_of(pixels, BM));
-  const int first_pixel = work.tile / part.parts * BM, limit = min(BM, pixels - first_pixel);
-  const int begin = work.tile % part.parts * part.channels, end = min(begin + part.channels, w.n);
+  item.down = down, item.scale = work.scale;
+  item.map = params.row.nodes[work.sample * kScales + work.scale].out_map;
 
-  if (threadIdx.x < BM) {
-    const int pixel = first_pixel + threadIdx.x, width = level.w / 2;
-    const int at = down ? (pixel / width * level.w + pixel % width) * 2 : pixel;
-    shared.from[threadIdx.x] = at * c;
-  }
-  __syncthreads();
+  const PointwiseTile tile = pointwise_tile(w, kIsFloat<T>);
+  const int pixels = path_pixels(level, down);
+  const Cut part = cut(w, tile, ceil_of(pixels, tile.pixels));
+  item.first_pixel = work.tile / part.parts * tile.pixels;
+  item.pixels = min(tile.pixels, pixels - item.first_pixel);
+  item.begin = work.tile % part.parts * part.channels;
+  item.end = min(item.begin + part.channels, w.n);
 
-  const int64_t size = int64_t(level.h) * level.w * c;
-  const Node& node = params.row.nodes[work.sample * kScales + work.scale];
-  const T* const x = static_cast<const T*>(level.map[node.out_map]) + work.sample * size;
-  T* const out =
-      static_cast<T*>(level.halves) + work.sample * size + (down ? size / 2 : 0) + int64_t(first_pixel) * w.n;
+  item.sample_at = int64_t(level.h) * level.w * level.c * work.sample;
+  item.counter = ((int64_t(work.sample) * params.rows + params.row_index) * kScales + work.scale) * 5 + (down ? 4 : 2);
+}
+
+template <class T, int Width>
+__device__ inline void path_item(const PathsParams& params, const PathItem& item, const Matrix& w, void* memory) {
+  const Level& level = params.level[item.scale];
+  // Within, copies of the item's fields: asynchronous copies are memory to the compiler, and would have it read again.
   const auto fill = [&](T* a, int lda, int k, int count) {
-    for (int row = threadIdx.x / 8; row < BM; row += kThreads / 8)  // 8 threads copy 128 bytes of a pixel at a time
-      for (int i = threadIdx.x % 8 * kVector<T>; i < count; i += 8 * kVector<T>) {
-        const int at = shared.from[row];
-        const bool valid = row < limit && k + i < c;
-        copy_async(a + row * lda + i, x + (valid ? at + k + i : 0), valid);
+    const T* const x = static_cast<const T*>(level.map[item.map]) + item.sample_at;
+    const int c = level.c, w_in = level.w, pixels = item.pixels, first = item.first_pixel;
+    const bool down = item.down;
+    for (int row = threadIdx.x / 8; row < Tile<T, Width>::BM; row += kThreads / 8) {
+      const int pixel = first + row, w_out = w_in / 2;
+      const int from = (down ? (pixel / w_out * w_in + pixel % w_out) * 2 : pixel) * c + k;
+      for (int i = threadIdx.x % 8 * kVector<T>; i < count; i += 8 * kVector<T>) {  // 128 bytes of a pixel at a time
+        const bool valid = row < pixels && k + i < c;
+        copy_async(a + row * lda + i, x + (valid ? from + i : 0), valid);
       }
+    }
     commit_copies();
   };
-  const auto destination = [&](int row) { return row < limit ? out + int64_t(row) * w.n : nullptr; };
-  pointwise_item<T, Width>(w, tile.slice, begin, end, memory, fill, destination);
-
-  if (threadIdx.x == 0) {
-    const int64_t at = (int64_t(work.sample) * params.rows + params.row_index) * kScales + work.scale;
-    count(params.io->nodes + at * 5 + (down ? 4 : 2), int64_t(limit) * c * (end - begin));
-  }
+  const int64_t size = int64_t(level.h) * level.w * level.c;
+  T* const out = static_cast<T*>(level.halves) + item.sample_at + (item.down ? size / 2 : 0);
+  const int first = item.first_pixel, pixels = item.pixels;
+  const auto destination = [&](int row) { return row < pixels ? out + int64_t(first + row) * w.n : nullptr; };
+  pointwise_item<T, Width>(w, tile_of<T, Width>.slice, item.begin, item.end, memory, fill, destination);
+  if (threadIdx.x == 0) count(params.io->nodes + item.counter, int64_t(pixels) * level.c * (item.end - item.begin));
 }
 
 template <class T>
 __device__ inline void paths(const PathsParams& params) {
   extern __shared__ __align__(16) unsigned char memory[];
-  __shared__ PathsShared shared;
+  __shared__ PathItems items;
+  __shared__ PathItem found[2];
   if (threadIdx.x < 2 * kScales) {
     const int s = threadIdx.x % kScales;
-    const bool down = threadIdx.x < kScales;
-    const Matrix& w = down ? params.down[s] : params.up[s];
-    shared.items[!down][s] = path_items(w, params.level[s], down, kIsFloat<T>);
+    const bool down = threadIdx.x >= kScales;
+    items[down][s] = path_items(down ? params.down[s] : params.up[s], params.level[s], down, kIsFloat<T>);
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    shared.downs = 0;
-#pragma unroll
-    for (int s = 0; s < kScales; ++s) shared.downs += shared.items[0][s] * params.row.counts[kDownOpen * kScales + s];
-  }
-  __syncthreads();
-  for (int at = blockIdx.x;; at += gridDim.x) {
-    Work work;
-    const bool down = at < shared.downs;
-    if (down) find_work(params.row, kDownOpen, shared.items[0], params.n, at, work);
-    else if (!find_work(params.row, kUpOpen, shared.items[1], params.n, at - shared.downs, work)) return;
-    const Matrix& w = down ? params.down[work.scale] : params.up[work.scale];
-    with_width<T>(w, [&](auto width) { path_item<T, width.value>(params, work, down, shared, memory); });
+  for (int i = 0;; ++i) {
+    PathItem& item = found[i % 2];
+    if (threadIdx.x == 0) find_path_item<T>(params, items, blockIdx.x + i * gridDim.x, item);
+    __syncthreads();
+    if (!item.found) return;
+    const Matrix& w = item.down ? params.down[item.scale] : params.up[item.scale];
+    with_width<T>(w, [&](auto width) { path_item<T, width.value>(params, item, w, memory); });
   }
 }
 

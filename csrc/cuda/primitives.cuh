@@ -69,6 +69,7 @@ __device__ inline void store_group(T* to, const uint4& group) {
 __device__ inline int thread_here() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  __builtin_assume(thread >= 0 && thread < 1024);
   return thread;
 }
 
@@ -113,6 +114,7 @@ __device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, u
 }
 
 __device__ inline void count(int64_t* counter, int64_t macs) {
+  __builtin_assume(__isGlobal(counter));  // else a pointer that was read from memory costs code for shared memory too
   atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(macs));
 }
 

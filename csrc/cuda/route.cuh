@@ -24,7 +24,6 @@ __device__ inline bool arrive_last(int* counter, int expected, int* shared) {
 // What a chunk's samples leave to the neighbouring scales of the next row.
 enum Offer { kOffersUp = 1, kOffersDown = 2 };
 struct RouteShared {
-  int last;
   int offers[kScales][32];                   // bits of Offer: the path exists and its node is present and not closed
   float up[kScales][32], down[kScales][32];  // weights
 };
@@ -38,10 +37,9 @@ __device__ inline void append(int* list, int& count, bool is, int i) {
 
 // The last block of a row. A warp per scale, a lane per sample, 32 samples at a time: positions in lists come from
 // ballots, and neighbouring scales meet in shared memory.
-__device__ inline void route(const AggregateParams& p, RouteShared& shared) {
+__device__ inline void route(const AggregateParams& p, const Io& io, RouteShared& shared) {
   static_assert(kThreads == 32 * kScales);
   const int s = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const Io io = *p.io;
   const int scales = scales_of_row(p.row_index);
   const bool computed = !io.gates && p.gate[0].weight;
   int open = 0, up_open = 0, down_open = 0, next_present = 0;  // lengths of this scale's lists
@@ -51,14 +49,16 @@ __device__ inline void route(const AggregateParams& p, RouteShared& shared) {
     const int64_t at = ((int64_t(i) * p.rows + p.row_index) * kScales + s) * kPaths;
     Node* node = p.row.nodes + i * kScales + s;
     float alpha[kPaths] = {};
+    bool present = false;
+    int x_map = 0;
     if (exists) {
+      present = node->present;
+      x_map = node->x_map;
 #pragma unroll
       for (int path = 0; path < kPaths; ++path)
         if (path_exists(p.row_index, p.rows, s, path))
           alpha[path] = io.gates ? io.gates[at + path] : computed ? __ldcg(io.alphas + at + path) : 1;
     }
-    const bool present = exists && node->present;
-    const int x_map = present ? node->x_map : 0;
     const bool closed = alpha[kUp] + alpha[kKeep] + alpha[kDown] < float(kThreshold), is_open = present && !closed;
     float weight[kPaths];
 #pragma unroll

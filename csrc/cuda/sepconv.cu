@@ -5,13 +5,15 @@
 // items, coarse scales first.
 //   depthwise: the tile's input with its halo, zeros outside the map, comes in chunks of 64 channels through cp.async
 //     into two buffers, one chunk ahead. A thread makes 2 x 4 pixels (float: 2 x 2) of 4 channels: 24 shared reads of 4
-//     channels serve 8 pixels' 72 taps, and the 9 x 4 weights stay in registers, loaded while the chunk is on its way.
-//     (8 channels of 4 pixels, read 16 bytes at a time, would convert and read half as much again.) The sums, rounded,
-//     are the rows of A. Lanes lie along channels: no bank conflicts.
-//   pointwise: A stays, weights stream (gemm.cuh): per block of 64 output channels, products, shift, X, ReLU, stores.
-// The buffers of the halo and of the product share their memory: other blocks of the multiprocessor (7 fit at 64
-// channels of 16 bits, 2 at 512) hide what this one waits for. Global memory: the input 1.56 times (float 1.88; stride
-// 2: 1.13 and 1.2), of which the halo's share comes from L2; the weights once per item; X, where added, from L2.
+//     channels serve 8 pixels' 72 taps, with the 9 x 4 weights in registers. (4 pixels of 8 channels, read 16 bytes at
+//     a time, would read and convert half as much again.) The sums, rounded, are the rows of A. Lanes lie along
+//     channels: no bank conflicts.
+//   pointwise: per block of 64 output channels the product (gemm.cuh), shift, X, ReLU, stores. A stays; weights of up
+//     to 64 x 64 stay too, as long as the scale does; others stream.
+// Halo and product share their memory; 5 blocks to a multiprocessor (96 registers; 35 KB at 64 channels of 16 bits, 2
+// blocks at 512) hide what one waits for, and an item is found, through three dependent loads, while the halo of the
+// one before is on its way. Global memory: the input 1.56 times (float 1.88; stride 2: 1.13 and 1.2), the halo's share
+// from L2; X, where added, from L2; the weights once per item, or once.
 #include "gemm.cuh"
 #include "sepconv.h"
 
@@ -31,32 +33,27 @@ struct Patch {  // output pixels of a thread
   static_assert(bytes_of_a<T>(64) == sepconv_a_bytes(64, sizeof(T)) && Tile<T>::BN == 64, "and A's, and its blocks");
 };
 
+// Four 16-bit values to and from floats.
+template <class T>
+__device__ inline void unpack_four(uint2 words, float (&values)[4]) {
+  const float2 low = to_float2(words.x, T()), high = to_float2(words.y, T());
+  values[0] = low.x, values[1] = low.y, values[2] = high.x, values[3] = high.y;
+}
+template <class T>
+__device__ inline uint2 pack_four(const float (&values)[4]) {
+  return {from_float2(values[0], values[1], T()), from_float2(values[2], values[3], T())};
+}
+
+// Four values in shared memory.
 template <class T>
 __device__ inline void load_four(const T* from, float (&values)[kGroup]) {
-  if constexpr (kIsFloat<T>) {
-    unpack<T>(load_group(from), values);
-  } else {
-    const uint2 words = *reinterpret_cast<const uint2*>(from);
-    const float2 low = to_float2(words.x, T()), high = to_float2(words.y, T());
-    values[0] = low.x, values[1] = low.y, values[2] = high.x, values[3] = high.y;
-  }
+  if constexpr (kIsFloat<T>) unpack<T>(load_group(from), values);
+  else unpack_four<T>(*reinterpret_cast<const uint2*>(from), values);
 }
 template <class T>
 __device__ inline void store_four(T* to, const float (&values)[kGroup]) {
-  if constexpr (kIsFloat<T>) {
-    store_group(to, pack<T>(values));
-  } else {
-    *reinterpret_cast<uint2*>(to) = {from_float2(values[0], values[1], T()), from_float2(values[2], values[3], T())};
-  }
-}
-
-// Four of the depthwise's weights, or zeros. Volatile: the loads are to stay ahead of the wait for the halo.
-__device__ inline void load_weights(const float* from, bool valid, float (&w)[kGroup]) {
-  w[0] = w[1] = w[2] = w[3] = 0;
-  if (valid)
-    asm volatile("ld.global.nc.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(w[0]), "=f"(w[1]), "=f"(w[2]), "=f"(w[3])
-                 : "l"(from));
+  if constexpr (kIsFloat<T>) store_group(to, pack<T>(values));
+  else *reinterpret_cast<uint2*>(to) = pack_four<T>(values);
 }
 
 // A work item, in shared memory: what all threads know alike needs no registers of each.
@@ -122,7 +119,7 @@ __device__ inline void find_item(const SepconvParams& p, int at, int last_scale,
 }
 
 // A chunk of the tile's input, if there is one, on its way into `to` [halo pixels][64]. Within a tile 32-bit offsets
-// suffice.
+// suffice; nothing is read outside the map, whatever the address.
 template <class T, int kStride>
 __device__ inline void fetch_halo(T* to, const Item& item, int chunk) {
   constexpr int wide = sepconv_halo(kSepconvWide, kStride), high = sepconv_halo(sepconv_high(sizeof(T)), kStride);
@@ -168,7 +165,10 @@ __device__ inline void depthwise(unsigned char* memory, const Item& item) {
     const int c = item.stage.c_in;
     const float* from_weight = item.stage.depthwise + channel;
 #pragma unroll
-    for (int tap = 0; tap < 9; ++tap) load_weights(from_weight + tap * c, channel < c, weight[tap]);
+    for (int tap = 0; tap < 9; ++tap) {
+      const float4* four = reinterpret_cast<const float4*>(from_weight + tap * c);
+      *reinterpret_cast<float4*>(weight[tap]) = channel < c ? __ldg(four) : float4{0, 0, 0, 0};
+    }
     wait_copies<ahead ? 1 : 0>();
     __syncthreads();
     if (channel < k_pad) {
@@ -202,33 +202,81 @@ __device__ inline void depthwise(unsigned char* memory, const Item& item) {
   }
 }
 
-// The tile's output channels from n on: shift, X, ReLU, stores.
+// What a thread stores of a block of output channels: 8 of them, of every 16th pixel, that is of every second row.
+struct Own {
+  int channel;
+  int at, step;  // where the first pixel's values lie, from the tile's first ones on; how much further the next one's
+  int pixels;    // inside the map
+  bool flip;     // handles the second half of its channels first: no bank conflicts
+};
 template <class T>
-__device__ inline void store_results(const GemmShared<T>& shared, const Item& item, int n) {
-  const T* add = static_cast<const T*>(item.add);
-  T* to = static_cast<T*>(item.to);
-  const int channels = item.stage.pointwise.n, w = item.stage.w_out;
-  const int wide = min(kSepconvWide, w - item.x), high = item.stage.h_out - item.y;
-  const bool relu = item.stage.relu;
-  for_results<T>(shared, item.stage.pointwise, n, [&](int pixel, int channel, float (&values)[8]) {
-    const int column = pixel % kSepconvWide, row = pixel / kSepconvWide;
-    if (column >= wide || row >= high || channel >= channels) return;
-    const int at = (row * w + column) * channels + channel;
+__device__ inline Own own_results(const Item& item, int n, int thread) {
+  constexpr int rows = kThreads / 8 / kSepconvWide;
+  const int channel = n + thread % 8 * 8, column = thread / 8 % kSepconvWide, row = thread / 8 / kSepconvWide;
+  const int channels = item.stage.pointwise.n, w = item.stage.w_out, high = item.stage.h_out - item.y;
+  const bool any = channel < channels && item.x + column < w;
+  return {channel, (row * w + column) * channels + channel, rows * w * channels,
+          any ? min((high - row + rows - 1) / rows, Tile<T>::BM / 16) : 0, thread % 8 >= 4};
+}
+
+__device__ inline uint4 halves_swapped(const uint4& group) { return {group.z, group.w, group.x, group.y}; }
+
+// X at a thread's results, on its way.
+template <class T>
+using Added = uint4[Tile<T>::BM / 16][8 / kVector<T>];
+template <class T>
+__device__ inline void load_added(Added<T>& x, const Item& item, const Own& own) {
+  const T* from = static_cast<const T*>(item.add);
+  if (!from) return;
 #pragma unroll
-    for (int i = 0; i < 8; i += kVector<T>) {
-      float (&part)[kVector<T>] = reinterpret_cast<float (&)[kVector<T>]>(values[i]);
+  for (int i = 0; i < Tile<T>::BM / 16; ++i)
+#pragma unroll
+    for (int j = 0; j < 8 / kVector<T>; ++j)
+      if (i < own.pixels)
+        x[i][j] = __ldcg(reinterpret_cast<const uint4*>(from + own.at + i * own.step) +
+                         (own.flip ? 8 / kVector<T> - 1 - j : j));
+}
+
+// A thread's results: shift, X, ReLU, stores.
+template <class T>
+__device__ inline void store_results(const GemmShared<T>& shared, const Item& item, const Own& own, const Added<T>& x,
+                                     int thread) {
+  if (own.pixels == 0) return;
+  const int half[2] = {own.flip ? 4 : 0, own.flip ? 0 : 4};
+  float4 shift[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+    shift[h] = *reinterpret_cast<const float4*>(item.stage.pointwise.shift + own.channel + half[h]);
+  const bool add = item.add, relu = item.stage.relu;
+#pragma unroll
+  for (int i = 0; i < Tile<T>::BM / 16; ++i) {
+    if (i >= own.pixels) return;
+    T* to = static_cast<T*>(item.to) + own.at + i * own.step;
+    const uint4 added = kIsFloat<T> || !own.flip ? x[i][0] : halves_swapped(x[i][0]);
+    uint2 packed[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float4 sums =
+          *reinterpret_cast<const float4*>(&shared.results[thread / 8 + 16 * i][thread % 8 * 8 + half[h]]);
+      float values[4] = {sums.x + shift[h].x, sums.y + shift[h].y, sums.z + shift[h].z, sums.w + shift[h].w};
       if (add) {
-        float x[kVector<T>];
-        unpack<T>(__ldcg(reinterpret_cast<const uint4*>(add + at + i)), x);
+        float more[4];
+        if constexpr (kIsFloat<T>) unpack<T>(x[i][h], more);
+        else unpack_four<T>(h == 0 ? uint2{added.x, added.y} : uint2{added.z, added.w}, more);
 #pragma unroll
-        for (int j = 0; j < kVector<T>; ++j) part[j] += x[j];
+        for (int j = 0; j < 4; ++j) values[j] += more[j];
       }
       if (relu)
 #pragma unroll
-        for (int j = 0; j < kVector<T>; ++j) part[j] = fmaxf(part[j], 0.f);
-      __stcg(reinterpret_cast<uint4*>(to + at + i), pack<T>(part));
+        for (int j = 0; j < 4; ++j) values[j] = fmaxf(values[j], 0.f);
+      if constexpr (kIsFloat<T>) __stcg(reinterpret_cast<uint4*>(to + half[h]), pack<T>(values));
+      else packed[h] = pack_four<T>(values);
     }
-  }, thread_here());
+    if constexpr (!kIsFloat<T>) {
+      const uint4 group = {packed[0].x, packed[0].y, packed[1].x, packed[1].y};
+      __stcg(reinterpret_cast<uint4*>(to), own.flip ? halves_swapped(group) : group);
+    }
+  }
 }
 
 template <class T>
@@ -251,7 +299,7 @@ __device__ inline T* weights_of(unsigned char* memory, const Item& item) {
 template <class T>
 __device__ inline void pointwise(unsigned char* memory, const Item& item, int n) {
   GemmShared<T>& shared = *reinterpret_cast<GemmShared<T>*>(memory);
-  const Matrix& w = item.stage.pointwise;
+  const Matrix w = item.stage.pointwise;
   const T* a = reinterpret_cast<T*>(memory + item.front);
   const int lda = row_of_a<T>(w.k_pad);
   const int thread = thread_here();
@@ -265,8 +313,11 @@ __device__ inline void pointwise(unsigned char* memory, const Item& item, int n)
   } else {
     multiply<T>(sums, a, lda, w, n, 0, w.k_pad, shared, thread);
   }
+  const Own own = own_results<T>(item, n, thread);
+  Added<T> x;
+  load_added<T>(x, item, own);  // on its way while the sums are laid out
   finish<T>(sums, shared, thread);
-  store_results<T>(shared, item, n);
+  store_results<T>(shared, item, own, x, thread);
 }
 
 template <class T>

@@ -29,8 +29,8 @@ DYNROUTE_BOTH constexpr int sepconv_a_bytes(int k_pad, int bytes) {
   return kSepconvWide * sepconv_high(bytes) * (k_pad * bytes + 16);
 }
 
-// Buffers of the halo: one chunk ahead; at stride 2, where more than one chunk is rare, not, so that wide stems fit
-// too.
+// Buffers of the halo: one chunk ahead, but not at stride 2: more than one chunk is rare there, and wide stems shall
+// fit.
 DYNROUTE_BOTH constexpr int sepconv_buffers(int stride) { return stride == 1 ? 2 : 1; }
 
 // Shared memory: in front the halo's chunks and, afterwards, what the product needs; behind it A.

@@ -5,10 +5,13 @@
 // Work: a block of 128 threads per tile of 4 lines x 32 columns of small pixels. The tile and a border of one pixel
 // pass through shared memory, up to 32 classes at a time, [6][34][pitch]: 16 KB for 19 classes. A warp has a line, a
 // lane a column: for each class it reads 3 x 3 values and makes 4 x 4 outputs, four 16-byte stores which the warp's
-// lanes continue to 512 contiguous bytes each. They are streamed (evict first): nobody reads them here. Largest value
-// and class stay in registers over all classes: 16 + 16. At most 80 registers, six blocks per multiprocessor. Lines of
-// planes begin at a multiple of 16 bytes only if out_w is one of 4. Else each store takes up to three values from the
-// lane to the right, so that it is aligned all the same; only the ends of lines are written one by one.
+// lanes continue to 512 contiguous bytes each. They are streamed (evict first): nobody reads them here. The largest
+// values, and their classes as bytes, stay in 16 + 4 registers over all classes. At most 80 registers, six blocks per
+// multiprocessor.
+//
+// Lines of planes begin at a multiple of 16 bytes only if out_w is one of 4 (io->logits itself does). Else each store
+// takes up to three values from the lane to the right, so that it is aligned all the same; only the ends of lines are
+// written one by one.
 #include "primitives.cuh"
 #include "upsample.h"
 
@@ -128,6 +131,7 @@ __device__ inline void upsample(const UpsampleParams& params) {
     }
   }
   if (!labels || (!aligned && lane == 31)) return;
+  __builtin_assume(__isGlobal(labels));
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     if (line + j >= params.out_h) break;

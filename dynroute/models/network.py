@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from dynroute.models.cell import CELL_OPS, Cell
 from dynroute.models.decoder import Decoder
 from dynroute.models.gate import ACTIVATIONS, Gate
 from dynroute.models.layers import ConvNorm, init_weights, upsample
-from dynroute.models.space import CLOSED_BELOW, DOWN, KEEP, SCALES, UP, Node, build_space
+from dynroute.models.space import CLOSED_BELOW, DOWN, KEEP, SCALES, UP, Node, build_space, path_exists
 from dynroute.models.stem import Stem, pad_images
 
 
@@ -254,8 +255,6 @@ def padded_size(height: int, width: int, small_gate: bool) -> tuple[int, int]:
 
 def check_inputs(images: Tensor, gates: Tensor | None, config: NetworkConfig) -> Tensor | None:
     """Checks images [N,3,H,W] and forced gates; returns the gates as float32 [N,L+1,4,3] with 0 where no path is."""
-    from dynroute.models.space import path_exists
-
     if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 1 or not images.is_floating_point():
         raise ValueError(f"images: wanted float [N,3,H,W], got {images.dtype} {list(images.shape)}")
     if gates is None:
@@ -265,8 +264,15 @@ def check_inputs(images: Tensor, gates: Tensor | None, config: NetworkConfig) ->
         gates = gates.expand(wanted)
     if tuple(gates.shape) != wanted:
         raise ValueError(f"gates: wanted [N,L+1,4,3] = {list(wanted)} or without N, got {list(gates.shape)}")
-    exists = path_exists(config.layers).to(gates.device)
+    exists = path_exists(config.layers) if images.is_cpu else _paths_on(config.layers, images.device)
     return torch.where(exists, gates.to(images.device, torch.float32), 0.0)
+
+
+@lru_cache(maxsize=64)
+def _paths_on(layers: int, device: torch.device) -> Tensor:
+    """`path_exists`, kept on a GPU: bringing it there would be a wait in every call."""
+    with torch.inference_mode(False):  # another call may need gradients
+        return path_exists(layers).to(device)
 
 
 def from_pretrained(folder: str | Path) -> DynamicNetwork:

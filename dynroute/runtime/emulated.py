@@ -23,7 +23,7 @@ class EmulatedExecutor(PlannedExecutor):
 
     Attributes:
         one_workspace: lay the buffers out in one, as on a GPU, rather than apart, where a step over the edge is seen.
-        options: of the emulator's launch (order, seed, counters, ...).
+        options: of the emulator's launch (order, seed, counters, arch, ...).
         statistics: of the last call, per launch: the kernel's name and what the emulator returned.
     """
 
@@ -37,7 +37,7 @@ class EmulatedExecutor(PlannedExecutor):
         **options: Any,
     ) -> None:
         super().__init__(net, storage, torch.device("cpu"), limits, fusion)
-        self.one_workspace, self.options = one_workspace, options
+        self.one_workspace, self.options = one_workspace, {"arch": f"sm_{limits.capability}", **options}
         self.statistics: list[tuple[str, dict[str, Any]]] = []
 
     def _launch(self, plan: NetworkPlan, io: Io) -> None:
@@ -75,7 +75,7 @@ class EmulatedExecutor(PlannedExecutor):
             source = SOURCES.get(launch.kernel, launch.kernel)
             found = emulator.launch(
                 source, self.storage, params, launch[1:4], everything, launch.kernel, **self.options
-            )  # fmt: skip
+            )
             self.statistics.append((launch.kernel, found))
 
 

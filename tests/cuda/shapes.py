@@ -24,6 +24,7 @@ class DeviceLimits(ctypes.Structure):
 
 A100 = DeviceLimits(80, 108, 163 << 10, 164 << 10)
 SMALL = DeviceLimits(86, 84, 99 << 10, 100 << 10)  # sm_86 and sm_89
+ONE = DeviceLimits(86, 1, 99 << 10, 100 << 10)  # of one multiprocessor: few blocks take all the tiles
 H100 = DeviceLimits(90, 132, 227 << 10, 228 << 10)
 
 
@@ -50,8 +51,9 @@ def launch_shape(
     name: str, params: ctypes.Structure, dtype: torch.dtype, limits: DeviceLimits = H100
 ) -> tuple[int, int, int]:
     """Blocks, threads, bytes of shared memory for kernel `name`."""
-    shape = (ctypes.c_int * 3)()
+    shape = (ctypes.c_int * 3)()  # LaunchShape
     library(name).shape(ctypes.byref(params), DTYPES.index(dtype), ctypes.byref(limits), shape)
+    assert shape[2] <= limits.shared_per_block
     return shape[0], shape[1], shape[2]
 
 

@@ -15,6 +15,7 @@ import routed
 from routed import NODE, PATHS, SCALES, Space, first_row, path_exists, scales_of_row
 from shapes import DTYPES, SMALL, launch_shape, library
 
+from dynroute import _native, ops
 from dynroute.models.space import build_space
 from dynroute.runtime import emulator
 
@@ -134,6 +135,30 @@ def test_activations(activation):
 def test_forced_alphas(dtype):
     """No gate is computed, aliased nodes have nothing to do, and no block reads what another writes."""
     run(Space(5, 16, 24, 8, dtype, seed=2), random_gates(5, 5), global_races=True, order="rand")
+
+
+@pytest.mark.skipif(_native.why_not_loaded() is not None, reason=str(_native.why_not_loaded()))
+def test_x_has_the_bits_of_the_cpu():
+    space, rows = Space(2, 16, 24, 8, torch.float32, seed=9), 4
+    gates = np.random.default_rng(9).random((2, 5, SCALES, PATHS)).astype(np.float32)
+    space.begin(gates)
+    nodes = [first_row(), first_row()]
+    for row in range(rows):
+        space.aggregate(row, tasks_of(space))
+        if row == rows - 1:
+            break
+        following = [routed.route(nodes[i], space.alphas[i, row], row, 5) for i in range(2)]
+        space.run_cells(row, nodes)
+        nodes = following
+    planes = lambda x: x[None].permute(0, 3, 1, 2)  # noqa: E731
+    for i in range(2):
+        for s, node in enumerate(nodes[i]):
+            assert node.keep != 0 or s == SCALES - 1
+            down = planes(space.down(s - 1)[i]) if node.down != 0 else None
+            keep = planes(space.maps[s][1 - node.x_map][i]) if node.keep != 0 else None
+            up = planes(space.up(s + 1)[i]) if node.up != 0 else None
+            want = ops.aggregate(down, keep, up, torch.tensor([[node.up, node.keep, node.down]]), backend="cpu")
+            assert torch.equal(planes(space.maps[s][node.x_map][i]), want), (i, s)
 
 
 def test_fixed_gates_open_the_whole_space():

@@ -19,7 +19,7 @@ from torch import Tensor
 from dynroute.runtime import emulator
 
 sys.path.insert(0, str(Path(__file__).parent))
-from structs import LISTS, OPEN, SCALES, CellParams, Io, Level, Matrix, Node, Row  # noqa: E402
+from structs import LISTS, OPEN, SCALES, CellParams, Io, Level, Matrix, Node, Row
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")
 
@@ -115,10 +115,16 @@ class Run:
     def __init__(self, scales: list[Scale], n: int, dtype: torch.dtype, limits: tuple[int, ...] = H100):
         self.scales, self.n, self.dtype = scales, n, dtype
         self.buffers: list[np.ndarray] = []
-        self.nodes, self.other = torch.zeros(n, ROWS, SCALES, 5, dtype=torch.int64), torch.zeros(n, 3, dtype=torch.int64)
+        self.nodes, self.other = (
+            torch.zeros(n, ROWS, SCALES, 5, dtype=torch.int64),
+            torch.zeros(n, 3, dtype=torch.int64),
+        )
         io = Io(nodes=self.keep(self.nodes), other=self.keep(self.other))
         table = ((Node * SCALES) * n)()
-        counts, samples = torch.zeros(LISTS, SCALES, dtype=torch.int32), torch.full((LISTS, SCALES, n), -1, dtype=torch.int32)
+        counts, samples = (
+            torch.zeros(LISTS, SCALES, dtype=torch.int32),
+            torch.full((LISTS, SCALES, n), -1, dtype=torch.int32),
+        )
         p = self.params = CellParams(n=n, row_index=ROW, rows=ROWS)
         self.outputs: list[Tensor] = []
         for s, scale in enumerate(scales):
@@ -216,6 +222,96 @@ def run(scales: list[Scale], n: int, dtype: torch.dtype, limits=H100, blocks=Non
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("c", [8, 24, 32, 40, 64])
-def test_channels(dtype, c):
-    run([Scale(c, 19, 21, (0,))], 1, dtype)
+def test_channels(dtype):
+    """Every number of channels that fits, and maps that end inside tiles."""
+    for c in (8, 24, 32, 40, 64):
+        run([Scale(c, 19, 21, (0,))], 1, dtype)
+    if dtype != torch.float32:
+        for c in (72, 96, 128):
+            run([Scale(c, 11, 18, (0,))], 1, dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_map_sizes(dtype):
+    for h, w in ((1, 1), (1, 40), (40, 1), (2, 3), (16, 16), (17, 33), (35, 15)):
+        run([Scale(16, h, w, (0,))], 1, dtype)
+
+
+@pytest.mark.parametrize("limits", [H100, A100, ADA], ids=["h100", "a100", "ada"])
+def test_devices(limits):
+    """Tiles and blocks follow the device; results and counts are right on each."""
+    for dtype, c in ((torch.float16, 64), (torch.float16, 32), (torch.float32, 64), (torch.bfloat16, 128)):
+        if fits(c, dtype, limits):
+            run([Scale(c, 30, 17, (0,))], 1, dtype, limits)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_open_lists(dtype):
+    """Several scales of a batch in one launch; closed samples and scales of other launches stay untouched."""
+    for lists in (((0, 2), (1,), (), (0, 1, 2)), ((), (), (), ()), ((0, 1, 2), (0, 1, 2), (2,), (1,))):
+        sizes = ((16, 20, 36), (32, 10, 18), (64, 5, 9), (64, 3, 5))
+        scales = [Scale(c, h, w, open_, fused=s != 3) for s, ((c, h, w), open_) in enumerate(zip(sizes, lists))]
+        run(scales, 3, dtype, blocks=3)
+
+
+@pytest.mark.parametrize("order", ["fwd", "rev", "rand"])
+def test_schedules(order):
+    """Few blocks with many tiles of several scales, in every order of threads; races raise."""
+    for dtype in (torch.float32, torch.bfloat16):
+        run([Scale(32, 33, 20, (0, 1)), Scale(64, 18, 17, (1,))], 2, dtype, blocks=2, order=order, global_races=True)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_batch_never_changes_a_sample(dtype):
+    batch = run([Scale(40, 21, 19, (0, 1, 2))], 3, dtype)
+    for i in range(3):
+        alone = Scale(40, 21, 19, (0,)).make(1, dtype, 10)
+        alone.x, alone.weights = batch.scales[0].x[i : i + 1].clone(), batch.scales[0].weights
+        single = Run([alone], 1, dtype, (A100, ADA, H100)[i])  # nor does the device, as tiles only say who does what
+        single.launch()
+        assert torch.equal(single.outputs[0][0], batch.outputs[0][i])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bytes_and_bank_conflicts(dtype):
+    """At 64 channels: at most 1.3 times the bytes of X, the result, and the weights once per tile; no conflicts."""
+    h, w, c = 48, 64, 64
+    scale = Scale(c, h, w, (0,)).make(1, dtype, 1)
+    launch = Run([scale], 1, dtype)
+    tiles = launch.shape[0]
+    assert launch.shape[1:] == (256, 114432) and tiles == 12
+    stats = launch.launch(counters=True)
+    launch.check()
+    weights = 2 * (c * c * 2 + 10 * c * 4)
+    assert stats["gld_bytes"] + stats["gst_bytes"] <= 1.3 * (2 * h * w * c * 2 + tiles * weights)
+    assert stats["bank_conflict_ways"] <= 1.1
+    assert stats["mma_macs"] == tiles * (7 * 48 + 256) * c * c  # 336 pixels for 324 of stage 1
+    assert set(stats["gst_widths"]) <= {16, 8, 4}, "8 and 4: what the counters are"
+
+
+def test_fits():
+    half, single = torch.float16, torch.float32
+    for limits in (H100, A100, ADA):
+        assert all(fits(c, dtype, limits) for c in range(8, 65, 8) for dtype in TYPES)
+        assert not fits(12, half, limits) and not fits(0, half, limits) and not fits(72, single, limits)
+        assert not fits(136, half, limits) and not fits(256, half, limits)
+    assert fits(128, half, H100) and fits(128, torch.bfloat16, A100) and not fits(128, half, ADA)
+
+
+def test_shapes():
+    """The launch of 1024 x 2048 pixels' finest scale, and one without work."""
+    params = CellParams(n=1)
+    params.level[0] = Level((ctypes.c_void_p * 2)(), None, 256, 512, 64)
+    assert shape_of(params, torch.float16, H100)[0] == 0
+    params.depthwise[0][0] = 1
+    assert shape_of(params, torch.float16, H100) == (264, 256, 114432)  # 512 tiles for two blocks per multiprocessor
+    assert H100[3] >= 2 * (114432 + 1024)
+    assert shape_of(params, torch.float16, ADA) == (128, 512, 85248)
+
+
+def test_assembler():
+    """No spills, and the registers for 512 threads per multiprocessor."""
+    for dtype in TYPES:
+        for arch in ("sm_80", "sm_90"):
+            for name, use in emulator._ptxsim().ptxas(emulator.ptx("cell", dtype), arch=arch).items():
+                assert use["regs"] <= 128 and use["spill_stores"] == 0, (name, use)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
-import host_shapes
 import numpy as np
 import pytest
+import shapes
 import torch
 from buffers import Buffers, assert_close, poisoned
 from structs import KEEP, SCALES, Io, Level, MergeParams, Node, PredictorParams, Row, UpsampleParams
@@ -39,7 +39,7 @@ class Merge:
         # sample 0 is closed (weight 1), 1 is absent, 2 has no keep path, others are open
         self.keep = [(1.0, 0.0, 0.0)[i] if i < 3 else 0.25 + 0.1 * i for i in range(n)]
 
-    def run(self, samples=None, device=host_shapes.SMALL, **options):
+    def run(self, samples=None, device=shapes.ONE, **options):
         samples = list(range(self.n)) if samples is None else samples
         n, b = len(samples), Buffers()
         _, h, w, c = self.map.shape
@@ -64,7 +64,7 @@ class Merge:
             out=b.write(out),
             n=n,
         )
-        shape = host_shapes.shape("merge", params, self.dtype, device)
+        shape = shapes.launch_shape("merge", params, self.dtype, device)
         return out, macs, emulator.launch("merge", self.dtype, bytes(params), shape, b.arrays, **options)
 
     def check(self, out: Tensor, macs: Tensor) -> None:
@@ -77,7 +77,7 @@ class Merge:
         assert macs.tolist() == [[0, want[0].numel() * x.shape[-1], 0]] * self.n
 
 
-@pytest.mark.parametrize("dtype", host_shapes.DTYPES)
+@pytest.mark.parametrize("dtype", shapes.DTYPES)
 @pytest.mark.parametrize(
     ("n", "h", "w", "c", "c_out"),
     [(5, 6, 10, 8, 8), (4, 2, 2, 24, 16), (1, 18, 8, 64, 64), (2, 4, 6, 160, 80), (1, 2, 4, 512, 256)],
@@ -87,7 +87,7 @@ def test_merge(n: int, h: int, w: int, c: int, c_out: int, dtype: torch.dtype) -
     case.check(*case.run()[:2])
 
 
-@pytest.mark.parametrize("dtype", host_shapes.DTYPES)
+@pytest.mark.parametrize("dtype", shapes.DTYPES)
 def test_merge_at_the_coarsest_scale(dtype: torch.dtype) -> None:
     """Nothing to add, and sizes are any."""
     for h, w in ((1, 1), (3, 9)):
@@ -96,12 +96,19 @@ def test_merge_at_the_coarsest_scale(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_merge_items_of_several_blocks(dtype: torch.dtype) -> None:
+    """A map of many tiles: an item takes several blocks of output channels, the last of a tile fewer."""
+    case = Merge(1, 64, 128, 8, 136, dtype)
+    case.check(*case.run()[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_merge_is_the_same_however_it_runs(dtype: torch.dtype) -> None:
     case = Merge(4, 10, 6, 40, 72, dtype)
     out, macs, _ = case.run()
     case.check(out, macs)
     for options in SCHEDULES:
-        assert torch.equal(case.run(device=host_shapes.H100, **options)[0], out)
+        assert torch.equal(case.run(device=shapes.H100, **options)[0], out)
     for i in range(4):
         assert torch.equal(case.run(samples=[i])[0][0], out[i])
 
@@ -137,7 +144,7 @@ class Predictor:
             out=b.write(out),
             n=n, h=h, w=w, c=c,
         )  # fmt: skip
-        shape = host_shapes.shape("predictor", params, self.dtype)
+        shape = shapes.launch_shape("predictor", params, self.dtype, shapes.ONE)
         return out, macs, emulator.launch("predictor", self.dtype, bytes(params), shape, b.arrays, **options)
 
     def check(self, out: Tensor, macs: Tensor) -> None:
@@ -147,7 +154,7 @@ class Predictor:
         assert macs.tolist() == [[0, want[0].numel() * 9 * self.x.shape[-1], 0]] * self.n
 
 
-@pytest.mark.parametrize("dtype", host_shapes.DTYPES)
+@pytest.mark.parametrize("dtype", shapes.DTYPES)
 @pytest.mark.parametrize(
     ("n", "h", "w", "c", "classes"),
     [(2, 9, 18, 8, 19), (1, 1, 1, 24, 2), (3, 3, 5, 40, 1), (1, 8, 16, 64, 19), (1, 5, 7, 16, 150), (1, 2, 33, 72, 32)],
@@ -167,7 +174,7 @@ def test_predictor_is_the_same_however_it_runs(dtype: torch.dtype) -> None:
         assert torch.equal(case.run(samples=[i])[0][0], out[i])
 
 
-@pytest.mark.parametrize("dtype", host_shapes.DTYPES)
+@pytest.mark.parametrize("dtype", shapes.DTYPES)
 @pytest.mark.parametrize("c", [24, 64])
 def test_predictor_traffic(dtype: torch.dtype, c: int) -> None:
     _, _, info = Predictor(1, 16, 32, c, 19, dtype).run(counters=True)
@@ -197,7 +204,7 @@ class Upsample:
             io=b.struct(io), x=b.read(self.x[samples]), n=n, h=h, w=w, classes=classes, out_h=self.out_h,
             out_w=self.out_w,
         )  # fmt: skip
-        shape = host_shapes.shape("upsample", params, torch.float32)
+        shape = shapes.launch_shape("upsample", params, torch.float32, shapes.ONE)
         return planes, classes_of, emulator.launch("upsample", torch.float32, bytes(params), shape, b.arrays, **options)
 
     def check(self, planes: Tensor, labels: Tensor) -> None:

@@ -81,6 +81,7 @@ def launch(params: structs.SepconvParams, dtype: torch.dtype, buffers: list, blo
         (17, 16, 64, 64, 2),
         (5, 19, 16, 72, 2),
         (6, 7, 136, 24, 2),
+        (3, 9, 512, 96, 1),
     ],
 )
 def test_plain(dtype, h, w, c, n, stride):
