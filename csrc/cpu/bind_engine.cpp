@@ -41,7 +41,7 @@ void check_size(const char* op, const NetworkConfig& config, int64_t h, int64_t 
 int64_t workspace_op(int64_t n, int64_t h, int64_t w, std::vector<int64_t> config) {
   const NetworkConfig parsed = parse_config(config, "network_workspace");
   check_size("network_workspace", parsed, h, w);
-  return network_workspace(parsed, int(n), int(h), int(w));
+  return network_workspace(parsed, int(n), int(h), int(w), TorchParallel().threads());
 }
 
 Tensor buffer_op(int64_t floats) {
@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& images, const Tensor
   check(op + "weights", weights, ScalarType::Float, {-1});
   check(op + "table", table, ScalarType::Long, {table_rows(parsed.layers), kTableFields});
   if (gates) check(op + "gates", *gates, ScalarType::Float, {n, rows, kScales, kPaths});
-  const int64_t floats = network_workspace(parsed, int(n), int(h), int(w));
+  const int64_t floats = network_workspace(parsed, int(n), int(h), int(w), TorchParallel().threads());
   check(op + "workspace", workspace, ScalarType::Float, {-1});
   require(workspace.size(0) >= floats,
           op + "workspace: wanted " + std::to_string(floats) + " floats, got " + std::to_string(workspace.size(0)));
