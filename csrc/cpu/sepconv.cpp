@@ -4,6 +4,7 @@
 // Tiling: a step makes about `tile` pixels of a stage; their depthwise goes to a panel (L1/L2) that the pointwise
 // product reads at once, and the product's epilogue writes ring or output.
 #include "depthwise.h"
+#include "pixels.h"
 #include "target.h"
 
 namespace dynroute::DYNROUTE_TARGET {
@@ -59,16 +60,21 @@ DYNROUTE_INLINE void depthwise_row(const RowStage<S>& stage, const RowBuffer<con
 // outside.
 template <class S, class O, class T>
 void convolve(const SepconvJob<S>& job, const RowStage<S>& stage, const Pointwise<T>& weights, int y, int x, int count,
-              T* panel, int64_t stride, O* out) {
+              Pixels<S>& pixels, O* out) {
   const auto gathered = [&](int from, int to) {
-    gather(job, stage, y, from, to - from, panel, stride);
-    pointwise<T, O>(
-        {panel, stride, to - from, weights, out + int64_t(from - x) * weights.n, nullptr, stage.relu, nullptr});
+    pixels.make(0, to - from, [&](int first, int some, T* panel) {
+      gather(job, stage, y, from + first, some, panel, pixels.stride());
+    });
+    PointwiseArgs<T, O> args = {
+        pixels.rows(), pixels.stride(), to - from, weights, out + int64_t(from - x) * weights.n,
+        nullptr,       stage.relu,      nullptr};
+    args.tiles = pixels.tiles();
+    product<S>(args);
   };
   const int end = x + count, y_in = y * stage.stride - stage.pad, taps = 9 * stage.c_in;
   const T* map = job.image;
   if constexpr (std::is_same_v<S, T>) map = map ? map : job.x;
-  if (!map || taps > kMaxTaps || y_in < 0 || y_in + 3 > stage.h_in) return gathered(x, end);
+  if (!map || pixels.tiled() || taps > kMaxTaps || y_in < 0 || y_in + 3 > stage.h_in) return gathered(x, end);
   const int begin = least(end, most(x, int(ceil_div(stage.pad, stage.stride))));
   const int last = (stage.w_in - 3 + stage.pad) / stage.stride;  // the last column whose taps are all inside
   const int stop = most(begin, least(end, last + 1));
@@ -95,15 +101,15 @@ void convolve(const SepconvJob<S>& job, const RowStage<S>& stage, const Pointwis
 template <class S, class O, class T>
 void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, const RowBuffer<const T>& in,
               const RowBuffer<O>& out, const RowBuffer<const T>& added, int y_begin, int y_end, T* panel, Soon& soon) {
+  Pixels<S> pixels(panel, weights.k, weights.n);
   const RowStage<S>& stage = job.stage[s];
   const int n = stage.pointwise.n, width = least(stage.w_out, job.tiling.strip);
-  const int64_t stride = panel_stride<T>(stage.pointwise.k);
   for (int x = 0; x < stage.w_out; x += width) {
     const int count = least(width, stage.w_out - x);
     for (int y = y_begin; y < y_end;) {
       O* first = out.row(y) + int64_t(x) * n;
       if (!stage.depthwise) {
-        convolve(job, stage, weights, y, x, count, panel, stride, first);
+        convolve(job, stage, weights, y, x, count, pixels, first);
         ++y;
         continue;
       }
@@ -113,12 +119,17 @@ void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, cons
         return out.row(y) == first + int64_t(m) * n && (!residual || added.row(y) == residual + int64_t(m) * n);
       };
       do {
-        depthwise_row(stage, in, y, x, count, panel + m * stride, stride);
+        pixels.make(m, count, [&](int first, int some, T* to) DYNROUTE_ALWAYS {
+          depthwise_row(stage, in, y, x + first, some, to, pixels.stride());
+        });
         m += count;
         ++y;
       } while (count == stage.w_out && m + count <= job.tiling.tile_pixels && y < y_end && follows());
-      pointwise<T, O>(
-          {panel, stride, m, weights, first, residual, stage.relu, nullptr, soon.take(soon_bytes<T>(m, n))});
+      PointwiseArgs<T, O> args = {
+          pixels.rows(), pixels.stride(), m,      weights,
+          first,         residual,        stage.relu, nullptr, soon.take(soon_bytes<T>(m, n))};
+      args.tiles = pixels.tiles();
+      product<S>(args);
     }
   }
 }
@@ -153,6 +164,7 @@ void sepconv(const SepconvJob<S>& job, int band) {
   // rings: stage s holds what one step of stage s + 1 reads; the pulled input also what the residual still needs
   int ring_rows[3] = {}, start[3], next[3];
   int64_t ring_size = 0, panel_size = 0, weights_size = 0;
+  bool tiled = false;
   next[last] = y_begin;
   ring_rows[last] = step;
   for (int s = last; s >= 0; --s) {
@@ -166,12 +178,14 @@ void sepconv(const SepconvJob<S>& job, int band) {
     start[s] = next[s];
     weights_size += unpacked_size<S>(now.pointwise.k, now.pointwise.n);
     const int pixels = most(job.tiling.tile_pixels, least(now.w_out, job.tiling.strip));
-    panel_size = most(panel_size, pixels * panel_stride<T>(now.pointwise.k));
+    panel_size = most(panel_size, Pixels<S>::size(now.pointwise.k, now.pointwise.n, pixels));
+    tiled |= uses_tiles(now.pointwise.k, now.pointwise.n);
   }
   const int64_t in_size = int64_t(stage[0].w_in) * stage[0].c_in;
   const int pulled_rows = pulled ? (ring_rows[0] - 1) * stage[0].stride + 3 + job.stages : 0;
   int pulled_next = most(0, next[0] * stage[0].stride - stage[0].pad);
 
+  const TileScope tiles(tiled);
   ScratchParts<T> parts(2 * job.stages + 1, panel_size + weights_size + ring_size + pulled_rows * in_size);
   T* panel = parts.take(panel_size);
   Pointwise<T> weights[3];
