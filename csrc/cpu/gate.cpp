@@ -51,7 +51,7 @@ void gate(const GateJob<S>& job, int band) {
   const int64_t pulled_size = PulledRows<S>::needs_memory(job) ? 2 * int64_t(job.w) * k : 0;
   ScratchParts<T> parts(4, columns + widened + panel_size + pulled_size);
   T* sums = parts.take(columns);
-  Pixels<S> pixels(parts.take(panel_size), k, n);
+  Pixels<S> pixels(parts.take(panel_size), k, n, tile);
   const TileScope scope(pixels.tiled());
   const Pointwise<T> weights = unpacked(job.pointwise, parts.take(widened));
   PulledRows<S> x(job, parts.take(pulled_size));

@@ -25,20 +25,23 @@ class Pixels {
  public:
   static int64_t size(int k, int n, int rows) {
     if (!uses_tiles(k, n)) return rows * panel_stride<T>(k);
-    return kStaged * panel_stride<T>(k) + tiles_size<S>(rows, k) / int64_t(sizeof(T) / sizeof(bf16)) + kPanel;
+    return kStaged * panel_stride<T>(k) + 2 * tiles_floats(k, rows) + kPanel;
   }
-  Pixels(T* memory /* [size(k, n, rows)] */, int k, int n)
+  Pixels(T* memory /* [size(k, n, rows)] */, int k, int n, int rows)
       : memory_(memory), stride_(panel_stride<T>(k)), k_(k), tiled_(uses_tiles(k, n)) {
-    if constexpr (kHasTiles) {
-      const uintptr_t at = reinterpret_cast<uintptr_t>(memory + (tiled_ ? kStaged * stride_ : 0));
-      tiles_ = tiled_ ? reinterpret_cast<bf16*>(round_up(int64_t(at), 64)) : nullptr;
-    }
+    if (!tiled()) return;
+    const int64_t at = int64_t(reinterpret_cast<uintptr_t>(memory + kStaged * stride_));
+    tiles_ = reinterpret_cast<bf16*>(round_up(at, 64));
+    next_tiles_ = tiles_ + 2 * tiles_floats(k, rows);
   }
 
   bool tiled() const { return kHasTiles && tiled_; }
   const T* rows() const { return memory_; }
   int64_t stride() const { return stride_; }
   const bf16* tiles() const { return tiles_; }
+  // Tiles for the next product, which are made while the one before runs.
+  bf16* next_tiles() const { return next_tiles_; }
+  void next() { bf16* now = tiles_; tiles_ = next_tiles_, next_tiles_ = now; }
 
   // Rows are made by make(first, count, T* to): all at once, or as many at a time as find room before they go to tiles.
   template <class Make>
@@ -74,7 +77,9 @@ class Pixels {
 
  private:
   T* memory_;
-  bf16* tiles_ = nullptr;
+  static int64_t tiles_floats(int k, int rows) { return tiles_size<S>(rows, k) / 2; }
+
+  bf16 *tiles_ = nullptr, *next_tiles_ = nullptr;
   int64_t stride_;
   int k_;
   bool tiled_;

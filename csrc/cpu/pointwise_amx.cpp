@@ -5,9 +5,10 @@
 // float32: both factors are sums of three bfloat16 parts, and the product is the six products of parts whose indices
 // add up to at most 2; what is left out is of order 2^-24. From one to the next only one factor changes, so that a
 // block of 32 inputs takes 14 loads for 24 products.
-// Blocks of pixels are the outer loop: their tiles stay in L1 while the weights stream from L2.
-// The vector units are free meanwhile: between products, rows of the block before are finished (shift, residual, ReLU)
-// and memory that will be wanted soon is asked for.
+// Blocks of pixels are the outer loop while 32 of them fit L1: their tiles stay there, and the weights stream from L2.
+// Where they do not, weights are the outer loop, as they are then the larger part and may come from further than L2.
+// The vector units are free meanwhile: between products, rows of the block before are finished (shift, residual, ReLU),
+// pieces of the next product's pixels are made, and memory that will be wanted soon is asked for.
 // Every output is one chain of products in one order, whatever block it is made in.
 #include "target.h"
 #include "tiles.h"
@@ -16,6 +17,7 @@ namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
 constexpr int kBlock = 2 * kTileRows;  // pixels and channels of a block
+constexpr int kNearBlocks = 6;         // blocks of inputs up to which 32 pixels fit L1
 
 template <bool Residual, bool Relu, bool Sums>
 struct Epilogue {
@@ -33,20 +35,30 @@ class Product {
         blocks_(int(ceil_div(args.weights.k, kTileInputs))),
         steps_(blocks_ * kSteps),
         soon_lines_(args.soon ? int(ceil_div(kSoonLines, steps_)) : 0),
-        soon_(static_cast<const char*>(args.soon)) {}
+        soon_(static_cast<const char*>(args.soon)),
+        all_steps_(int(ceil_div(args.m, kBlock) * ceil_div(args.weights.n, kBlock)) * steps_),
+        pieces_(args.meanwhile ? args.meanwhile->pieces : 0),
+        all_pieces_(pieces_) {}
 
   void run() {
     const int panels = int(ceil_div(args_.weights.n, kPanel));
     asm volatile("" : : : "memory");  // tiles are read behind the compiler's back
-    for (int row = 0; row < args_.m; row += kBlock)
-      for (int panel = 0; panel < panels; panel += 2) {
-        const bool tall = args_.m - row > kTileRows, wide = panels - panel > 1;
-        if (tall && wide) block<2, 2>(row, panel);
-        else if (tall) block<2, 1>(row, panel);
-        else if (wide) block<1, 2>(row, panel);
-        else block<1, 1>(row, panel);
-      }
+    const auto one = [&](int row, int panel) {
+      const bool tall = args_.m - row > kTileRows, wide = panels - panel > 1;
+      if (tall && wide) block<2, 2>(row, panel);
+      else if (tall) block<2, 1>(row, panel);
+      else if (wide) block<1, 2>(row, panel);
+      else block<1, 1>(row, panel);
+    };
+    if (blocks_ <= kNearBlocks) {
+      for (int row = 0; row < args_.m; row += kBlock)
+        for (int panel = 0; panel < panels; panel += 2) one(row, panel);
+    } else {
+      for (int panel = 0; panel < panels; panel += 2)
+        for (int row = 0; row < args_.m; row += kBlock) one(row, panel);
+    }
     finish(kBlock);
+    for (; pieces_ > 0; --pieces_) args_.meanwhile->piece(args_.meanwhile->work);
   }
 
  private:
@@ -72,6 +84,7 @@ class Product {
       if constexpr (MR == 2 && NR == 2) tile_multiply<3, 5, 7>();
       finish(rows_per_step);
       ask();
+      other_work();
     };
     for (int i = 0; i < blocks_; ++i, a += kParts<S> * kTile, b += kParts<S> * kTile) {
       if constexpr (kParts<S> == 1) {
@@ -137,9 +150,18 @@ class Product {
     for (int i = 0; i < soon_lines_; ++i, soon_ += 64) __builtin_prefetch(soon_, 0, 2);
   }
 
+  // Spread evenly over all products.
+  DYNROUTE_INLINE void other_work() {
+    for (due_ += all_pieces_; due_ >= all_steps_ && pieces_ > 0; due_ -= all_steps_, --pieces_)
+      args_.meanwhile->piece(args_.meanwhile->work);
+  }
+
   const PointwiseArgs<float, O>& args_;
   const int blocks_, steps_, soon_lines_;
   const char* soon_;
+  const int all_steps_;
+  int pieces_, due_ = 0;
+  const int all_pieces_;
   // the block before: its sums, and how far it is finished
   alignas(64) float buffers_[2][kBlock * kBlock];  // [32 pixels][32 channels]
   int which_ = 0;

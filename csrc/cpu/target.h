@@ -15,6 +15,13 @@ constexpr bool kHasTiles = false;
 #endif
 DYNROUTE_INLINE bool uses_tiles(int k, int n) { return kHasTiles && in_tiles(k, n); }
 
+// Vector work that a product in tiles leaves room for, done piece by piece while the tile unit is busy.
+struct Meanwhile {
+  void (*piece)(void* work);
+  void* work;
+  int pieces;
+};
+
 // out[i, :] = [ReLU](shift + a[i, :] * panels [+ residual[i, :]]), or, if sums is set, sums += the column sums of that.
 // Each output is one chain of fma over k that starts from its shift, whatever the blocking; in tiles it is one chain of
 // tile products over k that its shift is added to.
@@ -36,6 +43,7 @@ struct PointwiseArgs {
   const int* offsets = nullptr;
   // `a` and the weights in tiles (tiles.h); the fields a and lda are then not looked at.
   const bf16* tiles = nullptr;
+  const Meanwhile* meanwhile = nullptr;  // all of it is done when the product is; tiles only
 };
 constexpr int kSoonPerBlock = 2048;  // bytes
 template <class T>

@@ -16,7 +16,7 @@ void transform(const TransformJob<S>& job, int task) {
   const bool tiled = uses_tiles(k, n), in_place = !tiled && std::is_same_v<S, T> && job.stride == 1 && !job.relu_input;
   const int tile = tiled ? 64 : k <= 128 ? 60 : 120;
   T* widened = scratch<T>(unpacked_size<S>(k, n) + (in_place ? 0 : Pixels<S>::size(k, n, tile)));
-  Pixels<S> pixels(widened + unpacked_size<S>(k, n), k, n);
+  Pixels<S> pixels(widened + unpacked_size<S>(k, n), k, n, tile);
   const Pointwise<T> weights = unpacked(job.pointwise, widened);
   const TileScope scope(tiled);
   for (int p = begin; p < end; p += tile) {
