@@ -27,8 +27,9 @@ struct ComputeOf<bf16> {
 template <class S>
 using Compute = typename ComputeOf<S>::type;
 
-// With AMX the weights of products that pay are packed in tiles instead, of 32 inputs x 16 output channels (cpu/tiles.h).
-// Tiles hold bfloat16: a float is the sum of three of them, each the upper half of what the ones before leave.
+// With AMX the weights of products that pay are packed in tiles instead, of 32 inputs x 16 output channels
+// (cpu/tiles.h). Tiles hold bfloat16: a float is the sum of three of them, each the upper half of what the ones before
+// leave.
 constexpr int kTileInputs = 32;
 template <class S>
 constexpr int kParts = 3;

@@ -1,5 +1,5 @@
-// Depthwise 3x3 of a tile of pixels into the tiles of a product (tiles.h), in pieces that another product leaves room for.
-// Unit of work: a piece is P neighbouring pixels x 32 channels in registers, split into bfloat16 parts there.
+// Depthwise 3x3 of a tile of pixels into the tiles of a product (tiles.h), in pieces that another product leaves room
+// for. Unit of work: a piece is P neighbouring pixels x 32 channels in registers, split into bfloat16 parts there.
 #pragma once
 #include "depthwise.h"
 #include "tiles.h"
@@ -49,24 +49,21 @@ class DepthwisePieces {
   }
   template <int N>
   DYNROUTE_INLINE void put(int x) {
-    if (c_ + kTileInputs <= at_.channels)
-      put<N>(x, [](const float* p, int) DYNROUTE_ALWAYS { return load(p); });
+    if (c_ + kTileInputs <= at_.channels) put<N>(x, [](const float* p, int) DYNROUTE_ALWAYS { return load(p); });
     else
-      put<N>(x, [this](const float* p, int from) DYNROUTE_ALWAYS {
-        return load(p, least(most(at_.channels - c_ - from, 0), kPanel));
-      });
+      put<N>(x, [this](const float* p, int from)
+                    DYNROUTE_ALWAYS { return load(p, least(most(at_.channels - c_ - from, 0), kPanel)); });
   }
   template <int N, class Load>
   DYNROUTE_INLINE void put(int x, Load load_from) {
     const int x_in = x * Stride - at_.pad, begin = most(0, -x_in), end = least(3, at_.w_in - x_in);
     Vec<float> sum[2][N];
-    DYNROUTE_UNROLL for (int j = 0; j < 2; ++j)
-      depthwise_sums<float, N, Stride>(
-          in_, x_in, begin, end, at_.channels, at_.weights, c_ + j * kPanel,
-          [&](const float* p) DYNROUTE_ALWAYS { return load_from(p, j * kPanel); }, sum[j]);
+    DYNROUTE_UNROLL for (int j = 0; j < 2; ++j) depthwise_sums<float, N, Stride>(
+        in_, x_in, begin, end, at_.channels, at_.weights, c_ + j * kPanel,
+        [&](const float* p) DYNROUTE_ALWAYS { return load_from(p, j * kPanel); }, sum[j]);
     const int blocks = int(ceil_div(at_.channels, kTileInputs)), first = row_ * at_.count + x - at_.x;
     DYNROUTE_UNROLL for (int i = 0; i < N; ++i)
-      put_inputs<S>(sum[0][i], sum[1][i], pixel(at_.tiles, first + i, blocks) + c_ * (kParts<S> * kTileRows));
+        put_inputs<S>(sum[0][i], sum[1][i], pixel(at_.tiles, first + i, blocks) + c_ * (kParts<S> * kTileRows));
   }
   static bf16* pixel(bf16* tiles, int i, int blocks) {
     return tiles + int64_t(i / kTileRows) * blocks * kParts<S> * kTile + i % kTileRows * kTileInputs;

@@ -28,10 +28,10 @@ const Kernels<T>& kernels();
 // The table of a named instruction set. Throws std::runtime_error, beginning with `what`, if it does not run here.
 const Kernels<float>& kernels_of(const std::string& isa, const std::string& what);
 
-std::string chosen_isa();      // e.g. "avx2"
+std::string chosen_isa();             // e.g. "avx2"
 bool weights_in_tiles(int k, int n);  // whether its kernels want a pointwise product's weights so
-std::string why_chosen_isa();  // one line
-std::string compiled_isas();   // JSON list
+std::string why_chosen_isa();         // one line
+std::string compiled_isas();          // JSON list
 
 // At least `bytes` of this thread's own memory, 64-byte aligned, kept between calls. Not zeroed.
 void* thread_scratch(size_t bytes);

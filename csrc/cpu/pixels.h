@@ -1,5 +1,6 @@
 // The pixels of a pointwise product, brought into the form that it reads: rows of floats that lie together in L1 or L2,
-// or, with AMX, tiles (tiles.h). Whoever makes pixels writes floats, a few rows at a time, and says when they are whole.
+// or, with AMX, tiles (tiles.h). Whoever makes pixels writes floats, a few rows at a time, and says when they are
+// whole.
 #pragma once
 #include "target.h"
 #if defined(DYNROUTE_TARGET_AMX)
@@ -41,7 +42,10 @@ class Pixels {
   const bf16* tiles() const { return tiles_; }
   // Tiles for the next product, which are made while the one before runs.
   bf16* next_tiles() const { return next_tiles_; }
-  void next() { bf16* now = tiles_; tiles_ = next_tiles_, next_tiles_ = now; }
+  void next() {
+    bf16* now = tiles_;
+    tiles_ = next_tiles_, next_tiles_ = now;
+  }
 
   // Rows are made by make(first, count, T* to): all at once, or as many at a time as find room before they go to tiles.
   template <class Make>
@@ -70,9 +74,8 @@ class Pixels {
       }
     T* to = memory_ + row * stride_;
     for (int i = 0; i < count; ++i, from += lda, to += stride_)
-      for_channels<T>(k_, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-        store(to + c, relu_input ? relu(load(from + c)) : load(from + c));
-      });
+      for_channels<T>(k_, [&](int c, auto load, auto store)
+                              DYNROUTE_ALWAYS { store(to + c, relu_input ? relu(load(from + c)) : load(from + c)); });
   }
 
  private:

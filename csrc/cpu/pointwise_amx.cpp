@@ -1,15 +1,18 @@
 // Pointwise product of a tile of pixels with packed weights, on the tile multiply unit (tiles.h).
-// Unit of work: 32 pixels x 32 output channels over the whole of k: four sums in tile registers, two tiles of pixels and
-// two of weights beside them. The unit starts a product every 16 cycles and ends it after some 52, so that four sums
-// keep it busy; a load takes 8 cycles of the load ports.
-// float32: both factors are sums of three bfloat16 parts, and the product is the six products of parts whose indices
-// add up to at most 2; what is left out is of order 2^-24. From one to the next only one factor changes, so that a
-// block of 32 inputs takes 14 loads for 24 products.
-// Blocks of pixels are the outer loop while 32 of them fit L1: their tiles stay there, and the weights stream from L2.
-// Where they do not, weights are the outer loop, as they are then the larger part and may come from further than L2.
-// The vector units are free meanwhile: between products, rows of the block before are finished (shift, residual, ReLU),
-// pieces of the next product's pixels are made, and memory that will be wanted soon is asked for.
-// Every output is one chain of products in one order, whatever block it is made in.
+// Unit of work: 32 pixels x 32 output channels over the whole of k: four sums in tile registers, two tiles of pixels
+// and two of weights beside them. The unit starts a product every 16 cycles and ends it after some 52, so that four
+// sums keep it busy; a load takes 8 cycles of the load ports.
+//
+// float32: a factor is the sum of three bfloat16 parts, and the product is the six products of parts whose indices add
+// up to at most 2; what is left out is of order 2^-24. From one to the next only one factor changes: 14 loads for 24
+// products. Every output is one chain of products in one order, whatever block it is made in.
+//
+// Pixels are the outer loop while 32 of them fit L1, and the weights stream from L2. Where they do not fit, weights
+// are the outer loop, as they are then the larger part and may come from further than L2.
+//
+// Meanwhile the vector units have one of their two ports left (the tile unit sits on the other): between products, rows
+// of the block before are finished (shift, residual, ReLU), pieces of the next product's pixels are made, and memory
+// that will be wanted soon is asked for.
 #include "target.h"
 #include "tiles.h"
 

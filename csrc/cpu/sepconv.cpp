@@ -96,9 +96,8 @@ void convolve(const SepconvJob<S>& job, const RowStage<S>& stage, const Pointwis
     pixels.make(0, to - from, [&](int first, int some, T* panel) {
       gather(job, stage, y, from + first, some, panel, pixels.stride());
     });
-    PointwiseArgs<T, O> args = {
-        pixels.rows(), pixels.stride(), to - from, weights, out + int64_t(from - x) * weights.n,
-        nullptr,       stage.relu,      nullptr};
+    PointwiseArgs<T, O> args = {pixels.rows(), pixels.stride(), to - from, weights, out + int64_t(from - x) * weights.n,
+                                nullptr,       stage.relu,      nullptr};
     args.tiles = pixels.tiles();
     product<S>(args);
   };
@@ -167,9 +166,9 @@ void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, cons
   };
   const auto multiply = [&](const Tile& tile, const Meanwhile* meanwhile) {
     const int m = tile.rows * tile.count;
-    PointwiseArgs<T, O> args = {
-        pixels.rows(),  pixels.stride(), m,          weights,
-        output(tile),   residual(tile),  stage.relu, nullptr, soon.take(soon_bytes<T>(m, n))};
+    PointwiseArgs<T, O> args = {pixels.rows(), pixels.stride(), m,
+                                weights,       output(tile),    residual(tile),
+                                stage.relu,    nullptr,         soon.take(soon_bytes<T>(m, n))};
     args.tiles = pixels.tiles(), args.meanwhile = meanwhile;
     product<S>(args);
   };

@@ -10,7 +10,7 @@ constexpr auto tiles = &tile_loop;
 constexpr double (*tiles)(int64_t) = nullptr;
 #endif
 template <class S>
-constexpr Kernels<S> table = {&sepconv<S>,  &transform<S>,           &aggregate<S>, &gate<S>,
+constexpr Kernels<S> table = {&sepconv<S>,  &transform<S>,         &aggregate<S>, &gate<S>,
                               &upsample<S>, &fma_loop<Compute<S>>, tiles};
 
 }  // namespace

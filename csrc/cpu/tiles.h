@@ -5,8 +5,8 @@
 //   pixels   [ceil(m/16)][ceil(k/32)][parts][16 pixels][32 inputs]
 //   weights  [ceil(n/16)][ceil(k/32)][parts][16 pairs of inputs][16 channels][2]
 // Inputs beyond k are zeros in both; pixels beyond m are whatever was there, and end in rows that nobody reads.
-// Where there are three parts, inputs i and i + 16 of a block of 32 are a pair: two vectors of floats, 16 channels each,
-// become words with a shift and a blend. Where there is one, pairs are neighbours, as bfloat16 maps have them.
+// Where there are three parts, inputs i and i + 16 of a block of 32 are a pair: two vectors of floats, 16 channels
+// each, become words with a shift and a blend. Where there is one, pairs are neighbours, as bfloat16 maps have them.
 #pragma once
 #include <immintrin.h>
 
@@ -51,8 +51,7 @@ class TileScope {
     uint16_t row_bytes[16];
     uint8_t rows[16];
   };
-  static constexpr Config kWhole = {
-      1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+  static constexpr Config kWhole = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
   const bool wanted_;
 };
 

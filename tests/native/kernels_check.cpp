@@ -315,8 +315,7 @@ class Stack {
     other.fill(kUnwritten);
     run_staged(other, staged);
     same_bits(report, name_ + " one stage at a time", other, out);
-    if (staged.macs != counts.macs || staged.halo != 0)
-      report.fail(name_, "the counted work depends on the fusion");
+    if (staged.macs != counts.macs || staged.halo != 0) report.fail(name_, "the counted work depends on the fusion");
   }
 
   // X pulled from some of its sources against the same X stored.
