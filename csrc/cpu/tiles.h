@@ -33,7 +33,7 @@ DYNROUTE_INLINE void tile_multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
 }
 
-// While one lives this thread's tiles are whole ones: configuring takes as long as four products, so tasks do it.
+// While one lives this thread's tiles are whole ones: configuring takes as long as ten products, so tasks do it.
 class TileScope {
  public:
   explicit TileScope(bool wanted) : wanted_(wanted) {

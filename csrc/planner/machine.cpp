@@ -48,7 +48,6 @@ Machine read_machine(const char* isa) {
   const bool tiles = std::strcmp(isa, "amx") == 0, wide = tiles || std::strcmp(isa, "avx512") == 0,
              narrow = std::strcmp(isa, "avx2") == 0;
   machine.flops = tiles ? 280 : wide ? 180 : narrow ? 90 : 30;
-  machine.block_pixels = tiles ? 32 : 16;
   machine.l2_bytes_per_ns = wide ? 60 : 40;
   machine.memory_bytes_per_ns = 10;
   return machine;

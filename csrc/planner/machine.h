@@ -8,7 +8,6 @@ struct Machine {
   int64_t l1_bytes, l2_bytes, l3_bytes;  // data caches: of a core, of a core, shared
   double flops;                          // a core's multiply-adds per nanosecond, twice
   double l2_bytes_per_ns, memory_bytes_per_ns;
-  int block_pixels;  // whole blocks of the depthwise and of the pointwise product
 };
 
 // Cache sizes as the system reports them (else common ones); speeds are typical values for the instruction set, since
