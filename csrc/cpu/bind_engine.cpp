@@ -119,6 +119,8 @@ std::string build_info() {
 
 std::vector<int64_t> last_macs_op() { return {last_macs[0], last_macs[1]}; }
 
+bool weights_in_tiles_op(int64_t k, int64_t n) { return weights_in_tiles(int(k), int(n)); }
+
 void debug_skip_tile(int64_t index) { debug_skipped_task = index; }
 
 }  // namespace
@@ -130,6 +132,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynroute, CompositeExplicitAutograd, m) {
   m.impl("network_workspace", TORCH_BOX(&dynroute::workspace_op));
   m.impl("network_buffer", TORCH_BOX(&dynroute::buffer_op));
   m.impl("build_info", TORCH_BOX(&dynroute::build_info));
+  m.impl("weights_in_tiles", TORCH_BOX(&dynroute::weights_in_tiles_op));
   m.impl("last_macs", TORCH_BOX(&dynroute::last_macs_op));
   m.impl("debug_skip_tile", TORCH_BOX(&dynroute::debug_skip_tile));
 }

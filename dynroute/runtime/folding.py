@@ -11,7 +11,7 @@ from dynroute.models.layers import ConvNorm, fold_norm
 from dynroute.models.network import DynamicNetwork, RoutedNode
 from dynroute.models.space import DOWN, SCALES, UP
 from dynroute.ops.network import ACTIVATIONS, TABLE_FIELDS, network_buffer, table_rows
-from dynroute.ops.packing import pack_depthwise, pack_pointwise, pack_shift
+from dynroute.ops.packing import pack_depthwise, pack_shift, pack_weights
 
 ALIGN = 16  # floats: one cache line
 # Fields of a node's row; stages 1 to 3 of its cell take 0..8 as depthwise, pointwise, shift.
@@ -42,11 +42,6 @@ class _Packer:
         self._size = 0
         self._storage = storage
 
-    def put_panels(self, row: int, field: int, panels: Tensor) -> None:
-        # two bfloat16 values lie where one float would
-        panels = panels.detach().to(self._storage)
-        self.put(row, field, panels.view(torch.float32) if self._storage == torch.bfloat16 else panels)
-
     def put(self, row: int, field: int, values: Tensor) -> None:
         flat = values.detach().to(torch.float32).reshape(-1)
         padding = -flat.numel() % ALIGN
@@ -56,11 +51,11 @@ class _Packer:
 
     def put_pointwise(self, row: int, field: int, conv: ConvNorm) -> None:
         scale, shift = fold_norm(conv)
-        self.put_panels(row, field, pack_pointwise(conv.weight.detach(), scale))
+        self.put(row, field, pack_weights(conv.weight.detach(), scale, self._storage))
         self.put(row, field + 1, pack_shift(shift))
 
     def put_conv(self, row: int, field: int, weight: Tensor, scale: Tensor, shift: Tensor) -> None:
-        self.put_panels(row, field, pack_pointwise(weight.detach(), scale))
+        self.put(row, field, pack_weights(weight.detach(), scale, self._storage))
         self.put(row, field + 1, pack_shift(shift.detach()))
 
     def put_stages(self, row: int, field: int, stages: list[tuple[nn.Conv2d, ConvNorm]]) -> None:
