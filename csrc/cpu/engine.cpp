@@ -25,7 +25,7 @@
 namespace dynroute {
 namespace {
 
-constexpr int kParts = 5;  // of a node's work that is counted: gate, cell, up, keep, down
+constexpr int kNodeParts = 5;  // of a node's work that is counted: gate, cell, up, keep, down
 
 struct Shape {
   int h, w, c;
@@ -156,7 +156,7 @@ class Network {
   }
   int64_t row_index(int i, int row, int s) const { return (int64_t(i) * (config_.layers + 1) + row) * kScales + s; }
   float* alphas(int i, int row, int s) const { return args_.alphas + row_index(i, row, s) * kPaths; }
-  int64_t* macs(int i, int row, int s, int what) const { return args_.nodes + row_index(i, row, s) * kParts + what; }
+  int64_t* macs(int i, int row, int s, int what) const { return args_.nodes + row_index(i, row, s) * kNodeParts + what; }
   int64_t* other(int i, int what) const { return args_.other + int64_t(i) * 3 + what; }
 
   void stem() {
@@ -447,7 +447,7 @@ void network_forward(const NetworkConfig& config, const NetworkArgs& args, const
     if (group.gates) group.gates += first * rows * kPaths;
     group.logits += int64_t(first) * config.classes * args.out_h * args.out_w;
     group.alphas += first * rows * kPaths;
-    group.nodes += first * rows * kParts;
+    group.nodes += first * rows * kNodeParts;
     group.other += int64_t(first) * 3;
     if (config.bf16_storage) Network<bf16>(config, group, parallel, first == 0).run();
     else Network<float>(config, group, parallel, first == 0).run();
