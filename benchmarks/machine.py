@@ -1,4 +1,4 @@
-"""What the machine can do at most: multiply-adds on registers, and copies of memory."""
+"""What the machine can do at most: multiply-adds on registers, products of tiles, and copies of memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from benchmarks.harness import measured
 from dynroute import _native
 
 GIGA = 1e-9
+TILE_PRODUCTS = 6  # of bfloat16 parts in one float32 product (docs/design.md, AMX)
 PROBE_SECONDS = 0.03  # of one sample
 FALLBACK_L2 = 1 << 20
 LARGE_BYTES = 256 << 20  # each of source and target; a larger cache than this would be flattered
@@ -26,11 +27,14 @@ def probe(rounds: int = 9) -> dict[str, Any]:
 
     Returns:
         fma_gflops: {isa: {"1": GFLOP/s of one thread, "<n>": of all torch threads}}, each instruction set that runs;
+        tile_gflops: the same of bfloat16 products of tiles, where the chosen kernels use them, else None;
         copy_gbs: {"large", "l2": GB/s of a copy, read and written bytes added}; l2_bytes; peak_gflops and
-        peak_copy_gbs, what rates are held against: the best round of the chosen instruction set and of the large copy,
-        with all threads (a ceiling is the best that was seen, not the middle).
+        peak_copy_gbs, what rates are held against: the best round of the unit that float32 products use (peak_of: its
+        name; with tiles, a sixth of their rate) and of the large copy, with all threads (a ceiling is the best that
+        was seen, not the middle).
     """
     threads = torch.get_num_threads()
+    counts = sorted({1, threads})
     fma: dict[str, Any] = {}
     info = _native.build_info() if _native.why_not_loaded() is None else {"isas": [], "isa": None}
     for isa in info["isas"]:
@@ -39,20 +43,26 @@ def probe(rounds: int = 9) -> dict[str, Any]:
         except RuntimeError as error:
             fma[isa] = {"absent": str(error)}
             continue
-        fma[isa] = {str(n): _best(_fma_rates(isa, n, rounds)) for n in sorted({1, threads})}
+        fma[isa] = {str(n): _best(_flop_rates(torch.ops.dynroute.fma_flops, isa, n, rounds)) for n in counts}
     l2 = l2_bytes()
     copies = {
         "large": _best(_copy_rates(LARGE_BYTES, rounds)),
         "l2": _best(_copy_rates(l2 // 4 * threads, rounds)),  # source and target fill half of each thread's L2
     }
-    chosen = fma.get(info["isa"], {}).get(str(threads))
+    tiles = None
+    if info["isa"] == "amx":
+        flops = torch.ops.dynroute.tile_flops
+        tiles = {str(n): _best(_flop_rates(flops, "amx", n, rounds)) for n in counts}
+    chosen = (tiles or fma.get(info["isa"], {})).get(str(threads))
     return {
         "isa": info["isa"],
         "threads": threads,
         "fma_gflops": fma,
+        "tile_gflops": tiles,
         "copy_gbs": copies,
         "l2_bytes": l2,
-        "peak_gflops": chosen["best"] if chosen else None,
+        "peak_gflops": chosen["best"] / (TILE_PRODUCTS if tiles else 1) if chosen else None,
+        "peak_of": "tile products / 6" if tiles else "multiply-adds",
         "peak_copy_gbs": copies["large"]["best"],
     }
 
@@ -80,17 +90,17 @@ def l2_bytes() -> int:
         return FALLBACK_L2
 
 
-def _fma_rates(isa: str, threads: int, rounds: int) -> np.ndarray:
+def _flop_rates(flops: Callable[[str, int], float], isa: str, threads: int, rounds: int) -> np.ndarray:
     """GFLOP/s [rounds] of that many threads at once. The operator lets go of the interpreter's lock."""
     steps, started = 10_000, time.perf_counter()
-    while torch.ops.dynroute.fma_flops(isa, steps) and time.perf_counter() - started < PROBE_SECONDS:
+    while flops(isa, steps) and time.perf_counter() - started < PROBE_SECONDS:
         steps, started = 2 * steps, time.perf_counter()
     rates = []
     for _ in range(rounds):
         done = [0.0] * threads
 
         def work(i: int, done: list[float] = done) -> None:
-            done[i] = torch.ops.dynroute.fma_flops(isa, steps)
+            done[i] = flops(isa, steps)
 
         others = [threading.Thread(target=work, args=(i,)) for i in range(1, threads)]
         started = time.perf_counter()

@@ -88,7 +88,7 @@ def roofline(results: list[dict[str, Any]], machine: dict[str, Any], path: Path)
     for key, style, name in (("large", "-", "memory"), ("l2", ":", "L2")):
         rate = copies[key]["best"]
         axes.plot(x, np.minimum(peak, rate * x), style, color="#444444", linewidth=1.3,
-                  label=f"{name}: {rate:.0f} GB/s copied; {peak:.0f} GFLOP/s of multiply-adds")  # fmt: skip
+                  label=f"{name}: {rate:.0f} GB/s copied; {peak:.0f} GFLOP/s of {machine['peak_of']}")  # fmt: skip
     bottom = min(r["rates"]["gflops"]["value"] for r in found) / 2
     by_name: dict[str, list[dict[str, Any]]] = {}
     for r in found:

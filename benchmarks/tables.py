@@ -72,10 +72,13 @@ def report(document: dict[str, Any]) -> str:
 
 def _machine(document: dict[str, Any]) -> str:
     m, where = document["machine"], document["provenance"]["machine"]
-    fma = ", ".join(
-        f"{isa} " + (" / ".join(f"{v['best']:.0f} ({t} thr.)" for t, v in by.items()) if "absent" not in by else "-")
-        for isa, by in m["fma_gflops"].items()
-    )
+
+    def by_threads(by: dict[str, Any]) -> str:
+        return " / ".join(f"{v['best']:.0f} ({t} thr.)" for t, v in by.items()) if "absent" not in by else "-"
+
+    fma = ", ".join(f"{isa} {by_threads(by)}" for isa, by in m["fma_gflops"].items())
+    if m.get("tile_gflops"):
+        fma += f"; bfloat16 products of tiles: {by_threads(m['tile_gflops'])}, a sixth of it is float32's ceiling"
     copies = m["copy_gbs"]
     return (
         f"{where['cpu']}, {where['cores']} cores, threads: {where['threads']}, float32; medians [p10-p90].\n"

@@ -27,9 +27,24 @@ struct ComputeOf<bf16> {
 template <class S>
 using Compute = typename ComputeOf<S>::type;
 
+// With AMX the weights of products that pay are packed in tiles instead, of 32 inputs x 16 output channels
+// (cpu/tiles.h). Tiles hold bfloat16: a float is the sum of three of them, each the upper half of what the ones before
+// leave.
+constexpr int kTileInputs = 32;
+template <class S>
+constexpr int kParts = 3;
+template <>
+constexpr int kParts<bf16> = 1;
+constexpr bool in_tiles(int k, int /* n */) { return k >= kTileInputs; }  // fewer would mostly multiply padding
+// bfloat16 values of a pointwise product's weights, or of `rows` pixels, in tiles
+template <class S>
+constexpr int64_t tiles_size(int64_t rows, int64_t k) {
+  return round_up(rows, kPanel) * round_up(k, kTileInputs) * kParts<S>;
+}
+
 template <class S>
 struct Pointwise {
-  const S* panels;          // [ceil(n/16)][k][16], columns beyond n are zero
+  const S* panels;          // [ceil(n/16)][k][16], columns beyond n are zero; or tiles
   const Compute<S>* shift;  // [round_up(n, 16)], zeros beyond n
   int k, n;                 // input and output channels
 };

@@ -2,8 +2,8 @@
 
 ``DYNROUTE_LIBRARY`` names another library file to load instead of the package's own, e.g. the one that `make sanitize`
 builds. It is loaded or the import fails: whoever names a library must not be given the reference backend unnoticed.
-``DYNROUTE_CPU_ISA`` (portable, avx2, avx512, neon) holds the library to one instruction set; without it the best of the
-machine is used.
+``DYNROUTE_CPU_ISA`` (portable, avx2, avx512, amx, neon) holds the library to one instruction set; without it the best
+of the machine is used.
 """
 
 from __future__ import annotations

@@ -123,6 +123,16 @@ def test_fma_flops_counts_and_refuses():
     assert machine.l2_bytes() > 0
 
 
+def test_tile_flops_counts_and_refuses():
+    with pytest.raises(RuntimeError, match="has no tiles"):
+        torch.ops.dynroute.tile_flops("portable", 10)
+    if _native.build_info()["isa"] == "amx":
+        flops = torch.ops.dynroute.tile_flops("amx", 10)
+        assert flops > 0 and torch.ops.dynroute.tile_flops("amx", 20) == 2 * flops
+        found = machine.probe(rounds=2)
+        assert found["peak_gflops"] == found["tile_gflops"][str(found["threads"])]["best"] / 6
+
+
 def test_operators_know_their_work():
     case = ops.cell(Settings(peers=()), n=1, c=32, h=8, w=8, chain=1)
     assert case.macs == {"kind": "counted", "value": 2 * 8 * 8 * 32 * (32 + 9)}

@@ -162,7 +162,7 @@ class Net:
         parts, size = [], 0
         for (row, field), value in self.tensors.items():
             if value.dim() == 4:
-                value = packing.pack_depthwise(value) if value.shape[1] == 1 else packing.pack_pointwise(value)
+                value = packing.pack_depthwise(value) if value.shape[1] == 1 else packing.pack_weights(value)
             elif value.dim() == 1 and field != 16:
                 value = packing.pack_shift(value)
             value = value.flatten()

@@ -32,7 +32,7 @@ def test_goldens(isa: str) -> None:
 
 
 @native
-@pytest.mark.parametrize("isa", ["portable", "avx512", "neon", "AVX2"])
+@pytest.mark.parametrize("isa", ["portable", "avx512", "amx", "neon", "AVX2"])
 def test_named(isa: str) -> None:
     """A named instruction set is used or refused in one line, which whoever asks for the backend gets too."""
     code = """
@@ -43,9 +43,9 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    known, compiled = {"portable", "avx2", "avx512", "neon"}, _native.build_info()["isas"]
+    known, compiled = {"portable", "avx2", "avx512", "amx", "neon"}, _native.build_info()["isas"]
     if isa not in known:
-        wanted = f"DYNROUTE_CPU_ISA: wanted one of portable, avx2, avx512, neon, got '{isa}'"
+        wanted = f"DYNROUTE_CPU_ISA: wanted one of portable, avx2, avx512, amx, neon, got '{isa}'"
     elif isa not in compiled:
         wanted = f"DYNROUTE_CPU_ISA: '{isa}' was not compiled into this library"
     elif not NEEDED_OF_CPU.get(isa, set()) <= cpu_flags():

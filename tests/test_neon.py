@@ -22,6 +22,7 @@ CHECK = ROOT / "tests" / "native" / "kernels_check.cpp"
 ARM = platform.machine() in ("aarch64", "arm64")
 CROSS_COMPILER, CROSS_LIBRARIES = "aarch64-linux-gnu-g++", Path("/usr/aarch64-linux-gnu")
 NEEDED_OF_CPU = {"portable": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"}}
+NEEDED_OF_CPU["amx"] = NEEDED_OF_CPU["avx512"] | {"avx512_bf16", "amx_tile", "amx_bf16"}
 
 
 def from_cmake(name: str) -> list[str]:
@@ -77,10 +78,11 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
             return done[cxx, isa]
         folder = tmp_path_factory.mktemp(isa)
         flags = ["-std=c++17", "-O2", "-Werror", *from_cmake("KERNEL_FLAGS")]
-        flags += from_cmake(f"{isa.upper()}_FLAGS") if isa.startswith("avx") else []
+        flags += from_cmake("AVX512_FLAGS") if isa == "amx" else []
+        flags += from_cmake(f"{isa.upper()}_FLAGS") if isa in ("avx2", "avx512", "amx") else []
         flags += ["-Wno-psabi"] if isa == "portable" else []
         flags += [f"-DDYNROUTE_TARGET={isa}", f"-DDYNROUTE_TARGET_{isa.upper()}"]
-        made = [folder / f"{name}.o" for name in from_cmake("KERNELS")]
+        made = [folder / f"{name}.o" for name in from_cmake("KERNELS") + (["pointwise_amx"] if isa == "amx" else [])]
         commands = [[cxx, *flags, "-c", str(KERNELS / f"{o.stem}.cpp"), "-o", str(o)] for o in made]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(run, commands))
@@ -90,7 +92,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
     return compile_all
 
 
-@pytest.mark.parametrize("isa", ["neon", "portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["neon", "portable", "avx2", "avx512", "amx"])
 def test_kernels(isa: str, objects: Objects, tmp_path: Path) -> None:
     """Every kernel agrees with the portable one in double precision, and touches nothing beyond its maps."""
     if isa != "neon" and not NEEDED_OF_CPU[isa] <= cpu_flags():
@@ -98,7 +100,9 @@ def test_kernels(isa: str, objects: Objects, tmp_path: Path) -> None:
     cxx, emulated = compiler(isa), emulator(isa)
     parts = {path for name in (isa, "portable") for path in objects(cxx, name)}
     program = str(tmp_path / "check")
-    run([cxx, "-std=c++17", "-O1", f"-DDYNROUTE_CHECK={isa}", str(CHECK), *map(str, parts), "-o", program])
+    flags = ["-std=c++17", "-O1", "-Wno-psabi", f"-DDYNROUTE_CHECK={isa}"]
+    flags += ["-DDYNROUTE_CHECK_TILES"] if isa == "amx" else []
+    run([cxx, *flags, str(CHECK), *map(str, parts), "-o", program])
     report = run([*emulated, program])
     print(report)  # the largest errors, with pytest -s
     checked = re.findall(r"^(\w+) +[1-9]\d* cases", report, re.MULTILINE)

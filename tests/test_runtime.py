@@ -14,6 +14,7 @@ import dynroute
 from dynroute import _native
 from dynroute.models.network import DynamicNetwork
 from dynroute.models.space import DOWN, KEEP, UP, build_space, path_exists
+from dynroute.ops.network import network_workspace
 from dynroute.runtime.outputs import OutputMemory
 
 BACKENDS = ["reference", "cpu"]
@@ -192,6 +193,22 @@ def test_a_batch_never_changes_a_sample(config: dict, threads: int) -> None:
         for name in ("logits", "gates", "executed_nodes", "executed_macs"):  # the halo follows the plan
             assert torch.equal(getattr(batch, name)[i], getattr(one, name)[0]), name
             assert torch.equal(getattr(repeated, name)[4 - i], getattr(one, name)[0]), name
+
+
+def test_a_batch_goes_through_in_groups() -> None:
+    net = random_network()
+    run = dynroute.optimize(net, "cpu")
+    config = run._execute.packed.config  # type: ignore[attr-defined]
+    x = random_images(5, 128, 256)  # 32 pixels at 1/32: four samples for one thread, so three and two of them
+    assert network_workspace(5, 128, 256, config) == 3 * network_workspace(1, 128, 256, config)
+    assert network_workspace(8, 512, 1024, config) == network_workspace(1, 512, 1024, config)
+    gates = random_gates(net, 5, share=0.7)
+    for forced in (None, gates):
+        batch = run(x, forced)
+        for i in range(5):
+            one = run(x[i : i + 1], None if forced is None else forced[i : i + 1])
+            for name in ("logits", "gates", "executed_nodes", "executed_macs"):
+                assert torch.equal(getattr(batch, name)[i], getattr(one, name)[0]), name
 
 
 def test_dirty_workspaces_do_not_show() -> None:

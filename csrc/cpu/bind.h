@@ -51,13 +51,28 @@ template <class T>
 class Packed {
  public:
   explicit Packed(int64_t size) : next_(static_cast<T*>(call_scratch(size_t(size) * sizeof(T)))) {}
-  static int64_t pointwise_size(int64_t n, int64_t k) { return panels_size(n, k) + round_up(n, kPanel); }
+  static int64_t pointwise_size(int64_t n, int64_t k) {
+    const int64_t tiles = tiled(n, k) ? tiles_size<float>(n, k) / 2 + kPanel : 0;
+    return panels_size(n, k) + tiles + round_up(n, kPanel);
+  }
   static int64_t depthwise_size(int64_t channels) { return round_up(9 * channels, kPanel); }
 
   Pointwise<T> pointwise(const T* weight /* [n][k] */, const T* scale, const T* shift, int n, int k) {
     T* panels = take(panels_size(n, k));
     T* shifts = take(round_up(n, kPanel));
     pack_shift(shift, n, shifts);
+    if constexpr (std::is_same_v<T, float>)
+      if (tiled(n, k)) {
+        T* tiles = take(tiles_size<float>(n, k) / 2);
+        tasks_.add(
+            [=](int panel) {
+              float* at = panels + int64_t(panel) * k * kPanel;
+              pack_panel(weight, scale, n, k, panel, at);
+              tile_panel(at, k, reinterpret_cast<bf16*>(tiles) + panel * tiles_size<float>(kPanel, k));
+            },
+            int(ceil_div(n, kPanel)));
+        return {tiles, shifts, k, n};
+      }
     tasks_.add([=](int panel) { pack_panel(weight, scale, n, k, panel, panels + int64_t(panel) * k * kPanel); },
                int(ceil_div(n, kPanel)));
     return {panels, shifts, k, n};
@@ -70,6 +85,7 @@ class Packed {
   void run(const Parallel& parallel) { Runner(parallel, false).run(tasks_); }
 
  private:
+  static bool tiled(int64_t n, int64_t k) { return std::is_same_v<T, float> && weights_in_tiles(int(k), int(n)); }
   T* take(int64_t size) { return std::exchange(next_, next_ + size); }
   T* next_;
   TaskList tasks_;

@@ -15,7 +15,7 @@ namespace {
 int64_t workspace_op(int64_t n, int64_t h, int64_t w, std::vector<int64_t> config) {
   const NetworkConfig parsed = parse_config(config, "network_workspace");
   check_size("network_workspace", parsed, h, w);
-  return network_workspace(parsed, int(n), int(h), int(w));
+  return network_workspace(parsed, int(n), int(h), int(w), TorchParallel().threads());
 }
 
 Tensor buffer_op(int64_t floats) {
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& images, const Tensor
   check(op + "weights", weights, ScalarType::Float, {-1});
   check(op + "table", table, ScalarType::Long, {table_rows(parsed.layers), kTableFields});
   if (gates) check(op + "gates", *gates, ScalarType::Float, {n, rows, kScales, kPaths});
-  const int64_t floats = network_workspace(parsed, int(n), int(h), int(w));
+  const int64_t floats = network_workspace(parsed, int(n), int(h), int(w), TorchParallel().threads());
   check(op + "workspace", workspace, ScalarType::Float, {-1});
   require(workspace.size(0) >= floats,
           op + "workspace: wanted " + std::to_string(floats) + " floats, got " + std::to_string(workspace.size(0)));
@@ -93,6 +93,8 @@ std::string build_info() {
 
 std::vector<int64_t> last_macs_op() { return {last_macs[0], last_macs[1]}; }
 
+bool weights_in_tiles_op(int64_t k, int64_t n) { return weights_in_tiles(int(k), int(n)); }
+
 void debug_skip_tile(int64_t index) { debug_skipped_task = index; }
 
 }  // namespace
@@ -104,6 +106,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynroute, CompositeExplicitAutograd, m) {
   m.impl("network_workspace", TORCH_BOX(&dynroute::workspace_op));
   m.impl("network_buffer", TORCH_BOX(&dynroute::buffer_op));
   m.impl("build_info", TORCH_BOX(&dynroute::build_info));
+  m.impl("weights_in_tiles", TORCH_BOX(&dynroute::weights_in_tiles_op));
   m.impl("last_macs", TORCH_BOX(&dynroute::last_macs_op));
   m.impl("debug_skip_tile", TORCH_BOX(&dynroute::debug_skip_tile));
 }

@@ -1,5 +1,6 @@
 // The engine: decides, layer by layer and sample by sample, what is open, and hands the kernels task lists in which the
-// four scales and all samples of a layer lie together. Nothing is copied for what is closed.
+// four scales and all samples of a layer lie together. Nothing is copied for what is closed. Where one sample keeps all
+// threads busy, those of a batch go through the network one after the other (samples_together).
 //
 // The consumer pulls: gate and cell make X row by row from its sources, and X itself is never stored, unless its node
 // is closed (X is then the next keep source) or the cell runs one stage at a time. Memory of one (scale, sample): two
@@ -23,6 +24,8 @@
 
 namespace dynroute {
 namespace {
+
+constexpr int kNodeParts = 5;  // of a node's work that is counted: gate, cell, up, keep, down
 
 struct Shape {
   int h, w, c;
@@ -75,13 +78,13 @@ struct Layout {
 template <class S>
 class Network {
  public:
-  Network(const NetworkConfig& config, const NetworkArgs& args, const Parallel& parallel)
+  Network(const NetworkConfig& config, const NetworkArgs& args, const Parallel& parallel, bool may_skip)
       : config_(config),
         args_(args),
         layout_(config, args.h, args.w),
         kernels_(kernels<S>()),
         threads_(parallel.threads()),
-        runner_(parallel),
+        runner_(parallel, may_skip),
         nodes_(kept().nodes),
         before_(kept().before),
         lists_(kept().lists),
@@ -153,7 +156,7 @@ class Network {
   }
   int64_t row_index(int i, int row, int s) const { return (int64_t(i) * (config_.layers + 1) + row) * kScales + s; }
   float* alphas(int i, int row, int s) const { return args_.alphas + row_index(i, row, s) * kPaths; }
-  int64_t* macs(int i, int row, int s, int what) const { return args_.nodes + row_index(i, row, s) * 5 + what; }
+  int64_t* macs(int i, int row, int s, int what) const { return args_.nodes + row_index(i, row, s) * kNodeParts + what; }
   int64_t* other(int i, int what) const { return args_.other + int64_t(i) * 3 + what; }
 
   void stem() {
@@ -428,14 +431,27 @@ class Network {
 
 }  // namespace
 
-int64_t network_workspace(const NetworkConfig& config, int n, int h, int w) {
-  if (!config.bf16_storage) return Layout<float>(config, h, w).total * n;
-  return ceil_div(Layout<bf16>(config, h, w).total * n, 2);
+int64_t network_workspace(const NetworkConfig& config, int n, int h, int w, int threads) {
+  const int64_t together = samples_together(n, h, w, threads);
+  if (!config.bf16_storage) return Layout<float>(config, h, w).total * together;
+  return ceil_div(Layout<bf16>(config, h, w).total * together, 2);
 }
 
 void network_forward(const NetworkConfig& config, const NetworkArgs& args, const Parallel& parallel) {
-  if (config.bf16_storage) Network<bf16>(config, args, parallel).run();
-  else Network<float>(config, args, parallel).run();
+  const int together = samples_together(args.n, args.h, args.w, parallel.threads());
+  const int64_t rows = (int64_t(config.layers) + 1) * kScales;
+  for (int first = 0; first < args.n; first += together) {
+    NetworkArgs group = args;
+    group.n = std::min(together, args.n - first);
+    group.images += int64_t(first) * 3 * args.h * args.w;
+    if (group.gates) group.gates += first * rows * kPaths;
+    group.logits += int64_t(first) * config.classes * args.out_h * args.out_w;
+    group.alphas += first * rows * kPaths;
+    group.nodes += first * rows * kNodeParts;
+    group.other += int64_t(first) * 3;
+    if (config.bf16_storage) Network<bf16>(config, group, parallel, first == 0).run();
+    else Network<float>(config, group, parallel, first == 0).run();
+  }
 }
 
 }  // namespace dynroute

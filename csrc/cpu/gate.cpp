@@ -3,6 +3,7 @@
 // its own and tiles are added in order, so that rounding stays small and depends on the shape alone. X is pulled row by
 // row where it is not stored: a gate reads the sources, and nothing is written but its sums. The small gate's pixels
 // are means of 2x2 input pixels (what bilinear x1/4 comes to), made in a panel in L1.
+#include "pixels.h"
 #include "target.h"
 
 namespace dynroute::DYNROUTE_TARGET {
@@ -45,11 +46,13 @@ void gate(const GateJob<S>& job, int band) {
   const int rows = plan::gate_rows(job.h, job.w, job.small);
   const int begin = band * rows, end = least((band + 1) * rows, h);
   const int k = job.pointwise.k, n = job.pointwise.n, columns = int(round_up(n, kPanel)), tile = 64;
-  const int64_t stride = job.small ? panel_stride<T>(k) : k;
-  const int64_t widened = unpacked_size<S>(k, n), panel_size = job.small ? tile * stride : 0;
+  const bool in_place = !job.small && !uses_tiles(k, n);
+  const int64_t widened = unpacked_size<S>(k, n), panel_size = in_place ? 0 : Pixels<S>::size(k, n, tile);
   const int64_t pulled_size = PulledRows<S>::needs_memory(job) ? 2 * int64_t(job.w) * k : 0;
   ScratchParts<T> parts(4, columns + widened + panel_size + pulled_size);
-  T *sums = parts.take(columns), *panel = parts.take(panel_size);
+  T* sums = parts.take(columns);
+  Pixels<S> pixels(parts.take(panel_size), k, n, tile);
+  const TileScope scope(pixels.tiled());
   const Pointwise<T> weights = unpacked(job.pointwise, parts.take(widened));
   PulledRows<S> x(job, parts.take(pulled_size));
   T* partial = job.partials + int64_t(band) * columns;
@@ -59,23 +62,27 @@ void gate(const GateJob<S>& job, int band) {
   for (int y = begin; y < end; y += group)
     for (int at = 0; at < w; at += tile) {
       const int width = least(tile, w - at), m = least(group, end - y) * width;
-      const T* a = panel;
+      PointwiseArgs<T> args = {pixels.rows(), pixels.stride(), m, weights, nullptr, nullptr, true, sums};
+      args.tiles = pixels.tiles();
       if (job.small) {
-        for (int i = 0; i < m; ++i) {
-          const int source = 4 * (y + i / width);
-          const T *top = x.row(source + 1), *bottom = x.row(source + 2);
-          const int64_t from = (int64_t(4) * (at + i % width) + 1) * k;
-          T* to = panel + i * stride;
-          for_channels<T>(k, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-            const T *p = top + from + c, *q = bottom + from + c;
-            store(to + c, Vec<T>::set(T(0.25)) * ((load(p) + load(p + k)) + (load(q) + load(q + k))));
-          });
-        }
+        pixels.make(0, m, [&](int first, int some, T* to) {
+          for (int i = first; i < first + some; ++i, to += pixels.stride()) {
+            const int source = 4 * (y + i / width);
+            const T *top = x.row(source + 1), *bottom = x.row(source + 2);
+            const int64_t from = (int64_t(4) * (at + i % width) + 1) * k;
+            for_channels<T>(k, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+              const T *p = top + from + c, *q = bottom + from + c;
+              store(to + c, Vec<T>::set(T(0.25)) * ((load(p) + load(p + k)) + (load(q) + load(q + k))));
+            });
+          }
+        });
+      } else if (in_place) {
+        args.a = x.row(y) + int64_t(at) * k, args.lda = k;
       } else {
-        a = x.row(y) + int64_t(at) * k;
+        pixels.take(x.row(y) + int64_t(at) * k, k, 0, m, false);
       }
       for (int c = 0; c < columns; ++c) sums[c] = 0;
-      pointwise<T>({a, stride, m, weights, nullptr, nullptr, true, sums});
+      product<S>(args);
       for (int c = 0; c < columns; ++c) partial[c] += sums[c];
     }
   count(job.macs, int64_t(end - begin) * w * k * n);

@@ -15,7 +15,9 @@ struct Kernels {
   void (*aggregate)(const AggregateJob<T>& job, int band);
   void (*gate)(const GateJob<T>& job, int band);
   void (*upsample)(const UpsampleJob<T>& job, int band);
-  double (*fma_loop)(int64_t iterations);  // no kernel: the arithmetic peak; returns the operations done
+  // No kernels: the arithmetic peaks of vectors and of tiles (null: there are none); they return the operations done.
+  double (*fma_loop)(int64_t iterations);
+  double (*tile_loop)(int64_t iterations);
 };
 
 // The table for float is the best the machine has, or what DYNROUTE_CPU_ISA names; double is always portable.
@@ -26,9 +28,10 @@ const Kernels<T>& kernels();
 // The table of a named instruction set. Throws std::runtime_error, beginning with `what`, if it does not run here.
 const Kernels<float>& kernels_of(const std::string& isa, const std::string& what);
 
-std::string chosen_isa();      // e.g. "avx2"
-std::string why_chosen_isa();  // one line
-std::string compiled_isas();   // JSON list
+std::string chosen_isa();             // e.g. "avx2"
+bool weights_in_tiles(int k, int n);  // whether its kernels want a pointwise product's weights so
+std::string why_chosen_isa();         // one line
+std::string compiled_isas();          // JSON list
 
 // At least `bytes` of this thread's own memory, 64-byte aligned, kept between calls. Not zeroed.
 void* thread_scratch(size_t bytes);

@@ -1,6 +1,7 @@
 // Weights into the kernels' layouts (params.h). dynroute/ops/packing.py does the same in torch, once per network.
 #pragma once
 #include <algorithm>
+#include <cstring>
 
 #include "../params.h"
 
@@ -39,6 +40,32 @@ void pack_panel(const T* weight /* [n][k] */, const T* scale /* [n] */, int n, i
   for (int i = whole; i < k; ++i)
     for (int c = 0; c < kPanel; ++c)
       out[int64_t(i) * kPanel + c] = c < columns ? weight[int64_t(c) * k + i] * scale[c] : T(0);
+}
+
+// A panel into tiles (params.h, tiles.h).
+inline void tile_panel(const float* panel /* [k][16] */, int k, bf16* out /* [tiles_size<float>(16, k)] */) {
+  constexpr int kPairs = kTileInputs / 2, kTile = kTileInputs * kPanel;
+  typedef uint32_t Words __attribute__((vector_size(4 * kPanel)));
+  typedef float Floats __attribute__((vector_size(4 * kPanel)));
+  for (int block = 0; block < k; block += kTileInputs, out += kParts<float> * kTile)
+    for (int i = 0; i < kPairs; ++i) {
+      Floats pair[2] = {};
+      for (int half = 0; half < 2; ++half)
+        if (const int input = block + i + half * kPairs; input < k)
+          std::memcpy(&pair[half], panel + int64_t(input) * kPanel, sizeof(Floats));
+      for (int part = 0; part < kParts<float>; ++part) {
+        Words upper[2];
+        for (int half = 0; half < 2; ++half) {
+          std::memcpy(&upper[half], &pair[half], sizeof(Words));
+          upper[half] &= 0xffff0000u;
+          Floats taken;
+          std::memcpy(&taken, &upper[half], sizeof(Words));
+          pair[half] -= taken;
+        }
+        const Words words = upper[0] >> 16 | upper[1];
+        std::memcpy(out + part * kTile + i * 2 * kPanel, &words, sizeof(Words));
+      }
+    }
 }
 
 template <class T>

@@ -2,6 +2,9 @@
 // some 4 cycles and two start in each, so 8 chains would do; more leave slack, and still fit the registers beside the
 // two factors (16 registers of 256 bits, 32 of 512 or NEON).
 #include "target.h"
+#if defined(DYNROUTE_TARGET_AMX)
+#include "tiles.h"
+#endif
 
 namespace dynroute::DYNROUTE_TARGET {
 
@@ -28,6 +31,16 @@ double fma_loop(int64_t iterations) {
   asm volatile("" : : "m"(ends));
   return 2.0 * double(iterations) * kChains * Vec<T>::width;
 }
+
+#if defined(DYNROUTE_TARGET_AMX)
+// The same of the tile unit: four sums, as it starts a product every 16 cycles and ends it after some 52.
+double tile_loop(int64_t iterations) {
+  const TileScope scope(true);
+  for (int64_t step = 0; step < iterations; ++step)
+    tile_multiply<0, 4, 6>(), tile_multiply<1, 4, 7>(), tile_multiply<2, 5, 6>(), tile_multiply<3, 5, 7>();
+  return 2.0 * double(iterations) * 4 * kTileRows * kPanel * kTileInputs;
+}
+#endif
 
 template double fma_loop<float>(int64_t);
 #if defined(DYNROUTE_TARGET_PORTABLE)

@@ -4,6 +4,10 @@
 // Tiling: a step makes about `tile` pixels of a stage; their depthwise goes to a panel (L1/L2) that the pointwise
 // product reads at once, and the product's epilogue writes ring or output.
 #include "depthwise.h"
+#if defined(DYNROUTE_TARGET_AMX)
+#include "depthwise_tiles.h"
+#endif
+#include "pixels.h"
 #include "target.h"
 
 namespace dynroute::DYNROUTE_TARGET {
@@ -41,34 +45,66 @@ void gather(const SepconvJob<S>& job, const RowStage<S>& stage, int y, int x, in
 
 constexpr int kMaxTaps = 9 * 128;  // of a full convolution that is read in place
 
-// The depthwise of `count` pixels of output row y, from column x.
+// The input rows of output row y.
 template <class S, class T>
-DYNROUTE_INLINE void depthwise_row(const RowStage<S>& stage, const RowBuffer<const T>& in, int y, int x, int count,
-                                   T* panel, int64_t stride) {
+DYNROUTE_INLINE Rows<T> rows_under(const RowStage<S>& stage, const RowBuffer<const T>& in, int y) {
   Rows<T> rows;
   for (int ky = 0; ky < 3; ++ky) {
     const int y_in = y * stage.stride - stage.pad + ky;
     rows.row[ky] = y_in >= 0 && y_in < stage.h_in ? in.row(y_in) : nullptr;
   }
-  if (stage.stride == 1)
-    depthwise_run<T, 1>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, x, count, panel, stride);
-  else depthwise_run<T, 2>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, x, count, panel, stride);
+  return rows;
 }
+
+// Pixels that go through one product: columns [x, x + count) of `rows` rows from y on.
+struct Tile {
+  int x, y, count, rows;
+};
+
+// Their depthwise.
+template <class S, class T>
+DYNROUTE_INLINE void depthwise_tile(const RowStage<S>& stage, const RowBuffer<const T>& in, const Tile& tile, T* panel,
+                                    int64_t stride) {
+  for (int i = 0; i < tile.rows; ++i, panel += tile.count * stride) {
+    const Rows<T> rows = rows_under(stage, in, tile.y + i);
+    if (stage.stride == 1)
+      depthwise_run<T, 1>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, tile.x, tile.count, panel, stride);
+    else
+      depthwise_run<T, 2>(rows, stage.w_in, stage.pad, stage.c_in, stage.depthwise, tile.x, tile.count, panel, stride);
+  }
+}
+
+#if defined(DYNROUTE_TARGET_AMX)
+// The same in pieces; calls body(pieces).
+template <int Stride, class S, class T, class Body>
+DYNROUTE_INLINE void depthwise_pieces(const RowStage<S>& stage, const RowBuffer<const T>& in, const Tile& tile,
+                                      bf16* tiles, const Body& body) {
+  const auto rows_of = [&](int i) { return rows_under(stage, in, tile.y + i); };
+  DepthwisePieces<S, Stride, decltype(rows_of)> work(
+      {stage.w_in, stage.pad, stage.c_in, stage.depthwise, tile.x, tile.count, tile.rows, tiles}, rows_of);
+  const Meanwhile pieces = {work.piece, &work, tile.rows > 0 ? work.pieces() : 0};
+  body(pieces);
+}
+#endif
 
 // A full convolution of output row y from column x, `count` pixels: read where they lie, except those with taps
 // outside.
 template <class S, class O, class T>
 void convolve(const SepconvJob<S>& job, const RowStage<S>& stage, const Pointwise<T>& weights, int y, int x, int count,
-              T* panel, int64_t stride, O* out) {
+              Pixels<S>& pixels, O* out) {
   const auto gathered = [&](int from, int to) {
-    gather(job, stage, y, from, to - from, panel, stride);
-    pointwise<T, O>(
-        {panel, stride, to - from, weights, out + int64_t(from - x) * weights.n, nullptr, stage.relu, nullptr});
+    pixels.make(0, to - from, [&](int first, int some, T* panel) {
+      gather(job, stage, y, from + first, some, panel, pixels.stride());
+    });
+    PointwiseArgs<T, O> args = {pixels.rows(), pixels.stride(), to - from, weights, out + int64_t(from - x) * weights.n,
+                                nullptr,       stage.relu,      nullptr};
+    args.tiles = pixels.tiles();
+    product<S>(args);
   };
   const int end = x + count, y_in = y * stage.stride - stage.pad, taps = 9 * stage.c_in;
   const T* map = job.image;
   if constexpr (std::is_same_v<S, T>) map = map ? map : job.x;
-  if (!map || taps > kMaxTaps || y_in < 0 || y_in + 3 > stage.h_in) return gathered(x, end);
+  if (!map || pixels.tiled() || taps > kMaxTaps || y_in < 0 || y_in + 3 > stage.h_in) return gathered(x, end);
   const int begin = least(end, most(x, int(ceil_div(stage.pad, stage.stride))));
   const int last = (stage.w_in - 3 + stage.pad) / stage.stride;  // the last column whose taps are all inside
   const int stop = most(begin, least(end, last + 1));
@@ -90,6 +126,11 @@ void convolve(const SepconvJob<S>& job, const RowStage<S>& stage, const Pointwis
   if (end > stop) gathered(stop, end);
 }
 
+template <class S>
+DYNROUTE_INLINE int most_pixels(const Tiling& tiling, const RowStage<S>& stage) {
+  return most(tiling.tile_pixels, least(stage.w_out, tiling.strip));
+}
+
 // Rows [y_begin, y_end) of one stage, in strips of columns: within a strip a row's depthwise finds the two rows above
 // in L1. A strip of the whole width takes several rows at once, where they follow each other in memory.
 template <class S, class O, class T>
@@ -97,29 +138,63 @@ void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, cons
               const RowBuffer<O>& out, const RowBuffer<const T>& added, int y_begin, int y_end, T* panel, Soon& soon) {
   const RowStage<S>& stage = job.stage[s];
   const int n = stage.pointwise.n, width = least(stage.w_out, job.tiling.strip);
-  const int64_t stride = panel_stride<T>(stage.pointwise.k);
-  for (int x = 0; x < stage.w_out; x += width) {
-    const int count = least(width, stage.w_out - x);
-    for (int y = y_begin; y < y_end;) {
-      O* first = out.row(y) + int64_t(x) * n;
-      if (!stage.depthwise) {
-        convolve(job, stage, weights, y, x, count, panel, stride, first);
-        ++y;
-        continue;
-      }
-      const T* residual = added.base ? added.row(y) + int64_t(x) * n : nullptr;
-      int m = 0;
-      const auto follows = [&] {
-        return out.row(y) == first + int64_t(m) * n && (!residual || added.row(y) == residual + int64_t(m) * n);
-      };
-      do {
-        depthwise_row(stage, in, y, x, count, panel + m * stride, stride);
-        m += count;
-        ++y;
-      } while (count == stage.w_out && m + count <= job.tiling.tile_pixels && y < y_end && follows());
-      pointwise<T, O>(
-          {panel, stride, m, weights, first, residual, stage.relu, nullptr, soon.take(soon_bytes<T>(m, n))});
+  Pixels<S> pixels(panel, weights.k, weights.n, most_pixels(job.tiling, stage));
+  if (!stage.depthwise) {
+    for (int x = 0; x < stage.w_out; x += width)
+      for (int y = y_begin; y < y_end; ++y)
+        convolve(job, stage, weights, y, x, least(width, stage.w_out - x), pixels, out.row(y) + int64_t(x) * n);
+    return;
+  }
+  const auto output = [&](const Tile& tile) { return out.row(tile.y) + int64_t(tile.x) * n; };
+  const auto residual = [&](const Tile& tile) {
+    return added.base ? added.row(tile.y) + int64_t(tile.x) * n : static_cast<const T*>(nullptr);
+  };
+  // the tile after this one; without rows after the last
+  const auto after = [&](const Tile& tile) {
+    Tile next = {tile.x, tile.y + tile.rows, 0, 0};
+    if (next.y >= y_end) next.x += width, next.y = y_begin;
+    if (next.x >= stage.w_out) return next;
+    next.count = least(width, stage.w_out - next.x);
+    const auto follows = [&] {
+      const int y = next.y + next.rows;
+      const int64_t size = int64_t(next.rows) * next.count * n;
+      return y < y_end && out.row(y) == output(next) + size && (!added.base || added.row(y) == residual(next) + size);
+    };
+    do ++next.rows;
+    while (next.count == stage.w_out && (next.rows + 1) * next.count <= job.tiling.tile_pixels && follows());
+    return next;
+  };
+  const auto multiply = [&](const Tile& tile, const Meanwhile* meanwhile) {
+    const int m = tile.rows * tile.count;
+    PointwiseArgs<T, O> args = {pixels.rows(), pixels.stride(), m,
+                                weights,       output(tile),    residual(tile),
+                                stage.relu,    nullptr,         soon.take(soon_bytes<T>(m, n))};
+    args.tiles = pixels.tiles(), args.meanwhile = meanwhile;
+    product<S>(args);
+  };
+  Tile tile = after({0, y_begin, 0, 0});
+#if defined(DYNROUTE_TARGET_AMX)
+  if (pixels.tiled()) {
+    // the depthwise of a tile is made while the product of the one before runs
+    const auto with_pieces = [&](const Tile& of, const auto& body) DYNROUTE_ALWAYS {
+      if (stage.stride == 1) depthwise_pieces<1>(stage, in, of, pixels.next_tiles(), body);
+      else depthwise_pieces<2>(stage, in, of, pixels.next_tiles(), body);
+    };
+    with_pieces(tile, [](const Meanwhile& depthwise) {
+      for (int i = 0; i < depthwise.pieces; ++i) depthwise.piece(depthwise.work);
+    });
+    while (tile.rows > 0) {
+      pixels.next();
+      const Tile next = after(tile);
+      with_pieces(next, [&](const Meanwhile& depthwise) { multiply(tile, &depthwise); });
+      tile = next;
     }
+    return;
+  }
+#endif
+  for (; tile.rows > 0; tile = after(tile)) {
+    depthwise_tile(stage, in, tile, panel, pixels.stride());
+    multiply(tile, nullptr);
   }
 }
 
@@ -153,6 +228,7 @@ void sepconv(const SepconvJob<S>& job, int band) {
   // rings: stage s holds what one step of stage s + 1 reads; the pulled input also what the residual still needs
   int ring_rows[3] = {}, start[3], next[3];
   int64_t ring_size = 0, panel_size = 0, weights_size = 0;
+  bool tiled = false;
   next[last] = y_begin;
   ring_rows[last] = step;
   for (int s = last; s >= 0; --s) {
@@ -165,13 +241,14 @@ void sepconv(const SepconvJob<S>& job, int band) {
     }
     start[s] = next[s];
     weights_size += unpacked_size<S>(now.pointwise.k, now.pointwise.n);
-    const int pixels = most(job.tiling.tile_pixels, least(now.w_out, job.tiling.strip));
-    panel_size = most(panel_size, pixels * panel_stride<T>(now.pointwise.k));
+    panel_size = most(panel_size, Pixels<S>::size(now.pointwise.k, now.pointwise.n, most_pixels(job.tiling, now)));
+    tiled |= uses_tiles(now.pointwise.k, now.pointwise.n);
   }
   const int64_t in_size = int64_t(stage[0].w_in) * stage[0].c_in;
   const int pulled_rows = pulled ? (ring_rows[0] - 1) * stage[0].stride + 3 + job.stages : 0;
   int pulled_next = most(0, next[0] * stage[0].stride - stage[0].pad);
 
+  const TileScope tiles(tiled);
   ScratchParts<T> parts(2 * job.stages + 1, panel_size + weights_size + ring_size + pulled_rows * in_size);
   T* panel = parts.take(panel_size);
   Pointwise<T> weights[3];

@@ -4,8 +4,14 @@
 namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
+#if defined(DYNROUTE_TARGET_AMX)
+constexpr auto tiles = &tile_loop;
+#else
+constexpr double (*tiles)(int64_t) = nullptr;
+#endif
 template <class S>
-constexpr Kernels<S> table = {&sepconv<S>, &transform<S>, &aggregate<S>, &gate<S>, &upsample<S>, &fma_loop<Compute<S>>};
+constexpr Kernels<S> table = {&sepconv<S>,  &transform<S>,         &aggregate<S>, &gate<S>,
+                              &upsample<S>, &fma_loop<Compute<S>>, tiles};
 
 }  // namespace
 

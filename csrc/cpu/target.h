@@ -8,8 +8,23 @@
 
 namespace dynroute::DYNROUTE_TARGET {
 
+#if defined(DYNROUTE_TARGET_AMX)
+constexpr bool kHasTiles = true;
+#else
+constexpr bool kHasTiles = false;
+#endif
+DYNROUTE_INLINE bool uses_tiles(int k, int n) { return kHasTiles && in_tiles(k, n); }
+
+// Vector work that a product in tiles leaves room for, done piece by piece while the tile unit is busy.
+struct Meanwhile {
+  void (*piece)(void* work);
+  void* work;
+  int pieces;
+};
+
 // out[i, :] = [ReLU](shift + a[i, :] * panels [+ residual[i, :]]), or, if sums is set, sums += the column sums of that.
-// Each output is one chain of fma over k that starts from its shift, whatever the blocking.
+// Each output is one chain of fma over k that starts from its shift, whatever the blocking; in tiles it is one chain of
+// tile products over k that its shift is added to.
 template <class T, class O = T>
 struct PointwiseArgs {
   const T* a;  // [m, k], rows lda apart
@@ -26,23 +41,38 @@ struct PointwiseArgs {
   // Element i of `a` at [row, i] lies at row * lda + offsets[i] instead of row * lda + i: a convolution that reads its
   // map where it lies. Null: it does not. Not with sums or a residual.
   const int* offsets = nullptr;
+  // `a` and the weights in tiles (tiles.h); the fields a and lda are then not looked at.
+  const bf16* tiles = nullptr;
+  const Meanwhile* meanwhile = nullptr;  // all of it is done when the product is; tiles only
 };
 constexpr int kSoonPerBlock = 2048;  // bytes
 template <class T>
 int64_t soon_bytes(int m, int n);
 template <class T, class O = T>
 void pointwise(const PointwiseArgs<T, O>& args);
+// The same in tiles. S: what the weights are stored as.
+template <class S, class O>
+void pointwise_in_tiles(const PointwiseArgs<float, O>& args);
+
+template <class S, class T, class O>
+DYNROUTE_INLINE void product(const PointwiseArgs<T, O>& args) {
+  if constexpr (kHasTiles)
+    if (args.tiles) return pointwise_in_tiles<S>(args);
+  pointwise(args);
+}
 
 // The panels as they are computed with: themselves, or widened into `memory` [unpacked_size(...)].
 template <class S>
-constexpr int64_t unpacked_size(int k, int n) {
-  return std::is_same_v<S, Compute<S>> ? 0 : k * round_up(n, kPanel);
+DYNROUTE_INLINE int64_t unpacked_size(int k, int n) {
+  return std::is_same_v<S, Compute<S>> || uses_tiles(k, n) ? 0 : k * round_up(n, kPanel);
 }
 template <class S>
 DYNROUTE_INLINE Pointwise<Compute<S>> unpacked(const Pointwise<S>& weights, [[maybe_unused]] Compute<S>* memory) {
   if constexpr (std::is_same_v<S, Compute<S>>) {
     return weights;
   } else {
+    if (uses_tiles(weights.k, weights.n))
+      return {reinterpret_cast<const Compute<S>*>(weights.panels), weights.shift, weights.k, weights.n};
     const int64_t size = unpacked_size<S>(weights.k, weights.n);
     constexpr int width = Vec<Compute<S>>::width;
     static_assert(kPanel % width == 0, "a panel is a whole number of vectors");
@@ -67,6 +97,7 @@ template <class T>
 void upsample(const UpsampleJob<T>& job, int band);
 template <class T>
 double fma_loop(int64_t iterations);
+double tile_loop(int64_t iterations);
 
 // Stretches of memory to be asked for ahead of their use, taken a piece at a time.
 class Soon {

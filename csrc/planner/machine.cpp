@@ -45,8 +45,9 @@ Machine read_machine(const char* isa) {
   machine.l1_bytes = or_else(cache_bytes(1), 32 << 10);
   machine.l2_bytes = or_else(cache_bytes(2), 1 << 20);
   machine.l3_bytes = or_else(cache_bytes(3), 8 << 20);
-  const bool wide = std::strcmp(isa, "avx512") == 0, narrow = std::strcmp(isa, "avx2") == 0;
-  machine.flops = wide ? 180 : narrow ? 90 : 30;
+  const bool tiles = std::strcmp(isa, "amx") == 0, wide = tiles || std::strcmp(isa, "avx512") == 0,
+             narrow = std::strcmp(isa, "avx2") == 0;
+  machine.flops = tiles ? 280 : wide ? 180 : narrow ? 90 : 30;
   machine.l2_bytes_per_ns = wide ? 60 : 40;
   machine.memory_bytes_per_ns = 10;
   return machine;

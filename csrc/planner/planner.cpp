@@ -104,4 +104,11 @@ double Planner::estimate(const SepconvShape& shape, bool fused, const Tiling& ti
          (fused ? 0 : kBarrierNanoseconds * (shape.stages - 1) * (threads > 1));
 }
 
+int samples_together(int n, int h, int w, int threads) {
+  constexpr int64_t kPixelsPerThread = 128;  // of a map at 1/32
+  const int64_t wanted = ceil_div(threads * kPixelsPerThread, std::max<int64_t>(1, int64_t(h / 32) * (w / 32)));
+  const int64_t groups = ceil_div(n, wanted);
+  return groups == 0 ? 0 : int(ceil_div(n, groups));
+}
+
 }  // namespace dynroute

@@ -31,6 +31,10 @@ struct TunedPlan {
   int band_rows, step_rows, strip, tile_pixels;
 };
 
+// How many samples of images [h, w] go through the network together: one, whose maps are still in the caches when the
+// next layer reads them, or as many as it takes to give every thread something to do on the coarsest maps.
+int samples_together(int n, int h, int w, int threads);
+
 class DYNROUTE_API Planner {
  public:
   explicit Planner(std::string isa);

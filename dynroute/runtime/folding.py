@@ -13,7 +13,7 @@ from dynroute.models.layers import ConvNorm, fold_norm
 from dynroute.models.network import DynamicNetwork, RoutedNode
 from dynroute.models.space import DOWN, SCALES, UP
 from dynroute.ops.network import ACTIVATIONS, TABLE_FIELDS, network_buffer, table_rows
-from dynroute.ops.packing import MATRIX, pack_depthwise, pack_matrix, pack_pointwise, pack_shift
+from dynroute.ops.packing import MATRIX, pack_depthwise, pack_matrix, pack_shift, pack_weights
 
 # Fields of a node's row; stages 1 to 3 of its cell take 0..8 as depthwise, pointwise, shift.
 FIELD_UP, FIELD_DOWN, FIELD_GATE, FIELD_FC = 9, 11, 13, 15
@@ -63,12 +63,12 @@ class Layout(ABC):
 
 
 class CpuLayout(Layout):
-    """Panels of 16 output channels, each weight on a cache line of its own."""
+    """Panels of 16 output channels, or tiles with AMX; each weight on a cache line of its own."""
 
     align, unit = 64, torch.float32
 
     def pointwise(self, weight: Tensor, scale: Tensor) -> Tensor:
-        return pack_pointwise(weight, scale).to(self.storage)
+        return pack_weights(weight, scale, self.storage)
 
     def shift(self, shift: Tensor) -> Tensor:
         return pack_shift(shift)

@@ -9,8 +9,13 @@
 #include <memory>
 #include <string>
 #include <utility>
+#if defined(DYNROUTE_CHECK_TILES)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "../../csrc/cpu/kernels.h"
+#include "../../csrc/cpu/pack.h"
 #include "../../csrc/cpu/plan.h"
 #include "memory.h"
 
@@ -42,6 +47,11 @@ using check::Values;
 
 constexpr double kTolerance = 2e-5;  // as in tests/ops: the rounding of sums of a few hundred terms
 constexpr double kUnwritten = 1e30;
+#if defined(DYNROUTE_CHECK_TILES)
+constexpr bool kTiles = true;  // float weights of most shapes are packed so
+#else
+constexpr bool kTiles = false;
+#endif
 
 int failures = 0;
 
@@ -129,13 +139,20 @@ struct PointwiseValues {
     for (int64_t i = 0; i < panels.size; ++i)
       if (i / (int64_t(k) * kPanel) * kPanel + i % kPanel >= n) panels.set(i, 0);
     for (int64_t c = n; c < shift.size; ++c) shift.set(c, 0);
+    if (!kTiles || !in_tiles(k, n)) return;
+    tiles = std::make_unique<check::Guarded>(size_t(tiles_size<float>(n, k)) * sizeof(bf16));
+    for (int64_t panel = 0; panel * kPanel < n; ++panel)
+      tile_panel(panels.data<float>() + panel * k * kPanel, k,
+                 static_cast<bf16*>(tiles->data()) + panel * tiles_size<float>(kPanel, k));
   }
   template <class T>
   Pointwise<T> get() const {
+    if (tiles && sizeof(T) == sizeof(float)) return {static_cast<const T*>(tiles->data()), shift.data<T>(), k, n};
     return {panels.data<T>(), shift.data<T>(), k, n};
   }
   const int k, n;
   Values panels, shift;
+  std::unique_ptr<check::Guarded> tiles;
 };
 
 std::string text(std::initializer_list<std::pair<const char*, int>> fields) {
@@ -298,8 +315,7 @@ class Stack {
     other.fill(kUnwritten);
     run_staged(other, staged);
     same_bits(report, name_ + " one stage at a time", other, out);
-    if (staged.macs != counts.macs || staged.halo != 0)
-      report.fail(name_, "the counted work depends on the fusion");
+    if (staged.macs != counts.macs || staged.halo != 0) report.fail(name_, "the counted work depends on the fusion");
   }
 
   // X pulled from some of its sources against the same X stored.
@@ -490,6 +506,9 @@ void check_upsample() {
 }  // namespace dynroute
 
 int main() {
+#if defined(DYNROUTE_CHECK_TILES)
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return std::perror("tiles"), 2;  // as dispatch.cpp asks
+#endif
   dynroute::check_sepconv();
   dynroute::check_pulled_sepconv();
   dynroute::check_transform();
