@@ -4,8 +4,7 @@
 //
 // Work: a list of items, taken in order from a counter in device memory: the stages' tiles (sepconv_item.cuh), coarse
 // scales first; then the paths' (path_item.cuh), first of nodes whose H is there already. A block takes its next item
-// while the data of the one before are on their way. No item is longer than a few microseconds, and who is done takes
-// the next, so that blocks end together.
+// while the data of the one before are on their way; whoever is done first does the next, so that all end together.
 // Waiting: each finished stage item is counted for its node, after its stores, and a path item first waits for all
 // items of its node's stage. Items are taken in order, and a block takes its first path item only when there are no
 // more stage items to take: so whoever waits, waits for items that other blocks, which run, have taken and do without
@@ -13,7 +12,7 @@
 // The halves, where a stage may read what the one before has left, are written by the node's paths only after that.
 // H is read past L1 (cp.async.cg), which could hold what lay there before.
 // Machine: 128 threads, at most 96 registers: 5 blocks to a multiprocessor; the shared memory is the larger of both
-// kinds' (16-bit: 37 KB for paths alone; 92 KB with a stage of 512 channels, then two blocks on H100).
+// kinds' (16-bit: 37 KB for paths alone; 92 KB with a stage of 512 channels: two blocks on H100, one on A100).
 #include "path_item.cuh"
 #include "sepconv_item.cuh"
 

@@ -214,11 +214,12 @@ def test_stages_do_not_race() -> None:
 
 
 @pytest.mark.parametrize("resident", [2, 5, 64])
-def test_paths_wait(resident: int) -> None:
+@pytest.mark.parametrize(("c", "h", "w"), [(8, 40, 64), (136, 8, 8)])  # of many tiles; of one, split by channels
+def test_paths_wait(c: int, h: int, w: int, resident: int) -> None:
     """Blocks that take turns at every barrier, and only paths of the scale whose stage comes last: some are taken while
     other blocks still are at the stage. Maps are NaN before, and halves hold what the stage reads: a path too early
     would make NaN, or spoil another tile's input."""
-    case = Case(1, 8, 40, 64, torch.float16, scales=2, staged=(0, 1))
+    case = Case(1, c, h, w, torch.float16, scales=2, staged=(0, 1))
 
     def opened(sample: int, scale: int, path: int) -> bool:
         return scale == 0
