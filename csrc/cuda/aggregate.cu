@@ -90,7 +90,7 @@ __device__ inline void pull_tile(const Task<T>& task, int tile, int row, T* a, i
       for (int i = 0; i < 4; ++i) {
         const int yi = y + i / 2, xi = x + i % 2;
         if (task.out && active && yi < task.x.h && xi < task.x.w)
-          store_group(task.out + (yi * task.x.w + xi) * task.x.c + channel, pixels[i]);
+          store_global(task.out + (yi * task.x.w + xi) * task.x.c + channel, pixels[i]);
         if (kGated && !task.small && active)
           store_group(a + ((i * 4 + quad) * blocks + block) * lda + channel, pixels[i]);
       }

@@ -61,14 +61,6 @@ __device__ inline int unknown(int value) {
   return value;
 }
 
-// One 16-byte store: the compiler takes store_group apart where it likes, and does not see that the address is global.
-template <class T>
-__device__ inline void store_global(T* to, const uint4& group) {
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(group.x),
-               "r"(group.y), "r"(group.z), "r"(group.w)
-               : "memory");
-}
-
 // ReLU, rounded. Negative zeros and NaN may differ from fmaxf's.
 template <class T>
 __device__ inline uint4 pack_relu(float (&values)[kVector<T>]) {

@@ -62,9 +62,8 @@ DYNROUTE_BOTH inline CellTiles cell_tiles(const Level& level, int value_bytes, i
 
 inline int value_bytes_of(DType dtype) { return dtype == DType::kFloat ? 4 : 2; }
 
-// Whether scales of c channels can be fused: float up to 64, 16-bit types up to 128 channels where memory allows. Best
-// launched alone are scales of more than 64 channels, as the widest scale of a launch decides the shared memory of all
-// its blocks: the kernel may be launched several times for a row, each time with other scales' pointers null.
+// Whether scales of c channels can be fused: float up to 64, 16-bit types up to 128 channels where memory allows. The
+// widest scale of a launch decides the shared memory of all its blocks.
 inline bool cell_fits(int c, DType dtype, const DeviceLimits& limits) {
   const int value_bytes = value_bytes_of(dtype), channels = cell_channels(c);
   if (c < 8 || c % 8 || c > (dtype == DType::kFloat ? 64 : 128)) return false;
@@ -73,17 +72,38 @@ inline bool cell_fits(int c, DType dtype, const DeviceLimits& limits) {
 
 // Two blocks of 256 threads per multiprocessor, so that one loads while the other computes, where each has the memory
 // for tiles of two bands; else one of 512.
-inline LaunchShape cell_shape(const CellParams& p, DType dtype, const DeviceLimits& limits) {
+struct CellBlocks {
+  int blocks, threads, most;  // per multiprocessor; per block; bytes of shared memory that it may have
+};
+inline CellBlocks cell_blocks(int channels, int value_bytes, const DeviceLimits& limits) {
   constexpr int kReserved = 1 << 10, kAnyHeight = 1 << 20;  // what the system takes of a block's shared memory
+  const int half = std::min(limits.shared_per_multiprocessor / 2 - kReserved, limits.shared_per_block);
+  if (cell_bands(channels, value_bytes, half, kCellMaxThreads / 2, kAnyHeight) >= 2)
+    return {2, kCellMaxThreads / 2, half};
+  return {1, kCellMaxThreads, limits.shared_per_block};
+}
+
+// Whether they should be: estimated, not measured. On tensor cores up to 64 channels the halo costs less to compute
+// than what lies between the stages to store and read again; at 128 there is hardly room for tiles. Float computes on
+// CUDA cores, for much longer: only where stage 1 makes less than 1.35 times the pixels that are wanted.
+inline bool cell_pays(int c, DType dtype, const DeviceLimits& limits) {
+  if (!cell_fits(c, dtype, limits) || c > 64) return false;
+  if (dtype != DType::kFloat || c <= 32) return true;
+  const int channels = cell_channels(c);
+  const CellBlocks block = cell_blocks(channels, 4, limits);
+  const int made = cell_run(channels, 4) * cell_bands(channels, 4, block.most, block.threads, 1 << 20);
+  return made * kMidWidth < 1.35 * (made - 2) * kCellWidth;
+}
+
+inline LaunchShape cell_shape(const CellParams& p, DType dtype, const DeviceLimits& limits) {
   const int value_bytes = value_bytes_of(dtype);
   int widest = 0;
   for (int s = 0; s < kScales; ++s)
     if (p.depthwise[s][0]) widest = std::max(widest, cell_channels(p.level[s].c));
   if (!widest) return {0, kCellMaxThreads, 0};
-  const int half = std::min(limits.shared_per_multiprocessor / 2 - kReserved, limits.shared_per_block);
-  const bool two = cell_bands(widest, value_bytes, half, kCellMaxThreads / 2, kAnyHeight) >= 2;
-  LaunchShape shape = {0, two ? kCellMaxThreads / 2 : kCellMaxThreads, 0};
-  const int most = two ? half : limits.shared_per_block;
+  const CellBlocks block = cell_blocks(widest, value_bytes, limits);
+  const int most = block.most;
+  LaunchShape shape = {0, block.threads, 0};
   int64_t tiles = 0;
   for (int s = 0; s < kScales; ++s) {
     if (!p.depthwise[s][0]) continue;
@@ -92,7 +112,7 @@ inline LaunchShape cell_shape(const CellParams& p, DType dtype, const DeviceLimi
     shape.shared = std::max(shape.shared, cell_bytes(channels, value_bytes, bands));
     tiles += int64_t(p.n) * cell_tiles(p.level[s], value_bytes, most, shape.threads).total;
   }
-  shape.blocks = int(std::min<int64_t>(tiles, limits.multiprocessors * (two ? 2 : 1)));
+  shape.blocks = int(std::min<int64_t>(tiles, limits.multiprocessors * block.blocks));
   return shape;
 }
 

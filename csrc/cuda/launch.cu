@@ -15,7 +15,7 @@ namespace dynroute::cuda {
   X(sepconv, SepconvParams)     \
   X(cell, CellParams)           \
   X(aggregate, AggregateParams) \
-  X(paths, PathsParams)         \
+  X(tail, TailParams)           \
   X(merge, MergeParams)         \
   X(predictor, PredictorParams) \
   X(upsample, UpsampleParams)

@@ -2,7 +2,7 @@
 // output with its alpha, zero where the node is absent or its keep is closed: then its map is not read.
 //
 // Work: an item is a tile of 8 x 8 pixels (16 lines of 8 where 32 output channels are left) times one or several blocks
-// of output channels, cut as paths.cu does it; 128 threads, blocks take every gridDim.x-th item.
+// of output channels, cut as those of paths are (path_item.cuh); 128 threads, blocks take every gridDim.x-th item.
 // Memory: the map's tile goes where the product wants its A, the coarse pixels under it with a border of one, 6 x 6,
 // behind it: all by cp.async, at once, 128 contiguous bytes of a pixel per 8 threads. Then A is made in place: of two
 // pixels side by side a thread mixes 2 lines x 3 columns of coarse ones, in float and in the CPU engine's order, and

@@ -145,13 +145,14 @@ struct AggregateParams {
   int n, row_index, rows;
 };
 
-// paths: up = ReLU(1x1(ReLU(H))) and down (stride 2) of open paths; H lies ReLU'd in map[out_map].
-struct PathsParams {
-  const Io* io;
-  Row row;
-  Level level[kScales];
+// tail: the last stage of the cells that go by stages, and the outgoing paths of all open nodes: up =
+// ReLU(1x1(ReLU(H))) and down (stride 2); H lies ReLU'd in map[out_map]. A path of a node whose stage is done here
+// waits for it.
+struct TailParams {
+  SepconvParams cells;                // depthwise null: the scale has no cells in this row, or their H is there already
   Matrix up[kScales], down[kScales];  // weight null: none at this scale
-  int n, row_index, rows;
+  int* finished;                      // [n][kScales], zero: how many of a node's stage items are done
+  int* ticket;                        // [1], zero: how many items have been taken
 };
 
 // merge: the decoder's f = ReLU(1x1(f_s + bilinear_x2(f_{s+1}))), all samples; an absent f_s is zero.

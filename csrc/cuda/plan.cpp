@@ -2,15 +2,16 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #include "aggregate.h"
 #include "begin.h"
 #include "cell.h"
 #include "merge.h"
-#include "paths.h"
 #include "predictor.h"
 #include "sepconv.h"
 #include "stem.h"
+#include "tail.h"
 #include "upsample.h"
 
 namespace dynroute::cuda {
@@ -37,15 +38,15 @@ Shape half_shape(const Request& r) { return {(r.h - 3) / 2 + 1, (r.w - 3) / 2 + 
 
 bool gates_are_computed(const Request& r) { return Activation(r.config.activation) != Activation::kFixed; }
 
-// Is the cell of this row and scale one launch of `cell`?
-bool is_fused(const Request& r, int row, int scale) {
-  const auto fits = [&](int s) { return cell_fits(r.config.channels << s, r.dtype, r.limits); };
+// Are the cells of this scale done by `cell`?
+bool is_fused(const Request& r, int scale) {
   if (r.fusion == Fusion::kStaged || r.config.cell_stacks != 2) return false;
-  if (r.fusion == Fusion::kFused) return fits(scale);
-  for (int s = 0; s < scales_of_row(row); ++s)
-    if (!fits(s)) return false;
-  return true;
+  return (r.fusion == Fusion::kFused ? cell_fits : cell_pays)(r.config.channels << scale, r.dtype, r.limits);
 }
+
+// What blocks of a row count together: per node, aggregate's tasks and tail's stage items; in all, aggregate's blocks
+// and tail's ticket.
+int64_t arrivals_of_row(const Request& r) { return 2 * (int64_t(r.n) * kScales + 1); }
 
 // Numbers the buffers and gives each its place.
 //   [tables and partial sums, live from `begin` to the end][maps, halves]
@@ -68,7 +69,7 @@ std::vector<Buffer> lay_out(const Request& r, int64_t& end) {
   append(kNodes, "nodes", rows * n * kScales * int64_t(sizeof(Node)));
   append(kCounts, "counts", rows * kLists * kScales * int64_t(sizeof(int)));
   append(kSamples, "samples", rows * kLists * kScales * n * int64_t(sizeof(int)));
-  append(kArrivals, "arrivals", rows * (n * kScales + 1) * int64_t(sizeof(int)));
+  append(kArrivals, "arrivals", rows * arrivals_of_row(r) * int64_t(sizeof(int)));
   for (int s = 0; s < kScales; ++s) {
     const Shape shape = shape_of(r, s);
     const Level level = {{}, nullptr, shape.h, shape.w, shape.c};
@@ -114,7 +115,6 @@ class Recorder {
     for (int row = 0; row < rows_; ++row) {
       aggregate(row);
       cells(row);
-      if (row < rows_ - 1) paths(row);
     }
     decoder();
     return std::move(launches_);
@@ -145,12 +145,21 @@ class Recorder {
     return {weight(table_row, field), floats(table_row, field + 1), k, n, padded(k), padded(n)};
   }
 
+  // channels: the most that it works on, for the error.
   template <class Params>
-  void launch(const char* kernel, LaunchShape (*shape)(const Params&, DType, const DeviceLimits&),
-              const Params& params) {
+  void launch(const char* kernel, LaunchShape (*shape_of_launch)(const Params&, DType, const DeviceLimits&),
+              const Params& params, int channels) {
+    const LaunchShape shape = shape_of_launch(params, r_.dtype, r_.limits);
+    if (shape.shared > r_.limits.shared_per_block)
+      throw std::runtime_error(std::string("cuda_launches: ") + kernel + " at " + std::to_string(channels) +
+                               " channels needs " + std::to_string(shape.shared) +
+                               " bytes of shared memory per block, the device has " +
+                               std::to_string(r_.limits.shared_per_block));
     const auto* bytes = reinterpret_cast<const unsigned char*>(&params);
-    launches_.push_back({kernel, shape(params, r_.dtype, r_.limits), {bytes, bytes + sizeof(Params)}});
+    launches_.push_back({kernel, shape, {bytes, bytes + sizeof(Params)}});
   }
+  int widest(int row) const { return level_[scales_of_row(row) - 1].c; }
+  int* arrivals(int row) const { return buffer<int>(kArrivals) + row * arrivals_of_row(r_); }
   // What all kernels of a row are told.
   template <class Params>
   Params row_params(int row) const {
@@ -166,10 +175,10 @@ class Recorder {
     BeginParams p = {};
     p.io = buffer<Io>(kIo);
     p.counters = buffer<int>(kArrivals);
-    p.counter_count = rows_ * (r_.n * kScales + 1);
+    p.counter_count = int(rows_ * arrivals_of_row(r_));
     p.rows_table = buffer<Row>(kRows);
     p.n = r_.n, p.rows = rows_;
-    launch("begin", begin_shape, p);
+    launch("begin", begin_shape, p, 0);
   }
 
   void stem() {
@@ -181,7 +190,7 @@ class Recorder {
     p.weight = matrix(row, kStemConv, 27, width);
     p.out = a;
     p.n = r_.n, p.h_in = r_.h, p.w_in = r_.w, p.h_out = half.h, p.w_out = half.w;
-    launch("stem_conv", stem_shape, p);
+    launch("stem_conv", stem_shape, p, width);
 
     const auto stage = [&](int field, const void* x, const Shape& to, int stride, void* result) {
       SepconvParams q = {};
@@ -195,7 +204,7 @@ class Recorder {
       only.from = only.to = kPlain;
       only.plain_x = x, only.plain_out = result;
       only.relu = 1;
-      launch("sepconv", sepconv_shape, q);
+      launch("sepconv", sepconv_shape, q, width);
     };
     stage(kStemStage1, a, half, 1, b);
     stage(kStemStage2, b, {out.h, out.w, c}, 2, map(0, kMap0));
@@ -211,64 +220,72 @@ class Recorder {
       p.fc_bias[s] = floats(at, kGateFc + 1);
       p.partials[s] = buffer<float>(kPartials + s);
     }
-    int* const arrivals = buffer<int>(kArrivals);
-    p.node_arrivals = arrivals + int64_t(row) * r_.n * kScales;
-    p.row_arrivals = arrivals + int64_t(rows_) * r_.n * kScales + row;
+    p.node_arrivals = arrivals(row);
+    p.row_arrivals = p.node_arrivals + r_.n * kScales;
     p.activation = r_.config.activation;
     p.small_gate = r_.config.small_gate;
-    launch("aggregate", aggregate_shape, p);
+    launch("aggregate", aggregate_shape, p, widest(row));
   }
 
+  // Of the cells, and what follows them.
   void cells(int row) {
+    const int scales = scales_of_row(row), stacks = r_.config.cell_stacks;
     int fused = 0;
-    for (int s = 0; s < scales_of_row(row); ++s) fused += is_fused(r_, row, s);
+    for (int s = 0; s < scales; ++s) fused += is_fused(r_, s);
     if (fused > 0) cell(row);
-    if (fused < scales_of_row(row)) stages(row);
+    for (int k = 0; k < stacks - 1 && fused < scales; ++k) launch("sepconv", sepconv_shape, stage(row, k), widest(row));
+    if (row < rows_ - 1 || fused < scales) tail(row);
   }
 
   void cell(int row) {
     auto p = row_params<CellParams>(row);
-    for (int s = 0; s < scales_of_row(row); ++s)
-      for (int k = 0; k < 2 && is_fused(r_, row, s); ++k) {
-        const int at = row * kScales + s, field = kCell + 3 * k, c = level_[s].c;
-        p.depthwise[s][k] = floats(at, field);
-        p.pointwise[s][k] = matrix(at, field + 1, c, c);
-      }
-    launch("cell", cell_shape, p);
-  }
-
-  // The last stage writes `out`; those before alternate between it and the halves, whose sources X has been made of.
-  void stages(int row) {
-    const int stacks = r_.config.cell_stacks;
-    const auto target = [&](int k) { return (stacks - 1 - k) % 2 == 0 ? kOut : kBetween; };
-    for (int k = 0; k < stacks; ++k) {
-      auto p = row_params<SepconvParams>(row);
-      for (int s = 0; s < scales_of_row(row); ++s) {
-        if (is_fused(r_, row, s)) continue;
+    int channels = 0;
+    for (int s = 0; s < scales_of_row(row); ++s) {
+      if (!is_fused(r_, s)) continue;
+      channels = level_[s].c;
+      for (int k = 0; k < 2; ++k) {
         const int at = row * kScales + s, field = kCell + 3 * k;
-        const Level& level = level_[s];
-        SepconvStage& stage = p.stage[s];
-        stage.depthwise = floats(at, field);
-        stage.pointwise = matrix(at, field + 1, level.c, level.c);
-        stage.c_in = level.c, stage.stride = 1;
-        stage.h_in = stage.h_out = level.h, stage.w_in = stage.w_out = level.w;
-        stage.from = k == 0 ? kX : target(k - 1);
-        stage.to = target(k);
-        stage.residual = k == stacks - 1;
-        stage.relu = 1;
+        p.depthwise[s][k] = floats(at, field);
+        p.pointwise[s][k] = matrix(at, field + 1, channels, channels);
       }
-      launch("sepconv", sepconv_shape, p);
     }
+    launch("cell", cell_shape, p, channels);
   }
 
-  void paths(int row) {
-    auto p = row_params<PathsParams>(row);
+  // Stage k of the cells that are not fused. The last writes `out`; those before alternate between it and the halves,
+  // whose sources X has been made of.
+  SepconvParams stage(int row, int k) const {
+    const int stacks = r_.config.cell_stacks;
+    const auto target = [&](int i) { return (stacks - 1 - i) % 2 == 0 ? kOut : kBetween; };
+    auto p = row_params<SepconvParams>(row);
+    for (int s = 0; s < scales_of_row(row); ++s) {
+      if (is_fused(r_, s)) continue;
+      const int at = row * kScales + s, field = kCell + 3 * k;
+      const Level& level = level_[s];
+      SepconvStage& stage = p.stage[s];
+      stage.depthwise = floats(at, field);
+      stage.pointwise = matrix(at, field + 1, level.c, level.c);
+      stage.c_in = level.c, stage.stride = 1;
+      stage.h_in = stage.h_out = level.h, stage.w_in = stage.w_out = level.w;
+      stage.from = k == 0 ? kX : target(k - 1);
+      stage.to = target(k);
+      stage.residual = k == stacks - 1;
+      stage.relu = 1;
+    }
+    return p;
+  }
+
+  void tail(int row) {
+    TailParams p = {};
+    p.cells = stage(row, r_.config.cell_stacks - 1);
     for (int s = 0; s < scales_of_row(row); ++s) {
       const int at = row * kScales + s, c = level_[s].c;
       if (path_exists(row, rows_, s, kUp)) p.up[s] = matrix(at, kUpWeight, c, c / 2);
       if (path_exists(row, rows_, s, kDown)) p.down[s] = matrix(at, kDownWeight, c, 2 * c);
     }
-    launch("paths", paths_shape, p);
+    p.finished = arrivals(row) + r_.n * kScales + 1;
+    p.ticket = p.finished + r_.n * kScales;
+    launch("tail", tail_shape, p, widest(row));
   }
 
   // From 1/32 to 1/4; each scale's result takes its halves, which nothing reads any more.
@@ -285,7 +302,7 @@ class Recorder {
       p.weight = matrix(first + s, 0, c, s == 0 ? c : c / 2);
       p.out = map(s, kHalves);
       p.n = r_.n;
-      launch("merge", merge_shape, p);
+      launch("merge", merge_shape, p, c);
     }
     const Shape shape = shape_of(r_, 0);
     PredictorParams p = {};
@@ -294,13 +311,13 @@ class Recorder {
     p.weight = matrix(first + kScales, 0, 9 * shape.c, classes);
     p.out = buffer<float>(kSmallLogits);
     p.n = r_.n, p.h = shape.h, p.w = shape.w, p.c = shape.c;
-    launch("predictor", predictor_shape, p);
+    launch("predictor", predictor_shape, p, shape.c);
 
     UpsampleParams q = {};
     q.io = io();
     q.x = buffer<float>(kSmallLogits);
     q.n = r_.n, q.h = shape.h, q.w = shape.w, q.classes = classes, q.out_h = r_.out_h, q.out_w = r_.out_w;
-    launch("upsample", upsample_shape, q);
+    launch("upsample", upsample_shape, q, classes);
   }
 };
 

@@ -55,7 +55,7 @@ __device__ inline void pointwise_item(const Matrix& w, int slice, int begin, int
         float group[kVector<T>];
 #pragma unroll
         for (int j = 0; j < kVector<T>; ++j) group[j] = values[i + j];
-        store_group(to + channel + i, pack<T>(group));
+        store_global(to + channel + i, pack<T>(group));
       }
     });
   }

@@ -59,9 +59,17 @@ template <class T>
 __device__ inline uint4 load_group(const T* from) {
   return *reinterpret_cast<const uint4*>(from);
 }
+// In shared memory. For global memory there is store_global: of plain stores the compiler makes four of 4 bytes each
+// where that suits it, and those are four times the requests.
 template <class T>
 __device__ inline void store_group(T* to, const uint4& group) {
   *reinterpret_cast<uint4*>(to) = group;
+}
+template <class T>
+__device__ inline void store_global(T* to, const uint4& group) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(group.x),
+               "r"(group.y), "r"(group.z), "r"(group.w)
+               : "memory");
 }
 
 // threadIdx.x, read here and now: for what is computed from it and would otherwise be kept in registers through a long

@@ -62,6 +62,12 @@ DYNROUTE_BOTH constexpr int sepconv_parts(int tiles, int n_pad) {
   return wanted < 1 ? 1 : wanted < blocks ? wanted : blocks;
 }
 
+// Work items of a sample, where `listed` samples are done.
+DYNROUTE_BOTH constexpr int sepconv_items(const SepconvStage& stage, int listed, int bytes) {
+  const int tiles = sepconv_tiles(stage, bytes);
+  return tiles * sepconv_parts(listed * tiles, stage.pointwise.n_pad);
+}
+
 inline LaunchShape sepconv_shape(const SepconvParams& params, DType dtype, const DeviceLimits& limits) {
   const int bytes = dtype == DType::kFloat ? 4 : 2;
   LaunchShape shape = {0, kThreads, 0};

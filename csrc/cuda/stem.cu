@@ -151,7 +151,7 @@ __device__ inline void stem_conv(const StemParams& p) {
           float (&group)[kVector<T>] = reinterpret_cast<float (&)[kVector<T>]>(values[i]);
 #pragma unroll
           for (int j = 0; j < kVector<T>; ++j) group[j] = fmaxf(group[j], 0.f);
-          __stcg(reinterpret_cast<uint4*>(to + i), pack<T>(group));
+          store_global(to + i, pack<T>(group));
         }
       });
     }

@@ -70,8 +70,8 @@ class NetworkPlan:
         config: numbers in the order of `dynroute.ops.network.CONFIG_FIELDS`.
         image: n, h, w, out_h, out_w.
         dtype: what maps and pointwise weights are stored in.
-        fusion: of cells of two stages, one of FUSIONS: "auto" fuses rows whose scales all fit, "fused" every scale that
-            does (more launches where others do not), "staged" none.
+        fusion: of cells of two stages, one of FUSIONS: "auto" fuses scales where it pays, "fused" where a tile fits,
+            "staged" none.
         device: limits of the GPU.
     """
 

@@ -82,10 +82,10 @@ class AggregateParams(ctypes.Structure):
     ]  # fmt: skip
 
 
-class PathsParams(ctypes.Structure):
+class TailParams(ctypes.Structure):
     _fields_ = [
-        ("io", c_void_p), ("row", Row), ("level", Level * SCALES), ("up", Matrix * SCALES), ("down", Matrix * SCALES),
-        *((name, c_int) for name in ("n", "row_index", "rows")),
+        ("cells", SepconvParams), ("up", Matrix * SCALES), ("down", Matrix * SCALES), ("finished", c_void_p),
+        ("ticket", c_void_p),
     ]  # fmt: skip
 
 

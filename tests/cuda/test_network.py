@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ from dynroute.runtime.executor import Runtime
 needs_emulator = pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")
 HALVES = DTYPES[1:]
 GOLDENS = [path for path, _ in EVAL if path.stem in ("public_l4", "public_l6_small", "public_l8_closed")]
+# With room for tiles of up to 32 channels: of 8 to 64 three scales are fused, and one is staged.
+MIXED = DeviceLimits(80, 108, 48 << 10, 164 << 10)
+WAYS: dict[str, dict[str, Any]] = {"fused": {}, "staged": {"fusion": "staged"}, "mixed": {"limits": MIXED}}
 FIELDS = ("logits", "gates", "executed_nodes", "executed_macs")
 
 
@@ -88,10 +92,10 @@ def test_gates_in_16_bits(storage: torch.dtype) -> None:
 
 @needs_emulator
 @pytest.mark.parametrize("storage", DTYPES, ids=str)
-@pytest.mark.parametrize("fusion", ["auto", "staged"])
-def test_a_batch_never_changes_a_sample(fusion: str, storage: torch.dtype) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_never_changes_a_sample(way: str, storage: torch.dtype) -> None:
     net = random_network(gate_shift=-0.3)
-    run = emulated(net, storage, fusion=fusion)
+    run = emulated(net, storage, **WAYS[way])
     x = random_images(3, 64, 64)
     whole = run(x)
     assert len(set(whole.executed_macs.tolist())) > 1, "the samples should have differed"
@@ -105,16 +109,17 @@ def test_a_batch_never_changes_a_sample(fusion: str, storage: torch.dtype) -> No
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.8, 1.0])
 def test_random_patterns(share: float) -> None:
     """Memory is NaN before, so that a read of what no one wrote shows; and the same bits come out of one workspace,
-    where buffers share memory."""
+    where buffers share memory, and of blocks that run side by side."""
     net = random_network(layers=7)
     x = random_images(2, 64, 96)
     gates = random_gates(net, 2, share, seed=int(10 * share))
-    out = emulated(net)(x, gates)
-    check_against_cpu(out, net, x, gates)
-    same_bits(out, emulated(net, one_workspace=True)(x, gates))
-    staged = emulated(net, fusion="staged", one_workspace=True)(x, gates)
-    check_against_cpu(staged, net, x, gates)
-    same_bits(out, staged, ("executed_nodes", "executed_macs"))
+    outs = {}
+    for way, options in WAYS.items():
+        outs[way] = emulated(net, **options)(x, gates)
+        check_against_cpu(outs[way], net, x, gates)
+        same_bits(outs["fused"], outs[way], ("executed_nodes", "executed_macs"))
+    same_bits(outs["fused"], emulated(net, one_workspace=True)(x, gates))
+    same_bits(outs["mixed"], emulated(net, **WAYS["mixed"], one_workspace=True, resident=3, order="rand")(x, gates))
 
 
 CONFIGS = [
@@ -137,17 +142,18 @@ def test_every_kind_of_network(config: dict) -> None:
 
 
 @needs_emulator
-def test_wide_scales_run_stage_by_stage() -> None:
-    """128 to 512 channels: rows with scales that fit into shared memory and others that do not, fused both ways."""
+@pytest.mark.parametrize("fusion", ["auto", "fused"])
+def test_wide_scales_run_stage_by_stage(fusion: str) -> None:
+    """64 to 512 channels: of the four scales one is fused, or two where that is asked for."""
     net = random_network(layers=4, channels=64, gate="fixed")
     x = random_images(1, 32, 32)
-    for fusion in ("auto", "fused"):
-        run = emulated(net, torch.float16, fusion=fusion)
-        out = run(x)
-        kernels = [kernel for kernel, _ in run.executor.statistics]
-        assert kernels.count("cell") >= 1 and kernels.count("sepconv") > 2
-        with torch.no_grad():
-            assert largest_error(out.logits, net(x).logits) < 5e-3
+    run = emulated(net, torch.float16, fusion=fusion)
+    out = run(x)
+    found = [kernel for kernel, _ in run.executor.statistics]
+    assert found.count("cell") == found.count("tail") == 5
+    assert found.count("sepconv") - 2 == (4 if fusion == "auto" else 3)  # rows with staged scales
+    with torch.no_grad():
+        assert largest_error(out.logits, net(x).logits) < 5e-3
 
 
 @needs_emulator
@@ -181,13 +187,15 @@ def test_empty_batch() -> None:
 
 
 @needs_emulator
-def test_a_device_changes_no_bit() -> None:
-    """Grids and tiles follow the device's limits, results do not: an A100, one of three multiprocessors, an H100."""
+@pytest.mark.parametrize("fusion", ["fused", "staged"])
+def test_a_device_changes_no_bit(fusion: str) -> None:
+    """Grids and tiles follow the device's limits, results do not: an A100, one of three multiprocessors, an H100. Which
+    scales "auto" fuses does depend on the device, and in which order a cell adds on whether it is fused."""
     net = random_network(gate_shift=-0.2, layers=4, channels=16)
     x = random_images(2, 64, 64)
-    wanted = emulated(net)(x)
+    wanted = emulated(net, fusion=fusion)(x)
     for limits in (DeviceLimits(80, 3, 99 << 10, 100 << 10), DeviceLimits(90, 132, 227 << 10, 228 << 10)):
-        same_bits(wanted, emulated(net, limits=limits)(x))
+        same_bits(wanted, emulated(net, fusion=fusion, limits=limits)(x))
 
 
 def test_the_reason_when_there_is_no_emulator(monkeypatch: pytest.MonkeyPatch) -> None:

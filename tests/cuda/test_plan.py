@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 import torch
+from structs import SCALES, AggregateParams, BeginParams, CellParams, TailParams
 
-from dynroute.ops.cuda import DTYPES, FUSIONS, DeviceLimits, NetworkPlan, read_launches
+from dynroute.ops.cuda import DTYPES, FUSIONS, DeviceLimits, Launch, NetworkPlan, read_launches
 from dynroute.ops.network import TABLE_FIELDS, table_rows
 
 A100, RTX, H100 = (
@@ -26,39 +27,110 @@ def plan_of(fusion: str, dtype: torch.dtype = torch.float16, device: DeviceLimit
     return NetworkPlan(config(**c), [*image, *image[1:]], dtype, fusion, device)
 
 
-def kernels(plan: NetworkPlan) -> list[str]:
+def launches(plan: NetworkPlan) -> list[Launch]:
     buffers, _ = plan.buffers()
     table = torch.arange(table_rows(plan.config[0]) * TABLE_FIELDS).view(-1, TABLE_FIELDS) * 256
-    launches, _ = plan.launches([BASE + (i << 32) for i in range(len(buffers))], BASE, table)
-    return [launch.kernel for launch in read_launches(launches)]
+    return list(read_launches(plan.launches([BASE + (i << 32) for i in range(len(buffers))], BASE, table)[0]))
 
 
-@pytest.mark.parametrize("device", [A100, RTX, H100], ids=["sm_80", "sm_89", "sm_90"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_launches_of_sixteen_layers(dtype: torch.dtype, device: DeviceLimits) -> None:
-    """At most 77, and 80 is the limit: rows of wide scales run their cells stage by stage."""
-    assert len(kernels(plan_of("staged", dtype, device))) == 77
-    found = kernels(plan_of("auto", dtype, device))
-    assert 60 <= len(found) <= 77
-    assert len(found) == 43 + found.count("cell") + found.count("sepconv") - 2  # the stem has two
-    assert found.count("aggregate") == 17 and found.count("paths") == 16  # the last row has none
+def kernels(plan: NetworkPlan) -> list[str]:
+    return [launch.kernel for launch in launches(plan)]
+
+
+def rhythm(found: list[str]) -> list[int]:
+    """How many `cell`, `sepconv` and `tail` are between stem and decoder; and that nothing else is but `aggregate`."""
     assert found[:4] == ["begin", "stem_conv", "sepconv", "sepconv"]
     assert found[-6:] == ["merge"] * 4 + ["predictor", "upsample"]
+    space = found[4:-6]
+    assert space.count("aggregate") == 17 and set(space) <= {"aggregate", "cell", "sepconv", "tail"}
+    return [space.count(kernel) for kernel in ("cell", "sepconv", "tail")]
 
 
-def test_launches_of_fused_cells() -> None:
-    """Where all scales fit; where the widest do not, a row takes `cell` and both stages only if that is asked for."""
-    for fusion in ("auto", "fused"):
-        assert len(kernels(plan_of(fusion, channels=16))) == 60
-    asked = kernels(plan_of("fused"))
-    assert asked.count("cell") == 17 and asked.count("sepconv") - 2 in (28, 30)
-    assert len(kernels(plan_of("auto", device=DeviceLimits(80, 108, 16 << 10, 164 << 10)))) == 77  # nothing fits
+DEVICES = pytest.mark.parametrize("device", [A100, RTX, H100], ids=["sm_80", "sm_89", "sm_90"])
 
 
-@pytest.mark.parametrize(("stacks", "launches"), [(1, 17 * 3 - 1 + 10), (3, 17 * 5 - 1 + 10)])
+@DEVICES
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_launches_of_sixteen_layers(dtype: torch.dtype, device: DeviceLimits) -> None:
+    """80 is the limit. The last row has no paths, but a last stage where scales are staged."""
+    for fusion in FUSIONS:
+        assert len(kernels(plan_of(fusion, dtype, device))) <= 77
+    found = kernels(plan_of("staged", dtype, device))
+    assert len(found) == 61 and rhythm(found) == [0, 17, 17]
+    found = kernels(plan_of("fused", dtype, device, channels=8))  # all scales fit
+    assert len(found) == 60 and rhythm(found) == [17, 0, 16]
+
+
+@DEVICES
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_scales_differ_in_fusion(dtype: torch.dtype, device: DeviceLimits) -> None:
+    """64 to 512 channels: the first scale is fused where that pays, so that rows but the first have both."""
+    found = kernels(plan_of("auto", dtype, device))
+    if dtype == torch.float32 and device is not H100:  # too little room for tiles in float
+        assert rhythm(found) == [0, 17, 17]
+    else:
+        assert len(found) == 77 and rhythm(found) == [17, 16, 17]
+        assert found[4:7] == ["aggregate", "cell", "tail"]
+        assert found[7:11] == found[-10:-6] == ["aggregate", "cell", "sepconv", "tail"]
+    # 128 channels, if that is asked for and fits: then row 1 is all fused
+    wide = dtype != torch.float32 and device is not RTX
+    assert rhythm(kernels(plan_of("fused", dtype, device))) == [17, 15 if wide else 16, 17]
+
+
+def test_what_is_fused() -> None:
+    """By the parameters of each row's launches."""
+    for channels, fused in ((8, 4), (16, 3), (24, 2), (32, 2), (64, 1), (72, 0)):  # up to 64 channels
+        plan = plan_of("auto", channels=channels)
+        last = {launch.kernel: launch.params for launch in launches(plan)}
+        cells = [s for s in range(SCALES) if fused and CellParams.from_buffer_copy(last["cell"]).depthwise[s][0]]
+        stages = TailParams.from_buffer_copy(last["tail"]).cells.stage
+        assert cells == list(range(fused))
+        assert [s for s in range(SCALES) if stages[s].depthwise] == ([] if fused == 4 else list(range(fused, SCALES)))
+
+
+def test_nothing_is_fused_where_nothing_fits() -> None:
+    assert rhythm(kernels(plan_of("fused", channels=136, device=H100))) == [0, 17, 17]
+
+
+@pytest.mark.parametrize(("stacks", "launches"), [(1, 10 + 17 * 2), (3, 10 + 17 * 4)])
 def test_cells_of_one_and_three_stages_are_never_fused(stacks: int, launches: int) -> None:
     for fusion in FUSIONS:
         assert len(kernels(plan_of(fusion, stacks=stacks))) == launches
+
+
+def test_counters_are_apart() -> None:
+    """Of each row, and cleared by `begin`: aggregate's of nodes and of the row, tail's of nodes and its ticket."""
+    n, nodes = 3, 3 * SCALES
+    plan = plan_of("auto", image=(n, 64, 64))
+    found = launches(plan)
+    begin = BeginParams.from_buffer_copy(found[0].params)
+    ranges = []
+    for launch in found:
+        if launch.kernel == "aggregate":
+            p = AggregateParams.from_buffer_copy(launch.params)
+            ranges += [(p.node_arrivals, nodes), (p.row_arrivals, 1)]
+        if launch.kernel == "tail":
+            q = TailParams.from_buffer_copy(launch.params)
+            ranges += [(q.finished, nodes), (q.ticket, 1)]
+    end = begin.counters
+    for start, count in sorted(ranges):
+        assert start >= end
+        end = start + 4 * count
+    assert end <= begin.counters + 4 * begin.counter_count
+    buffers, _ = plan.buffers()
+    assert next(buffer.bytes for buffer in buffers if buffer.name == "arrivals") == 4 * begin.counter_count
+
+
+@pytest.mark.parametrize(
+    ("shared", "message"),
+    [
+        (80 << 10, r"sepconv at 512 channels needs 92160 bytes of shared memory per block, the device has 81920"),
+        (30 << 10, r"stem_conv at 64 channels needs \d+ bytes of shared memory per block, the device has 30720"),
+    ],
+)
+def test_a_kernel_that_does_not_fit_is_named(shared: int, message: str) -> None:
+    with pytest.raises(RuntimeError, match="cuda_launches: " + message):
+        kernels(plan_of("auto", device=DeviceLimits(80, 108, shared, 164 << 10)))
 
 
 # Which buffers are in use at once: in the space, while the stem runs, while the decoder ends.

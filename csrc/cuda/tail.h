@@ -1,10 +1,12 @@
-// How the host launches paths.cu.
+// How `tail` is launched, and what host and kernel must agree on.
 #pragma once
 #include "pointwise.h"
+#include "sepconv.h"
 
 namespace dynroute::cuda {
 
-constexpr int kPathsResident = 5;  // blocks per multiprocessor that paths.cu's registers allow
+constexpr int kTailResident = 5;  // blocks of a multiprocessor, by their registers
+constexpr int kTailStatic = 768;  // bytes of static shared memory, at most
 
 // Output pixels of a path.
 DYNROUTE_BOTH inline int path_pixels(const Level& level, bool down) {
@@ -19,19 +21,20 @@ DYNROUTE_BOTH inline int path_items(const Matrix& w, const Level& level, bool do
   return tiles * cut(w, tile, tiles).parts;
 }
 
-inline LaunchShape paths_shape(const PathsParams& params, DType type, const DeviceLimits& device) {
+inline LaunchShape tail_shape(const TailParams& params, DType type, const DeviceLimits& device) {
   const bool is_float = type == DType::kFloat;
-  int64_t items = 0;
-  int shared = 0;
+  const LaunchShape stages = sepconv_shape(params.cells, type, device);
+  int64_t items = stages.blocks;  // all of them, or more than there will be room for below
+  int shared = stages.shared;
   for (int s = 0; s < kScales; ++s)
     for (bool down : {false, true}) {
       const Matrix& w = down ? params.down[s] : params.up[s];
-      const int of_sample = path_items(w, params.level[s], down, is_float);
+      const int of_sample = path_items(w, params.cells.level[s], down, is_float);
       if (of_sample == 0) continue;
-      items += int64_t(params.n) * of_sample;
+      items += int64_t(params.cells.n) * of_sample;
       shared = std::max(shared, pointwise_shared(w, pointwise_tile(w, is_float), is_float));
     }
-  return {resident_blocks(items, shared, kPathsResident, device), kThreads, shared};
+  return {resident_blocks(items, shared + kTailStatic, kTailResident, device), kThreads, shared};
 }
 
 }  // namespace dynroute::cuda
