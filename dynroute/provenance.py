@@ -39,7 +39,8 @@ def _command() -> list[str]:
     program = Path(sys.argv[0])
     if program.name != "__main__.py":
         return [program.name, *sys.argv[1:]]
-    folder, package = program.parent, []
+    folder = program.parent
+    package: list[str] = []
     while (folder / "__init__.py").exists():
         folder, package = folder.parent, [folder.name, *package]
     return ["python -m " + ".".join(package), *sys.argv[1:]]
