@@ -29,9 +29,21 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "command": sys.argv,
+        "command": _command(),
         "commit": _commit(),
     }
+
+
+def _command() -> list[str]:
+    """The command line, without folders that only this machine has."""
+    program = Path(sys.argv[0])
+    if program.name != "__main__.py":
+        return [program.name, *sys.argv[1:]]
+    folder = program.parent
+    package: list[str] = []
+    while (folder / "__init__.py").exists():
+        folder, package = folder.parent, [folder.name, *package]
+    return ["python -m " + ".".join(package), *sys.argv[1:]]
 
 
 def _cpu_name() -> str:

@@ -46,11 +46,21 @@ class Mask {
   const bool* values_ = nullptr;
 };
 
-// Packed weights of one call, in this thread's memory: one at a time. Packing is work for the threads too.
+// An operator packs its weights for the call. In tiles that takes longer, and pays on maps of so many pixels; smaller
+// ones are done by the kernels without tiles.
+constexpr int64_t kTilePixels = 1024;
+template <class T>
+const Kernels<T>& kernels_for(int64_t pixels) {
+  return pixels >= kTilePixels ? kernels<T>() : kernels_without_tiles<T>();
+}
+
+// Packed weights of one call for a map of `pixels`, in this thread's memory: one at a time. Packing is work for the
+// threads too.
 template <class T>
 class Packed {
  public:
-  explicit Packed(int64_t size) : next_(static_cast<T*>(call_scratch(size_t(size) * sizeof(T)))) {}
+  Packed(int64_t size, int64_t pixels)
+      : tiles_(pixels >= kTilePixels), next_(static_cast<T*>(call_scratch(size_t(size) * sizeof(T)))) {}
   static int64_t pointwise_size(int64_t n, int64_t k) {
     const int64_t tiles = tiled(n, k) ? tiles_size<float>(n, k) / 2 + kPanel : 0;
     return panels_size(n, k) + tiles + round_up(n, kPanel);
@@ -62,7 +72,7 @@ class Packed {
     T* shifts = take(round_up(n, kPanel));
     pack_shift(shift, n, shifts);
     if constexpr (std::is_same_v<T, float>)
-      if (tiled(n, k)) {
+      if (tiles_ && tiled(n, k)) {
         T* tiles = take(tiles_size<float>(n, k) / 2);
         tasks_.add(
             [=](int panel) {
@@ -87,6 +97,7 @@ class Packed {
  private:
   static bool tiled(int64_t n, int64_t k) { return std::is_same_v<T, float> && weights_in_tiles(int(k), int(n)); }
   T* take(int64_t size) { return std::exchange(next_, next_ + size); }
+  const bool tiles_;
   T* next_;
   TaskList tasks_;
 };

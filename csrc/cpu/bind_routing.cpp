@@ -19,7 +19,8 @@ Tensor run_gate(const Tensor& x_in, const Tensor& weight, const Tensor& scale, c
   const int64_t n = x.size(0);
   const int c = int(x.size(1)), h = int(x.size(2)), w = int(x.size(3)), channels = int(weight.size(0)),
             gates = int(fc_weight.size(0));
-  Packed<T> packed(Packed<T>::pointwise_size(channels, c));
+  const int64_t pixels = int64_t(plan::gate_height(h, small)) * plan::gate_height(w, small);
+  Packed<T> packed(Packed<T>::pointwise_size(channels, c), pixels);
   const Values<T> weights(weight), scales(scale), shifts(shift), fc_weights(fc_weight), fc_biases(fc_bias);
   GateJob<T> job = {};
   job.pointwise = packed.pointwise(weights.data(), scales.data(), shifts.data(), channels, c);
@@ -35,12 +36,11 @@ Tensor run_gate(const Tensor& x_in, const Tensor& weight, const Tensor& scale, c
     if (!present[i]) continue;
     job.x = x.template const_data_ptr<T>() + i * int64_t(h) * w * c;
     job.partials = sums + i * bands * stride;
-    list.add(kernels<T>().gate, job, bands);
+    list.add(kernels_for<T>(pixels).gate, job, bands);
   }
   Runner(parallel).run(list);
   Tensor alphas = new_tensor({n, gates}, x.scalar_type());
   T* out = alphas.template mutable_data_ptr<T>();
-  const int64_t pixels = int64_t(plan::gate_height(h, small)) * plan::gate_height(w, small);
   for (int64_t i = 0; i < n; ++i, out += gates) {
     if (present[i]) {
       finish_gate(sums + i * bands * stride, bands, int(stride), channels, pixels, fc_weights.data(), fc_biases.data(),

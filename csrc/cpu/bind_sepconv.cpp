@@ -44,7 +44,8 @@ Tensor run_sepconv(const Tensor& x_in, const std::vector<Tensor>& depthwise, con
   for (int k = 0; k < stages; ++k)
     packed_size += Packed<T>::depthwise_size(depthwise[k].size(0)) +
                    Packed<T>::pointwise_size(pointwise[k].size(0), pointwise[k].size(1));
-  Packed<T> packed(packed_size);
+  const int64_t pixels = ((x.size(2) - 1) / stride + 1) * ((x.size(3) - 1) / stride + 1);
+  Packed<T> packed(packed_size, pixels);
   std::vector<Values<T>> alive;
   const auto values = [&](const Tensor& tensor) { return alive.emplace_back(tensor).data(); };
   SepconvJob<T> job = {};
@@ -87,7 +88,7 @@ Tensor run_sepconv(const Tensor& x_in, const std::vector<Tensor>& depthwise, con
     job.residual = residual;
     job.macs = counters.macs, job.halo = counters.halo;
     T* two[2] = {middle_data, middles == 2 ? middle_data + middle_size : middle_data};
-    add_sample(kernels<T>(), job, plan, two, lists);
+    add_sample(kernels_for<T>(pixels), job, plan, two, lists);
     middle_data += middles * middle_size;
   }
   Runner runner(parallel);
@@ -134,7 +135,8 @@ Tensor run_transform(const Tensor& x_in, const Tensor& weight, const Tensor& sca
   const TorchParallel parallel;
   CallCounters counters;
   const int n_out = int(weight.size(0)), c = int(x.size(1));
-  Packed<T> packed(Packed<T>::pointwise_size(n_out, c));
+  const int64_t pixels = ((x.size(2) - 1) / stride + 1) * ((x.size(3) - 1) / stride + 1);
+  Packed<T> packed(Packed<T>::pointwise_size(n_out, c), pixels);
   const Values<T> weights(weight), scales(scale), shifts(shift);
   TransformJob<T> job = {};
   job.pointwise = packed.pointwise(weights.data(), scales.data(), shifts.data(), n_out, c);
@@ -150,7 +152,7 @@ Tensor run_transform(const Tensor& x_in, const Tensor& weight, const Tensor& sca
   for (int64_t i = 0; i < x.size(0); ++i) {
     job.x = x.template const_data_ptr<T>() + i * in_size;
     job.out = out.template mutable_data_ptr<T>() + i * out_size;
-    if (open[i]) list.add(kernels<T>().transform, job, plan::transform_tasks(job));
+    if (open[i]) list.add(kernels_for<T>(pixels).transform, job, plan::transform_tasks(job));
     else list.add([to = job.out, out_size](int) { std::memset(to, 0, size_t(out_size) * sizeof(T)); }, 1);
   }
   Runner(parallel).run(list);

@@ -192,6 +192,18 @@ const Kernels<double>& kernels<double>() {
   return portable::double_kernels();
 }
 
+template <>
+const Kernels<float>& kernels_without_tiles<float>() {
+#ifdef DYNROUTE_HAS_AVX512
+  if (chosen_isa() == "amx") return avx512::float_kernels();
+#endif
+  return kernels<float>();
+}
+template <>
+const Kernels<double>& kernels_without_tiles<double>() {
+  return kernels<double>();
+}
+
 Planner& planner() {
   static Planner of_process(chosen_isa());
   return of_process;

@@ -25,6 +25,10 @@ struct Kernels {
 template <class T>
 const Kernels<T>& kernels();
 
+// The same, but of the best instruction set whose weights are in panels where the chosen one's are in tiles.
+template <class T>
+const Kernels<T>& kernels_without_tiles();
+
 // The table of a named instruction set. Throws std::runtime_error, beginning with `what`, if it does not run here.
 const Kernels<float>& kernels_of(const std::string& isa, const std::string& what);
 
