@@ -31,7 +31,10 @@ from dynroute.runtime.emulated import EmulatedExecutor
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 19
 IMAGE = (1, 1024, 2048)  # of the launches and the estimate
-EMULATED = {"layers": 4, "image": (1, 128, 256)}  # C = 64: the channels of the real network on a map that can be waited for
+EMULATED = {
+    "layers": 4,
+    "image": (1, 128, 256),
+}  # C = 64: the channels of the real network on a map that can be waited for
 LAUNCH_SECONDS = 1.5e-6  # between two kernels of a graph: an assumption
 HALF = 2  # bytes
 
@@ -48,7 +51,11 @@ def launches(device: Device, dtype: torch.dtype) -> list[dict[str, Any]]:
     plan = executor.plan(*IMAGE, *IMAGE[1:])
     addresses = [0] * len(plan.buffers()[0])
     found, _ = plan.launches(addresses, 0, executor.table)
-    code = {kernel.name: kernel for kernel in compile_all() if kernel.arch == ("sm_90" if device.capability >= 90 else "sm_80")}
+    code = {
+        kernel.name: kernel
+        for kernel in compile_all()
+        if kernel.arch == ("sm_90" if device.capability >= 90 else "sm_80")
+    }
     rows = []
     for launch in read_launches(found):
         kernel = code[f"{launch.kernel}_{emulator.SUFFIX[dtype]}"]
@@ -152,7 +159,9 @@ def network_work(config: NetworkConfig, h: int, w: int, fused: set[int], size: i
         out = channels[s] if s == 0 else channels[s] // 2
         coarse = maps[s] / 4 if s < SCALES - 1 else 0
         yield Work("merge", pixels[s] * channels[s] * out, 0, maps[s] + coarse + pixels[s] * out * size)
-    yield Work("predictor", pixels[0] * 9 * channels[0] * config.num_classes, 0, maps[0] + pixels[0] * config.num_classes * 4)
+    yield Work(
+        "predictor", pixels[0] * 9 * channels[0] * config.num_classes, 0, maps[0] + pixels[0] * config.num_classes * 4
+    )
     yield Work("upsample", 0, h * w * config.num_classes * 4, (pixels[0] + h * w) * config.num_classes * 4)
 
 
