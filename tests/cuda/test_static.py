@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 
-from benchmarks.cuda_code import ARCHITECTURES, DEVICES, Kernel, compile_all, cuobjdump, resident_blocks, sources
+from benchmarks.cuda_code import ARCHITECTURES, DEVICES, Kernel, compile_all, cuobjdump, sources
+from benchmarks.cuda_static import launches
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
 needs_sass = pytest.mark.skipif(cuobjdump() is None, reason="cuobjdump was not found")
@@ -44,13 +46,12 @@ def test_maps_are_moved_16_bytes_at_a_time() -> None:
     for kind, names in (("load", MAPS_READ), ("store", MAPS_WRITTEN)):
         for kernel in kernels(*names):
             assert kernel.accesses(kind).get(128, 0) > 0, f"{kernel.name} {kernel.arch}: {kind}"
-    for kernel in kernels("sepconv", "cell", "aggregate", "tail", "merge"):
+    for kernel in kernels("sepconv", "cell", "tail", "merge"):  # aggregate's narrow ones write the tables of routing
         stores = kernel.accesses("store")
-        # nvcc may take a 16-byte store apart into four: then there are more narrow ones than the few that write tables
-        assert stores.get(32, 0) <= 12, f"{kernel.name} {kernel.arch}: {stores}"
+        assert set(stores) == {128}, f"{kernel.name} {kernel.arch}: {stores}"
 
 
-def test_blocks_fit() -> None:
-    for kernel in kernels():
-        for device in DEVICES:
-            assert resident_blocks(device, kernel.registers, 128, kernel.shared) >= 2, f"{kernel.name} {device.name}"
+def test_all_launches_fit_a_multiprocessor() -> None:
+    for device in DEVICES:
+        for row in launches(device, torch.float16):
+            assert row["blocks_per_multiprocessor"] >= 1, (device.name, row)
