@@ -1,8 +1,9 @@
 """Weights into the layouts that kernels read, made once per network.
 
 A k x k convolution is a pointwise one with K index (ky * k + kx) * Cin + c. Depthwise weights become [k * k][C].
-Pointwise weights become, for the CPU, panels of 16 output channels, [ceil(Cout/16)][K][16]; with AMX most go on from panels
-to tiles (csrc/cpu/tiles.h), in bfloat16: for float32 three parts of each weight, whose sum is exactly that weight. For
+
+Pointwise weights become, for the CPU, panels of 16 output channels, [ceil(Cout/16)][K][16]; with AMX most go on from
+panels to tiles (csrc/cpu/tiles.h), in bfloat16: for float32 three parts of each weight, whose sum is exactly it. For
 CUDA they become one matrix whose sides are padded to multiples of 32, [Cout][K] in 16-bit types, as mma reads it, or
 [K][Cout] in float32. What is padded is zero.
 """

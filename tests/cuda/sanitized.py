@@ -10,9 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import random_gates, random_images, random_network  # noqa: E402
+from conftest import random_gates, random_images, random_network
 
-import dynroute  # noqa: E402
+import dynroute
 
 for settings in ({"gate_shift": -0.3}, {"small_gate": True, "channels": 16}):
     net = random_network(**settings)
