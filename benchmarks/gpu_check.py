@@ -52,7 +52,7 @@ def missing() -> list[str]:
     ):
         if shutil.which(tool) is None:
             found.append(f"{tool}: {what}")
-    for module in ("numpy", "pytest", "tqdm", "matplotlib", "yaml"):
+    for module in ("numpy", "safetensors", "pytest", "tqdm", "matplotlib", "yaml", "PIL"):
         if subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, check=False).returncode:
             found.append(f"the Python package {module}")
     return found
