@@ -198,7 +198,7 @@ def test_a_batch_never_changes_a_sample(config: dict, threads: int) -> None:
 def test_a_batch_goes_through_in_groups() -> None:
     net = random_network()
     run = dynroute.optimize(net, "cpu")
-    config = run._execute.packed.config  # type: ignore[attr-defined]
+    config = run.executor.packed.config  # type: ignore[attr-defined]
     x = random_images(5, 128, 256)  # 32 pixels at 1/32: four samples for one thread, so three and two of them
     assert network_workspace(5, 128, 256, config) == 3 * network_workspace(1, 128, 256, config)
     assert network_workspace(8, 512, 1024, config) == network_workspace(1, 512, 1024, config)
