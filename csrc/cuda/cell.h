@@ -9,12 +9,6 @@
 
 #include "params.h"
 
-#ifdef __CUDACC__
-#define DYNROUTE_BOTH __host__ __device__
-#else
-#define DYNROUTE_BOTH
-#endif
-
 namespace dynroute::cuda {
 
 constexpr int kCellWidth = 16;             // columns of a tile
@@ -24,21 +18,23 @@ constexpr int kCellMaxThreads = 512;  // with 128 registers each: the register f
 constexpr int kCellHead = 256;        // bytes of shared memory for two descriptions of tiles
 
 // The channels that a tile is made for: 32, 64 or 128; those beyond the true ones are zeros.
-DYNROUTE_BOTH constexpr int cell_channels(int c) { return c <= 32 ? 32 : c <= 64 ? 64 : 128; }
+DYNROUTE_DEVICE_TOO constexpr int cell_channels(int c) { return c <= 32 ? 32 : c <= 64 ? 64 : 128; }
 // Pixels of a column that a lane makes at once: in stage 1 as many as its registers hold; in stage 2 what cuts tiles of
 // 16 rows into a unit for each of 8 warps.
-DYNROUTE_BOTH constexpr int cell_run(int channels, int value_bytes) { return channels > 64 || value_bytes > 2 ? 4 : 6; }
+DYNROUTE_DEVICE_TOO constexpr int cell_run(int channels, int value_bytes) {
+  return channels > 64 || value_bytes > 2 ? 4 : 6;
+}
 constexpr int kCellRun2 = 4;
 
 // Shared memory of a block: weights of both stages, and per tile X and what lies between the stages.
-DYNROUTE_BOTH constexpr int cell_bytes(int channels, int value_bytes, int bands) {
+DYNROUTE_DEVICE_TOO constexpr int cell_bytes(int channels, int value_bytes, int bands) {
   const int rows = cell_run(channels, value_bytes) * bands;
   return kCellHead + 2 * channels * (channels * value_bytes + (9 + 1) * int(sizeof(float))) +
          (kXWidth * (rows + 2) + kMidWidth * rows) * channels * value_bytes;
 }
 // The bands of a tile: what `shared` bytes hold, at most what gives each warp one unit (8 runs) of each stage, at most
 // the map.
-DYNROUTE_BOTH constexpr int cell_bands(int channels, int value_bytes, int shared, int threads, int h) {
+DYNROUTE_DEVICE_TOO constexpr int cell_bands(int channels, int value_bytes, int shared, int threads, int h) {
   const int run = cell_run(channels, value_bytes), one = cell_bytes(channels, value_bytes, 1);
   const int more = cell_bytes(channels, value_bytes, 2) - one, warps = threads / 32;
   const int fit = shared < one ? 0 : 1 + (shared - one) / more, map = (h + 2 + run - 1) / run;
@@ -50,7 +46,7 @@ DYNROUTE_BOTH constexpr int cell_bands(int channels, int value_bytes, int shared
 struct CellTiles {
   int bands, rows, across, total;  // rows of a tile's outputs, tiles in a row of tiles, in a map
 };
-DYNROUTE_BOTH inline CellTiles cell_tiles(const Level& level, int value_bytes, int shared, int threads) {
+DYNROUTE_DEVICE_TOO inline CellTiles cell_tiles(const Level& level, int value_bytes, int shared, int threads) {
   const int channels = cell_channels(level.c);
   CellTiles tiles = {};
   tiles.bands = cell_bands(channels, value_bytes, shared, threads, level.h);
@@ -60,12 +56,10 @@ DYNROUTE_BOTH inline CellTiles cell_tiles(const Level& level, int value_bytes, i
   return tiles;
 }
 
-inline int value_bytes_of(DType dtype) { return dtype == DType::kFloat ? 4 : 2; }
-
 // Whether scales of c channels can be fused: float up to 64, 16-bit types up to 128 channels where memory allows. The
 // widest scale of a launch decides the shared memory of all its blocks.
 inline bool cell_fits(int c, DType dtype, const DeviceLimits& limits) {
-  const int value_bytes = value_bytes_of(dtype), channels = cell_channels(c);
+  const int value_bytes = bytes_of(dtype), channels = cell_channels(c);
   if (c < 8 || c % 8 || c > (dtype == DType::kFloat ? 64 : 128)) return false;
   return cell_bytes(channels, value_bytes, 1) <= limits.shared_per_block;
 }
@@ -96,7 +90,7 @@ inline bool cell_pays(int c, DType dtype, const DeviceLimits& limits) {
 }
 
 inline LaunchShape cell_shape(const CellParams& p, DType dtype, const DeviceLimits& limits) {
-  const int value_bytes = value_bytes_of(dtype);
+  const int value_bytes = bytes_of(dtype);
   int widest = 0;
   for (int s = 0; s < kScales; ++s)
     if (p.depthwise[s][0]) widest = std::max(widest, cell_channels(p.level[s].c));

@@ -8,15 +8,15 @@ constexpr int kMergeResident = 4;   // blocks per multiprocessor that merge.cu's
 constexpr int kMergeTileWidth = 8;  // pixels
 
 // Only one scale's k has to fit, so the slice may be longer than where all scales share a launch.
-DYNROUTE_BOTH constexpr PointwiseTile merge_tile(const Matrix& w, bool is_float) {
+DYNROUTE_DEVICE_TOO constexpr PointwiseTile merge_tile(const Matrix& w, bool is_float) {
   const PointwiseTile tile = pointwise_tile(w, is_float);
   return {tile.width, tile.pixels, is_float ? tile.slice : 2 * tile.slice};
 }
 // Tiles of a sample's map, 8 pixels wide; and the coarse pixels that a tile mixes from: half of it, and a border.
-DYNROUTE_BOTH inline int merge_tiles(const Level& level, const PointwiseTile& tile) {
+DYNROUTE_DEVICE_TOO inline int merge_tiles(const Level& level, const PointwiseTile& tile) {
   return ceil_of(level.h, tile.pixels / kMergeTileWidth) * ceil_of(level.w, kMergeTileWidth);
 }
-DYNROUTE_BOTH constexpr int merge_coarse_pixels(const PointwiseTile& tile) {
+DYNROUTE_DEVICE_TOO constexpr int merge_coarse_pixels(const PointwiseTile& tile) {
   return (tile.pixels / kMergeTileWidth / 2 + 2) * (kMergeTileWidth / 2 + 2);
 }
 

@@ -196,5 +196,6 @@ struct DeviceLimits {
   int shared_per_multiprocessor = 164 << 10;
 };
 enum class DType : int { kFloat = 0, kHalf = 1, kBfloat16 = 2 };
+constexpr int bytes_of(DType dtype) { return dtype == DType::kFloat ? 4 : 2; }
 
 }  // namespace dynroute::cuda

@@ -8,22 +8,16 @@
 
 #include "params.h"
 
-#ifdef __CUDACC__
-#define DYNROUTE_BOTH __host__ __device__
-#else
-#define DYNROUTE_BOTH
-#endif
-
 namespace dynroute::cuda {
 
-DYNROUTE_BOTH constexpr int ceil_of(int a, int b) { return (a + b - 1) / b; }
+DYNROUTE_DEVICE_TOO constexpr int ceil_of(int a, int b) { return (a + b - 1) / b; }
 
 // Tiles of pixels x output channels: 64 x 64 in 16-bit types, 128 x 32 where n_pad is no multiple of 64, so that
 // nothing is computed in vain; 64 x 32 in float, where a thread's 4 x 4 needs fewer reads of shared memory than 2 x 8.
 struct PointwiseTile {
   int width, pixels, slice;  // output channels; pixels; values of k that lie in shared memory at once
 };
-DYNROUTE_BOTH constexpr PointwiseTile pointwise_tile(const Matrix& w, bool is_float) {
+DYNROUTE_DEVICE_TOO constexpr PointwiseTile pointwise_tile(const Matrix& w, bool is_float) {
   if (is_float) return {32, 64, 128};
   return w.n_pad % 64 == 0 ? PointwiseTile{64, 64, 128} : PointwiseTile{32, 128, 64};
 }
@@ -35,7 +29,7 @@ struct Cut {
   int parts;     // items per tile
 };
 // tiles: of pixels, of one sample's map.
-DYNROUTE_BOTH inline Cut cut(const Matrix& w, const PointwiseTile& tile, int tiles) {
+DYNROUTE_DEVICE_TOO inline Cut cut(const Matrix& w, const PointwiseTile& tile, int tiles) {
   const int blocks = w.n_pad / tile.width;
   // A k of several slices is read anew for each block: then nothing is lost by leaving each to another item.
   if (w.k_pad > tile.slice) return {tile.width, blocks};
@@ -46,7 +40,7 @@ DYNROUTE_BOTH inline Cut cut(const Matrix& w, const PointwiseTile& tile, int til
 
 // A block's shared memory: first what gemm.cuh uses, for either width, so that the pixels' slice lies in one place
 // whatever the width (threads that begin an item write it while others still read results of the item before).
-DYNROUTE_BOTH constexpr int product_bytes(bool is_float) { return is_float ? 10240 : 20480; }
+DYNROUTE_DEVICE_TOO constexpr int product_bytes(bool is_float) { return is_float ? 10240 : 20480; }
 inline int pixel_bytes(const Matrix& w, const PointwiseTile& tile, bool is_float) {
   return std::min(w.k_pad, tile.slice) * (is_float ? 4 : 2) + 16;
 }

@@ -5,11 +5,11 @@
 namespace dynroute::cuda {
 
 constexpr int kPredictorColumns = 16;  // of a tile of pixels
-DYNROUTE_BOTH constexpr int predictor_lines(bool is_float) { return is_float ? 4 : 8; }
+DYNROUTE_DEVICE_TOO constexpr int predictor_lines(bool is_float) { return is_float ? 4 : 8; }
 
 // Values from pixel to pixel of a tile: a 16-byte group of zeros behind the channels, or two, as an odd number of
 // groups keeps ldmatrix free of bank conflicts.
-DYNROUTE_BOTH constexpr int predictor_pitch(int c, int vector) { return ((c / vector + 1) | 1) * vector; }
+DYNROUTE_DEVICE_TOO constexpr int predictor_pitch(int c, int vector) { return ((c / vector + 1) | 1) * vector; }
 
 // Bytes of dynamic shared memory: the ring or the results, the tile with its border, and a table of k's groups.
 inline int predictor_shared(const PredictorParams& params, DType type) {

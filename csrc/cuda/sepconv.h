@@ -4,12 +4,6 @@
 
 #include "params.h"
 
-#ifdef __CUDACC__
-#define DYNROUTE_BOTH __host__ __device__
-#else
-#define DYNROUTE_BOTH
-#endif
-
 namespace dynroute::cuda {
 
 constexpr int kSepconvWide = 8;       // a tile's pixels in x; in y sepconv_high()
@@ -19,37 +13,37 @@ constexpr int kSepconvResident = 5;   // blocks of a multiprocessor, by their re
 constexpr int kSepconvStatic = 512;   // bytes of static shared memory, at most
 
 // All below for a storage type of `bytes` bytes.
-DYNROUTE_BOTH constexpr int sepconv_high(int bytes) { return bytes == 4 ? 4 : 8; }
+DYNROUTE_DEVICE_TOO constexpr int sepconv_high(int bytes) { return bytes == 4 ? 4 : 8; }
 
 // Input pixels under a tile's side.
-DYNROUTE_BOTH constexpr int sepconv_halo(int side, int stride) { return (side - 1) * stride + 3; }
+DYNROUTE_DEVICE_TOO constexpr int sepconv_halo(int side, int stride) { return (side - 1) * stride + 3; }
 
-DYNROUTE_BOTH constexpr int sepconv_gemm_bytes(int bytes) { return bytes == 4 ? 12288 : 18432; }
-DYNROUTE_BOTH constexpr int sepconv_a_bytes(int k_pad, int bytes) {
+DYNROUTE_DEVICE_TOO constexpr int sepconv_gemm_bytes(int bytes) { return bytes == 4 ? 12288 : 18432; }
+DYNROUTE_DEVICE_TOO constexpr int sepconv_a_bytes(int k_pad, int bytes) {
   return kSepconvWide * sepconv_high(bytes) * (k_pad * bytes + 16);
 }
 
 // Buffers of the halo: one chunk ahead, but not at stride 2: more than one chunk is rare there, and wide stems shall
 // fit.
-DYNROUTE_BOTH constexpr int sepconv_buffers(int stride) { return stride == 1 ? 2 : 1; }
+DYNROUTE_DEVICE_TOO constexpr int sepconv_buffers(int stride) { return stride == 1 ? 2 : 1; }
 
 // Shared memory: in front the halo's chunks and, afterwards, what the product needs; behind it A.
-DYNROUTE_BOTH constexpr int sepconv_front(int k_pad, int stride, int bytes) {
+DYNROUTE_DEVICE_TOO constexpr int sepconv_front(int k_pad, int stride, int bytes) {
   const int pixels = sepconv_halo(kSepconvWide, stride) * sepconv_halo(sepconv_high(bytes), stride);
   const int halo = pixels * kSepconvChannels * bytes * (k_pad > kSepconvChannels ? sepconv_buffers(stride) : 1);
   return halo > sepconv_gemm_bytes(bytes) ? halo : sepconv_gemm_bytes(bytes);
 }
 // Pointwise weights this small stay behind A while a block has items of the same scale; others stream.
-DYNROUTE_BOTH constexpr bool sepconv_weights_stay(const Matrix& pointwise) {
+DYNROUTE_DEVICE_TOO constexpr bool sepconv_weights_stay(const Matrix& pointwise) {
   return pointwise.k_pad <= 64 && pointwise.n_pad <= 64;
 }
-DYNROUTE_BOTH constexpr int sepconv_bytes(const SepconvStage& stage, int bytes) {
+DYNROUTE_DEVICE_TOO constexpr int sepconv_bytes(const SepconvStage& stage, int bytes) {
   const int k_pad = stage.pointwise.k_pad;
   return sepconv_front(k_pad, stage.stride, bytes) + sepconv_a_bytes(k_pad, bytes) +
          (sepconv_weights_stay(stage.pointwise) ? k_pad * 64 * bytes : 0);
 }
 
-DYNROUTE_BOTH constexpr int sepconv_tiles(const SepconvStage& stage, int bytes) {
+DYNROUTE_DEVICE_TOO constexpr int sepconv_tiles(const SepconvStage& stage, int bytes) {
   return ((stage.h_out + sepconv_high(bytes) - 1) / sepconv_high(bytes)) *
          ((stage.w_out + kSepconvWide - 1) / kSepconvWide);
 }
@@ -57,19 +51,19 @@ DYNROUTE_BOTH constexpr int sepconv_tiles(const SepconvStage& stage, int bytes) 
 // How many work items share a tile's output channels, in whole blocks of 64, where a scale has `tiles` tiles in all
 // samples. Each makes the depthwise anew, so only where a device would have idle multiprocessors otherwise. No bit
 // depends on it.
-DYNROUTE_BOTH constexpr int sepconv_parts(int tiles, int n_pad) {
+DYNROUTE_DEVICE_TOO constexpr int sepconv_parts(int tiles, int n_pad) {
   const int wanted = tiles > 0 ? kSepconvEnough / tiles : 1, blocks = (n_pad + 63) / 64;
   return wanted < 1 ? 1 : wanted < blocks ? wanted : blocks;
 }
 
 // Work items of a sample, where `listed` samples are done.
-DYNROUTE_BOTH constexpr int sepconv_items(const SepconvStage& stage, int listed, int bytes) {
+DYNROUTE_DEVICE_TOO constexpr int sepconv_items(const SepconvStage& stage, int listed, int bytes) {
   const int tiles = sepconv_tiles(stage, bytes);
   return tiles * sepconv_parts(listed * tiles, stage.pointwise.n_pad);
 }
 
 inline LaunchShape sepconv_shape(const SepconvParams& params, DType dtype, const DeviceLimits& limits) {
-  const int bytes = dtype == DType::kFloat ? 4 : 2;
+  const int bytes = bytes_of(dtype);
   LaunchShape shape = {0, kThreads, 0};
   for (const SepconvStage& stage : params.stage) {
     if (!stage.depthwise) continue;

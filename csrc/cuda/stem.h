@@ -4,33 +4,27 @@
 
 #include "params.h"
 
-#ifdef __CUDACC__
-#define DYNROUTE_BOTH __host__ __device__
-#else
-#define DYNROUTE_BOTH
-#endif
-
 namespace dynroute::cuda {
 
 constexpr int kStemHigh = 2;      // a tile's pixels in y; in x stem_wide()
 constexpr int kStemResident = 6;  // blocks of a multiprocessor, by their registers
 
 // All below for a storage type of `bytes` bytes.
-DYNROUTE_BOTH constexpr int stem_wide(int bytes) { return bytes == 4 ? 16 : 32; }
+DYNROUTE_DEVICE_TOO constexpr int stem_wide(int bytes) { return bytes == 4 ? 16 : 32; }
 
 // The images under a tile and the next one, as floats [2][3][5 rows][even columns, then odd ones, then a gap: two rows
 // are 16 banks apart where a warp has pixels of both].
 constexpr int kStemRows = 2 * kStemHigh + 1;
-DYNROUTE_BOTH constexpr int stem_columns(int bytes) { return 2 * stem_wide(bytes) + 1; }
-DYNROUTE_BOTH constexpr int stem_row(int bytes) { return bytes == 4 ? 40 : stem_columns(bytes); }
-DYNROUTE_BOTH constexpr int stem_image_bytes(int bytes) {
+DYNROUTE_DEVICE_TOO constexpr int stem_columns(int bytes) { return 2 * stem_wide(bytes) + 1; }
+DYNROUTE_DEVICE_TOO constexpr int stem_row(int bytes) { return bytes == 4 ? 40 : stem_columns(bytes); }
+DYNROUTE_DEVICE_TOO constexpr int stem_image_bytes(int bytes) {
   return (2 * 3 * kStemRows * stem_row(bytes) * 4 + 15) / 16 * 16;
 }
-DYNROUTE_BOTH constexpr int stem_gemm_bytes(int bytes) { return bytes == 4 ? 12288 : 18432; }
-DYNROUTE_BOTH constexpr int stem_a_bytes(int bytes) { return kStemHigh * stem_wide(bytes) * (32 * bytes + 16); }
+DYNROUTE_DEVICE_TOO constexpr int stem_gemm_bytes(int bytes) { return bytes == 4 ? 12288 : 18432; }
+DYNROUTE_DEVICE_TOO constexpr int stem_a_bytes(int bytes) { return kStemHigh * stem_wide(bytes) * (32 * bytes + 16); }
 
 inline LaunchShape stem_shape(const StemParams& params, DType dtype, const DeviceLimits& limits) {
-  const int bytes = dtype == DType::kFloat ? 4 : 2, wide = stem_wide(bytes);
+  const int bytes = bytes_of(dtype), wide = stem_wide(bytes);
   const int weights = (params.weight.n_pad + 63) / 64 * 64 * 32 * bytes;
   LaunchShape shape = {0, kThreads, 0};
   shape.shared = stem_gemm_bytes(bytes) + stem_a_bytes(bytes) + stem_image_bytes(bytes) + weights;

@@ -9,11 +9,11 @@ constexpr int kTailResident = 5;  // blocks of a multiprocessor, by their regist
 constexpr int kTailStatic = 768;  // bytes of static shared memory, at most
 
 // Output pixels of a path.
-DYNROUTE_BOTH inline int path_pixels(const Level& level, bool down) {
+DYNROUTE_DEVICE_TOO inline int path_pixels(const Level& level, bool down) {
   return down ? level.h / 2 * (level.w / 2) : level.h * level.w;
 }
 // Items of one sample's path; 0 where there is none.
-DYNROUTE_BOTH inline int path_items(const Matrix& w, const Level& level, bool down, bool is_float) {
+DYNROUTE_DEVICE_TOO inline int path_items(const Matrix& w, const Level& level, bool down, bool is_float) {
   const int pixels = path_pixels(level, down);
   if (!w.weight || pixels == 0) return 0;
   const PointwiseTile tile = pointwise_tile(w, is_float);

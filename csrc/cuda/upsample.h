@@ -10,20 +10,22 @@ constexpr int kUpsampleLines = 4, kUpsampleColumns = 32;  // of a tile of small 
 constexpr int kUpsampleClasses = 32;                      // in shared memory at once
 
 // Floats from pixel to pixel of a tile: odd, so that a warp that reads one class of 32 pixels has no bank conflicts.
-DYNROUTE_BOTH constexpr int upsample_pitch(int classes) {
+DYNROUTE_DEVICE_TOO constexpr int upsample_pitch(int classes) {
   return (classes < kUpsampleClasses ? classes : kUpsampleClasses) | 1;
 }
 
 // Small pixels that a tile's neighbour along the line is away. Where lines of planes do not begin at multiples of 16
 // bytes, a lane's stores take values of the lane to the right: the last one has no such, and the next tile begins
 // there.
-DYNROUTE_BOTH constexpr int upsample_step(int out_w) {
+DYNROUTE_DEVICE_TOO constexpr int upsample_step(int out_w) {
   return out_w % 4 == 0 ? kUpsampleColumns : kUpsampleColumns - 1;
 }
 
 // Tiles across that have something to write.
-DYNROUTE_BOTH constexpr int upsample_across(int out_w) { return ceil_of(ceil_of(out_w, 4), upsample_step(out_w)); }
-DYNROUTE_BOTH constexpr int upsample_down(int out_h) { return ceil_of(out_h, 4 * kUpsampleLines); }
+DYNROUTE_DEVICE_TOO constexpr int upsample_across(int out_w) {
+  return ceil_of(ceil_of(out_w, 4), upsample_step(out_w));
+}
+DYNROUTE_DEVICE_TOO constexpr int upsample_down(int out_h) { return ceil_of(out_h, 4 * kUpsampleLines); }
 
 // A block for each tile; the same whatever the storage type.
 inline LaunchShape upsample_shape(const UpsampleParams& params, DType, const DeviceLimits&) {
