@@ -46,3 +46,8 @@ def random_gates(net: DynamicNetwork, n: int, share: float, seed: int = 0) -> to
     node = torch.rand(*shape, 1, generator=g) < share
     path = torch.rand(*shape, 3, generator=g) < 0.7
     return torch.rand(*shape, 3, generator=g) * node * path
+
+
+def largest_error(logits: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference over the largest value wanted."""
+    return float((logits.float() - wanted).abs().max() / wanted.abs().max())

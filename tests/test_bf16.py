@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import random_gates, random_images, random_network
+from conftest import largest_error, random_gates, random_images, random_network
 
 import dynroute
 
@@ -18,10 +18,6 @@ SHAPES = [
     {"cell": "sepconv3", "channels": 24, "layers": 4},
     {"channels": 32, "num_classes": 19, "layers": 5},
 ]
-
-
-def largest_error(logits: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((logits.float() - wanted).abs().max() / wanted.abs().max())
 
 
 @pytest.mark.parametrize("config", SHAPES)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import random_gates, random_images, random_network
+from conftest import largest_error, random_gates, random_images, random_network
 from test_goldens import EVAL, check_eval, load
 
 import dynroute
@@ -31,10 +31,6 @@ def on_cpu(out) -> SimpleNamespace:
 def same_bits(a, b) -> None:
     for name in FIELDS:
         assert torch.equal(getattr(a, name), getattr(b, name)), name
-
-
-def largest_error(logits: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((logits.float() - wanted).abs().max() / wanted.abs().max())
 
 
 @pytest.mark.parametrize("path", [path for path, _ in EVAL], ids=[name for _, name in EVAL])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_gates, random_images, random_network
+from conftest import largest_error, random_gates, random_images, random_network
 from test_goldens import EVAL, check_eval, load
 
 import dynroute
@@ -34,10 +34,6 @@ def emulated(net, storage=torch.float32, **settings) -> Runtime:
 def same_bits(a, b, fields=FIELDS) -> None:
     for name in fields:
         assert torch.equal(getattr(a, name), getattr(b, name)), name
-
-
-def largest_error(logits: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((logits.float() - wanted).abs().max() / wanted.abs().max())
 
 
 def check_against_cpu(out, net, x, gates=None) -> None:
