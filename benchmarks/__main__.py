@@ -25,8 +25,8 @@ from benchmarks import memory, network, ops, peers, plots  # noqa: F401  (import
 from benchmarks.harness import REGISTRY, SEED, Benchmark, Settings, plan, run_case
 from benchmarks.machine import probe
 from benchmarks.tables import PEERS, rates, report, shape_text
-from dynroute import _native
 from dynroute.cli.common import load_target, positive
+from dynroute.native import library
 from dynroute.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,7 +67,7 @@ def run(settings: Settings, cases: list[tuple[Benchmark, dict[str, Any]]], probe
             result["rates"] = rates(result, machine) if "ms" in result else {}
             results.append(result)
             progress.update(1 + sum(weights[: i + 1]) - progress.n)
-    return {"provenance": provenance(SEED), "build": _native.build_info(), "versions": peer_versions(),
+    return {"provenance": provenance(SEED), "build": library.build_info(), "versions": peer_versions(),
             "rounds": settings.rounds, "scale": settings.scale, "machine": machine, "results": results}  # fmt: skip
 
 

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from dynroute.cli.bench import IMAGES, data_images, measure
 from dynroute.cli.common import load_target, open_data, print_table, write_json
 from dynroute.cost import space_macs
-from dynroute.report.work import open_model
-from dynroute.train import evaluate, load_config, train
+from dynroute.measure import evaluate
+from dynroute.measure.opened import open_model
+from dynroute.train import load_config, train
 
 RUNS = {"unbudgeted": ("camvid", "camvid"), "budgeted": ("camvid_budget", "camvid_budget")}
 BATCHES = [1, 8]

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-SOURCES = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+INCLUDE = Path(__file__).resolve().parents[1] / "csrc"
+SOURCES = INCLUDE / "cuda" / "kernels"
 ARCHITECTURES = ("sm_80", "sm_90")
 WARP = 32
 
@@ -76,7 +77,7 @@ class Kernel:
 
 def sources() -> list[Path]:
     """The kernels' files."""
-    return sorted(path for path in SOURCES.glob("*.cu") if path.stem != "launch")
+    return sorted(SOURCES.glob("*.cu"))
 
 
 @cache
@@ -108,6 +109,7 @@ def compile_one(source: Path, arch: str) -> list[Kernel]:
             "nvcc",
             "-std=c++17",
             "-O3",
+            f"-I{INCLUDE}",
             f"-arch={arch}",
             "-cubin",
             "-Xptxas",

@@ -21,12 +21,12 @@ import torch
 import dynroute
 from benchmarks.cuda_code import ARCHITECTURES, DEVICES, Device, compile_all, resident_blocks
 from benchmarks.harness import SEED, number
-from dynroute.models.network import NetworkConfig
-from dynroute.models.space import SCALES, build_space
-from dynroute.ops.cuda import DeviceLimits, read_launches
+from dynroute.models.config import NetworkConfig
 from dynroute.provenance import provenance
-from dynroute.runtime import emulator
-from dynroute.runtime.emulated import EmulatedExecutor
+from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda.emulated import EmulatedExecutor
+from dynroute.runtime.cuda.launch_list import DeviceLimits, read_launches
+from dynroute.space.wiring import SCALES, build_space
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 19

@@ -19,8 +19,8 @@ import dynroute
 from benchmarks.harness import SEED
 from benchmarks.network import CLASSES, executed
 from benchmarks.peers import DenseNetwork, relative_error
+from dynroute.measure.timing import random_patterns
 from dynroute.models import DynamicNetwork
-from dynroute.report.timing import random_patterns
 
 FLUSH_BYTES = 256 << 20  # several times any L2
 WARMUP = 5

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynroute.report.timing import interleave, spread
+from dynroute.measure.timing import interleave, spread
 
 KINDS = ("measured", "counted", "computed", "estimated")
 LEAST_SECONDS = 4e-3  # of a sample: shorter callables are called several times, to be told from the clock

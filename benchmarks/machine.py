@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import measured
-from dynroute import _native
+from dynroute.native import library
 
 GIGA = 1e-9
 TILE_PRODUCTS = 6  # of bfloat16 parts in one float32 product (docs/design.md, AMX)
@@ -36,7 +36,7 @@ def probe(rounds: int = 9) -> dict[str, Any]:
     threads = torch.get_num_threads()
     counts = sorted({1, threads})
     fma: dict[str, Any] = {}
-    info = _native.build_info() if _native.why_not_loaded() is None else {"isas": [], "isa": None}
+    info = library.build_info() if library.why_not_loaded() is None else {"isas": [], "isa": None}
     for isa in info["isas"]:
         try:
             torch.ops.dynroute.fma_flops(isa, 1)

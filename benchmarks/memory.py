@@ -24,7 +24,7 @@ from benchmarks import peers
 from benchmarks.harness import Case, Settings, bar, benchmark, number
 from benchmarks.network import QUICK_ALL_OPEN, TINY_ALL_OPEN, network, noise
 from dynroute.models.stem import pad_images
-from dynroute.ops.network import network_workspace
+from dynroute.native.network import network_workspace
 
 FLOAT = 4
 REPEATS = 10

@@ -13,8 +13,8 @@ from torch import Tensor
 import dynroute
 from benchmarks import peers
 from benchmarks.harness import OURS, SEED, Case, Settings, bar, benchmark, measured, number
+from dynroute.measure.timing import random_patterns
 from dynroute.models import DynamicNetwork
-from dynroute.report.timing import random_patterns
 from dynroute.runtime.executor import Runtime
 
 CLASSES = 19

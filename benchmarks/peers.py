@@ -27,7 +27,7 @@ from benchmarks.harness import Settings
 from benchmarks.machine import cpu_flags
 from dynroute.models import DynamicNetwork
 from dynroute.models.layers import upsample
-from dynroute.models.space import DOWN, KEEP, UP
+from dynroute.space.wiring import DOWN, KEEP, UP
 
 F32_ERROR = 1e-4
 BF16_ERROR = 0.5  # reported apart, for its speed; only nonsense is refused

@@ -2,14 +2,17 @@
 
 from dynroute import models, routes
 from dynroute.cost import Budget
-from dynroute.models import create_model, from_pretrained, list_models, load_official
+from dynroute.models import NetworkConfig, create_model, from_pretrained, list_models, load_official
 from dynroute.objective import objective
-from dynroute.runtime import optimize
-
-__version__ = "0.1.0"
+from dynroute.runtime import RunOutput, Runtime, optimize
+from dynroute.version import __version__
 
 __all__ = [
     "Budget",
+    "NetworkConfig",
+    "RunOutput",
+    "Runtime",
+    "__version__",
     "create_model",
     "from_pretrained",
     "list_models",

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from dynroute.version import __version__
+
 
 def provenance(seed: int | None = None) -> dict[str, Any]:
     """What is needed to run something again; JSON-able.
@@ -18,8 +20,6 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
     Keys: `seed`, `versions` (python, torch, dynroute), `machine` (cpu, cores, threads, gpu), `command`, `commit` (None
     outside a git checkout; ends in `+` where tracked files were changed).
     """
-    from dynroute import __version__
-
     return {
         "seed": seed,
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "dynroute": __version__},

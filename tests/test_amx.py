@@ -11,12 +11,13 @@ import pytest
 import torch
 from test_isa import python
 
-from dynroute import _native, ops
-from dynroute.ops.packing import pack_pointwise, pack_tiles, split_bf16
+from dynroute import ops
+from dynroute.native import library
+from dynroute.runtime.weights.layouts import pack_pointwise, pack_tiles, split_bf16
 
-ISA = _native.build_info()["isa"] if _native.why_not_loaded() is None else None
+ISA = library.build_info()["isa"] if library.why_not_loaded() is None else None
 amx = pytest.mark.skipif(
-    ISA != "amx", reason=f"the kernels in use are {ISA}: {_native.why_not_loaded() or _native.build_info()['why']}"
+    ISA != "amx", reason=f"the kernels in use are {ISA}: {library.why_not_loaded() or library.build_info()['why']}"
 )
 
 # root mean square and largest error of transforms against float64, over the largest output, by number of inputs
@@ -103,7 +104,7 @@ def test_tiles_hold_every_weight(k: int, n: int, storage: torch.dtype) -> None:
 
 @amx
 def test_a_lower_set_can_be_named() -> None:
-    code = "import dynroute._native as n; i = n.build_info(); print(i['isa'], '|', i['why'])"
+    code = "import dynroute.native.library as n; i = n.build_info(); print(i['isa'], '|', i['why'])"
     env = {**os.environ, "DYNROUTE_CPU_ISA": "avx512"}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert run.stdout.strip() == "avx512 | named by DYNROUTE_CPU_ISA"

@@ -11,9 +11,9 @@ import torch
 from benchmarks import machine, ops, peers, plots, tables
 from benchmarks.__main__ import run
 from benchmarks.harness import KINDS, OURS, REGISTRY, Settings, plan, run_case
-from dynroute import _native
+from dynroute.native import library
 
-pytestmark = pytest.mark.skipif(_native.why_not_loaded() is not None, reason=str(_native.why_not_loaded()))
+pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 
 
 def settings(tmp_path, *names: str) -> Settings:
@@ -126,7 +126,7 @@ def test_fma_flops_counts_and_refuses():
 def test_tile_flops_counts_and_refuses():
     with pytest.raises(RuntimeError, match="has no tiles"):
         torch.ops.dynroute.tile_flops("portable", 10)
-    if _native.build_info()["isa"] == "amx":
+    if library.build_info()["isa"] == "amx":
         flops = torch.ops.dynroute.tile_flops("amx", 10)
         assert flops > 0 and torch.ops.dynroute.tile_flops("amx", 20) == 2 * flops
         found = machine.probe(rounds=2)

@@ -5,7 +5,7 @@ import torch
 from conftest import random_gates, random_images, random_network
 
 import dynroute
-from dynroute.models.space import KEEP, build_space, path_exists
+from dynroute.space.wiring import KEEP, build_space, path_exists
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynroute import _native
-from dynroute.ops import network, packing
+from dynroute.native import library, network
+from dynroute.runtime.weights import layouts as packing
 
-pytestmark = pytest.mark.skipif(_native.why_not_loaded() is not None, reason=str(_native.why_not_loaded()))
+pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 
 UP, KEEP, DOWN = 0, 1, 2
 

@@ -11,9 +11,9 @@ import pytest
 from ops.test_parity import other_isas
 from test_neon import NEEDED_OF_CPU, cpu_flags
 
-from dynroute import _native
+from dynroute.native import library
 
-native = pytest.mark.skipif(_native.why_not_loaded() is not None, reason=str(_native.why_not_loaded()))
+native = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -36,14 +36,14 @@ def test_goldens(isa: str) -> None:
 def test_named(isa: str) -> None:
     """A named instruction set is used or refused in one line, which whoever asks for the backend gets too."""
     code = """
-import torch, dynroute._native as native
+import torch, dynroute.native.library as native
 print(native.why_not_loaded() or native.build_info()["isa"])
 try:
     dynroute.ops.transform(torch.ones(1, 8, 2, 2), torch.ones(8, 8, 1, 1), torch.ones(8), torch.ones(8), backend="cpu")
 except RuntimeError as error:
     print(error)
 """
-    known, compiled = {"portable", "avx2", "avx512", "amx", "neon"}, _native.build_info()["isas"]
+    known, compiled = {"portable", "avx2", "avx512", "amx", "neon"}, library.build_info()["isas"]
     if isa not in known:
         wanted = f"DYNROUTE_CPU_ISA: wanted one of portable, avx2, avx512, amx, neon, got '{isa}'"
     elif isa not in compiled:
@@ -61,16 +61,16 @@ except RuntimeError as error:
 
 def test_another_library(tmp_path: Path) -> None:
     """It is loaded, or the import fails and says why: no silent use of the reference."""
-    code = "import dynroute._native as native; print(native.LIBRARY, native.why_not_loaded())"
+    code = "import dynroute.native.library as native; print(native.LIBRARY, native.why_not_loaded())"
     missing, broken = tmp_path / "missing.so", tmp_path / "broken.so"
     broken.write_text("not a library")
-    for library, reason in ((missing, "there is no file"), (broken, "does not load")):
-        run = python("-c", code, DYNROUTE_LIBRARY=str(library))
+    for file, reason in ((missing, "there is no file"), (broken, "does not load")):
+        run = python("-c", code, DYNROUTE_LIBRARY=str(file))
         assert run.returncode != 0 and not run.stdout
         last = run.stderr.strip().splitlines()[-1]
         assert last.startswith("ImportError: DYNROUTE_LIBRARY: ") and reason in last and str(library) in last
-    if _native.why_not_loaded() is None:
+    if library.why_not_loaded() is None:
         copy = tmp_path / "copy.so"
-        copy.write_bytes(_native.LIBRARY.read_bytes())
+        copy.write_bytes(library.LIBRARY.read_bytes())
         run = python("-c", code, DYNROUTE_LIBRARY=str(copy))
         assert run.stdout.split() == [str(copy), "None"], run.stderr

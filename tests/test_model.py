@@ -9,7 +9,7 @@ from conftest import random_gates, random_images, random_network
 import dynroute
 from dynroute.models.cell import CELL_OPS
 from dynroute.models.layers import ConvNorm
-from dynroute.models.space import path_exists
+from dynroute.space.wiring import path_exists
 
 
 @pytest.mark.parametrize("size", [(32, 32), (1, 1), (33, 65), (100, 70)])

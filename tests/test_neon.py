@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNELS = ROOT / "csrc" / "cpu"
+INCLUDE = ROOT / "csrc"
+KERNELS = INCLUDE / "cpu" / "kernels"
 CHECK = ROOT / "tests" / "native" / "kernels_check.cpp"
 ARM = platform.machine() in ("aarch64", "arm64")
 CROSS_COMPILER, CROSS_LIBRARIES = "aarch64-linux-gnu-g++", Path("/usr/aarch64-linux-gnu")
@@ -83,7 +84,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
         flags += ["-Wno-psabi"] if isa == "portable" else []
         flags += [f"-DDYNROUTE_TARGET={isa}", f"-DDYNROUTE_TARGET_{isa.upper()}"]
         made = [folder / f"{name}.o" for name in from_cmake("KERNELS") + (["pointwise_amx"] if isa == "amx" else [])]
-        commands = [[cxx, *flags, "-c", str(KERNELS / f"{o.stem}.cpp"), "-o", str(o)] for o in made]
+        commands = [[cxx, *flags, f"-I{INCLUDE}", "-c", str(KERNELS / f"{o.stem}.cpp"), "-o", str(o)] for o in made]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(run, commands))
         done[cxx, isa] = made
@@ -102,14 +103,14 @@ def test_kernels(isa: str, objects: Objects, tmp_path: Path) -> None:
     program = str(tmp_path / "check")
     flags = ["-std=c++17", "-O1", "-Wno-psabi", f"-DDYNROUTE_CHECK={isa}"]
     flags += ["-DDYNROUTE_CHECK_TILES"] if isa == "amx" else []
-    run([cxx, *flags, str(CHECK), *map(str, parts), "-o", program])
+    run([cxx, *flags, f"-I{INCLUDE}", str(CHECK), *map(str, parts), "-o", program])
     report = run([*emulated, program])
     print(report)  # the largest errors, with pytest -s
     checked = re.findall(r"^(\w+) +[1-9]\d* cases", report, re.MULTILINE)
     assert checked == ["sepconv", "pulled", "transform", "aggregate", "gate", "upsample"]
 
 
-@pytest.mark.parametrize("source", ["dispatch.cpp", "engine.cpp"])
+@pytest.mark.parametrize("source", ["kernels/isa.cpp", "network/engine.cpp"])
 def test_common_code_compiles_for_arm(source: str) -> None:
     flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-DDYNROUTE_HAS_NEON"]
-    run([compiler("neon"), *flags, str(KERNELS / source)])
+    run([compiler("neon"), *flags, f"-I{INCLUDE}", str(INCLUDE / "cpu" / source)])

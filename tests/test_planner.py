@@ -16,8 +16,8 @@ from torch import Tensor
 
 import dynroute
 from dynroute import planner
+from dynroute.measure.tuning import Candidate, candidates, cell_shapes, may_be_staged, plan_of
 from dynroute.planner import Entry, Shape
-from dynroute.report.tuning import Candidate, candidates, cell_shapes, may_be_staged, plan_of
 from dynroute.runtime.executor import Runtime
 
 pytestmark = pytest.mark.skipif(planner.why_not() is not None, reason=str(planner.why_not()))

@@ -3,7 +3,7 @@ import torch
 from conftest import random_images, random_network
 
 from dynroute import routes
-from dynroute.models.space import path_exists
+from dynroute.space.wiring import path_exists
 
 
 @pytest.mark.parametrize("name", routes.list_fixed())

@@ -11,11 +11,11 @@ from conftest import random_gates, random_images, random_network
 from test_goldens import EVAL, check_eval, load
 
 import dynroute
-from dynroute import _native
 from dynroute.models.network import DynamicNetwork
-from dynroute.models.space import DOWN, KEEP, UP, build_space, path_exists
-from dynroute.ops.network import network_workspace
-from dynroute.runtime.outputs import OutputMemory
+from dynroute.native import library
+from dynroute.native.network import network_workspace
+from dynroute.runtime.cpu.outputs import OutputMemory
+from dynroute.space.wiring import DOWN, KEEP, UP, build_space, path_exists
 
 BACKENDS = ["reference", "cpu"]
 SHAPES = [
@@ -31,7 +31,7 @@ SHAPES = [
 
 
 def test_the_native_library_is_built() -> None:
-    assert _native.why_not_loaded() is None
+    assert library.why_not_loaded() is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -307,7 +307,7 @@ def test_empty_batch_and_any_layout(backend: str) -> None:
 def test_choosing_a_backend() -> None:
     net = random_network()
     assert dynroute.optimize(net).backend == "cpu" and dynroute.optimize(net).reason
-    reason = _native.why_not_cuda()
+    reason = library.why_not_cuda()
     if reason is not None:
         with pytest.raises(ValueError, match=re.escape(f"backend 'cuda': {reason}")):
             dynroute.optimize(net, "cuda")

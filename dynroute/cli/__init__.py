@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from dynroute.cli.common import one_line, write_json
+from dynroute.version import __version__
 
 # In the order of a first session; each module offers HELP, EXAMPLES, `add_arguments(parser)` and `run(args)`.
 COMMANDS = ("train", "eval", "segment", "flops", "bench", "report", "doctor")
@@ -18,8 +19,6 @@ _MODULES = {"eval": "evaluate"}
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    from dynroute import __version__
-
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="dynroute",

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynroute import planner
 from dynroute.cli.common import (
     BACKENDS,
     Target,
@@ -31,6 +30,8 @@ from dynroute.cli.common import (
     positive,
     print_table,
 )
+from dynroute.native import planner
+from dynroute.runtime.cpu import tuning_file
 
 HELP = "time all-open against routed, per batch size"
 EXAMPLES = (
@@ -106,7 +107,7 @@ def run_tune(args: argparse.Namespace) -> dict[str, Any]:
     """Measures tiles, saves what is better than the model's, and puts it in force."""
     from dynroute.runtime.executor import why_not
 
-    path = planner.tuning_file()
+    path = tuning_file.tuning_file()
     if path is None:
         raise ValueError("--tune: DYNROUTE_TUNING=off; wanted the name of a file there, or the variable unset")
     reason = planner.why_not()
@@ -114,7 +115,7 @@ def run_tune(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--tune: the planner is not there: {reason}")
     if args.backend == "reference":
         raise ValueError("--tune: only the cpu backend has plans, not reference")
-    planner.read_tuning(path)  # what is not a tuning file is found out before the work, and never written over
+    tuning_file.read_tuning(path)  # what is not a tuning file is found out before the work, and never written over
     target = load_target(args.model or TUNE_MODEL, args.small_gate)
     reason = why_not("cpu", target.net)
     if reason is not None:
@@ -147,9 +148,9 @@ def tune(target: Target, images: Tensor, rounds: int) -> dict[str, Any]:
     """
     from tqdm import tqdm
 
-    from dynroute.report.tuning import tune_network
+    from dynroute.measure.tuning import tune_network
 
-    path = planner.tuning_file()
+    path = tuning_file.tuning_file()
     if path is None:
         raise ValueError("DYNROUTE_TUNING=off names no file")
     try:
@@ -161,9 +162,9 @@ def tune(target: Target, images: Tensor, rounds: int) -> dict[str, Any]:
 
             found = tune_network(target.net, images, rounds, advance)
         if found.kept:
-            planner.save_tuning(path, found.entries(), [of_scale.shape for of_scale in found.shapes])
+            tuning_file.save_tuning(path, found.entries(), [of_scale.shape for of_scale in found.shapes])
     finally:
-        planner.load_tuning(again=True)
+        tuning_file.load_tuning(again=True)
     return {
         "model": target.label,
         "size": list(images.shape[-2:]),
@@ -231,8 +232,8 @@ def measure(
 
     from tqdm import tqdm
 
-    from dynroute.report.timing import random_patterns, time_routes
-    from dynroute.report.work import open_model
+    from dynroute.measure.opened import open_model
+    from dynroute.measure.timing import random_patterns, time_routes
 
     model = open_model(target.net, backend, storage, device)
     eager = open_model(copy.deepcopy(target.net), "eager", device=model.device).net if with_eager else None

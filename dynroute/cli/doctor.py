@@ -23,16 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from dynroute import __version__, _native, planner
+    from dynroute.native import library, planner
     from dynroute.provenance import provenance
+    from dynroute.runtime.cpu.tuning_file import load_tuning
     from dynroute.runtime.executor import BACKENDS, why_not
+    from dynroute.version import __version__
 
-    reason = _native.why_not_loaded()
-    built = _native.build_info() if reason is None else None
+    reason = library.why_not_loaded()
+    built = library.build_info() if reason is None else None
     reasons = {backend: why_not(backend) for backend in BACKENDS}
     machine = provenance()["machine"]
     no_planner = planner.why_not()
-    tuning = planner.load_tuning()  # as the first runtime does
+    tuning = load_tuning()  # as the first runtime does
     result: dict[str, Any] = {
         "versions": {
             "dynroute": __version__,

@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
-    from dynroute.report.work import open_model
-    from dynroute.train.evaluate import evaluate
+    from dynroute.measure.evaluate import evaluate
+    from dynroute.measure.opened import open_model
 
     device = open_device(args.device, args.backend)
     target = load_target(args.model, args.small_gate)

@@ -29,7 +29,7 @@ from dynroute.cli.common import (
     positive,
     print_table,
 )
-from dynroute.models.space import DOWN, PART_NAMES, SCALES, UP, build_space
+from dynroute.space.wiring import DOWN, PART_NAMES, SCALES, UP, build_space
 
 HELP = "count a network's cost: expected, real, executed, by layer and scale"
 EXAMPLES = (
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from dynroute.report.work import open_model, space_macs
+    from dynroute.measure.opened import open_model, space_macs
 
     target = load_target(args.model, args.small_gate, args.classes)
     if args.classes is not None and args.classes != target.net.config.num_classes:
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def chosen_gates(choice: str, target: Target) -> Tensor:
     """Alphas [L+1,4,3] for `open`, a fixed network's name, or the paths most images of a run open."""
-    from dynroute import routes
+    from dynroute.space import routes
 
     layers = target.net.config.layers
     if choice == "open":

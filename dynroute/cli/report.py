@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dynroute.cli.common import BACKENDS, load_target, open_data, positive, run_config
-from dynroute.report.collect import Findings
+from dynroute.measure.observe import Findings
 
 HELP = "write an HTML report of a training run"
 EXAMPLES = ("dynroute report runs/scenes_quick", "dynroute report runs/camvid --images 5 --out camvid.html")
@@ -50,8 +50,9 @@ def make_report(
 ) -> tuple[Path, Findings]:
     """Gathers what the run left behind, measures what is missing, writes the report: its path, and what it found."""
     from dynroute.cli.bench import IMAGES, data_images, measure
+    from dynroute.measure import observe, open_model
     from dynroute.provenance import provenance
-    from dynroute.report import Material, observe, open_model, read_log, write_report
+    from dynroute.report import Material, read_log, write_report
 
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder}: wanted a training run's folder (config.yaml, model/, eval.json, log.jsonl)")

@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from dynroute.measure.opened import open_model
     from dynroute.report.palette import class_map, overlay
-    from dynroute.report.work import open_model
 
     device = open_device(args.device, args.backend)
     target = load_target(args.model, args.small_gate)

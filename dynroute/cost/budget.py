@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dynroute.cost.ledger import CostTables
+from dynroute.cost.tables import CostTables
 
 MEASURES = ("expected", "real")
 

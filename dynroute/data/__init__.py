@@ -1,10 +1,10 @@
 """Data sets, augmentation and the deterministic training stream."""
 
 from dynroute.data.augment import BGR_MEAN, Augmentation, Normalise
-from dynroute.data.folder import FolderDataset
 from dynroute.data.loader import Stream, batches
 from dynroute.data.preprocess import load_preprocess, save_preprocess
-from dynroute.data.scenes import ScenesDataset
+from dynroute.data.sets.folder import FolderDataset
+from dynroute.data.sets.scenes import ScenesDataset
 from dynroute.data.source import IGNORE, DataError, Source
 
 __all__ = [

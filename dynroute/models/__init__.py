@@ -1,7 +1,9 @@
 """The network's definition: wiring, cells, gates, stem, decoder, names and checkpoints."""
 
-from dynroute.models.network import DynamicNetwork, NetworkConfig, Output, from_pretrained
+from dynroute.models.config import NetworkConfig
+from dynroute.models.network import DynamicNetwork, Output
 from dynroute.models.official import load_official
+from dynroute.models.pretrained import from_pretrained
 from dynroute.models.zoo import PUBLISHED_BUDGETS, create_model, list_models
 
 __all__ = [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from dynroute.models.layers import ConvNorm, depthwise
+from dynroute.models.layers import ConvNorm, depthwise, module_cost
 
 
 def _sepconv(c: int, stacks: int = 2, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
@@ -69,3 +70,10 @@ class Cell(nn.Module):
         for op in self.ops[1:]:
             y = y + op(x)
         return x + (scaled_drop(y, keep_prob) if keep_prob < 1.0 else y)
+
+
+@lru_cache(maxsize=256)
+def cell_macs(channels: int, ops: tuple[str, ...], height: int, width: int) -> float:
+    """Multiply-accumulates of a cell's operations on a map of height x width, as the paper counts; identity is free."""
+    with torch.device("meta"):
+        return module_cost(Cell(channels, ops), height, width)

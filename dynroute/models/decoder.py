@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dynroute.models.layers import ConvNorm, upsample
-from dynroute.models.space import SCALES
+from dynroute.space.wiring import SCALES
 
 
 class Decoder(nn.Module):

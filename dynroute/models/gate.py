@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynroute.models.layers import ConvNorm
-from dynroute.models.space import KEEP, Node
+from dynroute.space.wiring import KEEP, Node
 
 ACTIVATIONS = ("tanh", "sigmoid", "softmax", "fixed")
 GATE_BIAS = 1.5

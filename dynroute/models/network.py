@@ -12,64 +12,17 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dynroute.cost.ledger import CostTables, cost_tables
-from dynroute.models.cell import CELL_OPS, Cell
+from dynroute.cost.tables import CostTables
+from dynroute.models.config import NetworkConfig
 from dynroute.models.decoder import Decoder
-from dynroute.models.gate import ACTIVATIONS, Gate
-from dynroute.models.layers import ConvNorm, init_weights, upsample
-from dynroute.models.space import CLOSED_BELOW, DOWN, KEEP, SCALES, UP, Node, build_space, path_exists
+from dynroute.models.gate import Gate
+from dynroute.models.layers import init_weights
+from dynroute.models.node import RoutedNode
 from dynroute.models.stem import Stem, pad_images
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """What defines a network; saved as `config.json` beside its weights.
-
-    Attributes:
-        layers: L >= 4.
-        channels: C at 1/4 scale, a multiple of 8.
-        num_classes: K.
-        gate: "tanh", "sigmoid", "softmax" or "fixed".
-        small_gate: gates read a quarter-size input.
-        stem_width: channels inside the stem.
-        cell: names from `dynroute.models.cell.CELL_OPS`, summed.
-        drop_prob: scheduled drop path's final probability at the last layer.
-    """
-
-    layers: int = 16
-    channels: int = 64
-    num_classes: int = 19
-    gate: str = "tanh"
-    small_gate: bool = False
-    stem_width: int = 64
-    cell: tuple[str, ...] = ("sepconv",)
-    drop_prob: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, ok, wanted in (
-            ("layers", self.layers >= 4, "at least 4"),
-            ("channels", self.channels >= 8 and self.channels % 8 == 0, "a positive multiple of 8"),
-            ("num_classes", 1 <= self.num_classes <= 255, "1 to 255 (labels are bytes, 255 is ignored)"),
-            ("gate", self.gate in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
-            ("stem_width", self.stem_width >= 8 and self.stem_width % 8 == 0, "a positive multiple of 8"),
-            ("cell", bool(self.cell) and all(c in CELL_OPS for c in self.cell), f"names from {', '.join(CELL_OPS)}"),
-            ("drop_prob", 0.0 <= self.drop_prob < 1.0, "0 <= drop_prob < 1"),
-        ):
-            if not ok:
-                raise ValueError(f"{name}: wanted {wanted}, got {getattr(self, name)!r}")
-
-    def costs(self, height: int, width: int, *, published_decoder: bool = False) -> CostTables:
-        """Cost tables at an input of height x width pixels (padded here as the network pads)."""
-        h, w = padded_size(height, width, self.small_gate)
-        return cost_tables(
-            self.layers, self.channels, self.num_classes, h, w, small_gate=self.small_gate,
-            fixed_gates=self.gate == "fixed", stem_width=self.stem_width, cell=self.cell,
-            published_decoder=published_decoder,
-        )  # fmt: skip
+from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, SCALES, UP, Node, build_space, path_exists
 
 
 @dataclass
@@ -87,44 +40,6 @@ class Output:
     gates: Tensor
     expected_mflops: Tensor
     real_mflops: Tensor
-
-
-class RoutedNode(nn.Module):
-    """A node: gate, cell, and its up and down paths (keep has no weights)."""
-
-    def __init__(self, node: Node, config: NetworkConfig) -> None:
-        super().__init__()
-        c = config.channels << node.scale
-        self.node = node
-        self.gate = Gate(c, node, config.gate, config.small_gate)
-        self.cell = Cell(c, config.cell)
-        if node.paths[UP]:
-            self.up = ConvNorm(c, c // 2, relu=True)
-        if node.paths[DOWN]:
-            self.down = ConvNorm(c, 2 * c, 1, 2, relu=True)
-
-    def forward(self, x: Tensor, alphas: Tensor, keep_prob: float = 1.0, bridge: float = 0.0) -> list[Tensor | None]:
-        """x [N,C',h,w], alphas [N,3] -> outputs of up, keep, down (None where there is no path).
-
-        A sample whose alphas sum to less than 1e-4 passes x itself through keep and nothing through the others; with
-        a bridge (training only) x comes in gradually, as the sum falls from `bridge` to 0.  In
-        evaluation a path whose own alpha is at most 1e-4 passes zeros; in training every alpha counts.
-        """
-        closed = (alphas.sum(1) < CLOSED_BELOW)[:, None, None, None]
-        if not self.training:
-            alphas = torch.where(alphas > CLOSED_BELOW, alphas, 0.0)
-        a = alphas.to(x.dtype)[:, :, None, None, None]
-        h = F.relu(self.cell(x, keep_prob))
-        if self.training and bridge > 0.0:
-            passed = (1.0 - a.sum(1) / bridge).relu()
-            out: list[Tensor | None] = [None, h * a[:, KEEP] + x * passed, None]
-        else:
-            out = [None, torch.where(closed, x, h * a[:, KEEP]), None]
-        if self.node.paths[UP]:
-            out[UP] = upsample(self.up(h) * a[:, UP], 2)  # linear: a quarter of the multiplications
-        if self.node.paths[DOWN]:
-            out[DOWN] = self.down(h) * a[:, DOWN]
-        return out
 
 
 class DynamicNetwork(nn.Module):
@@ -247,12 +162,6 @@ def _pull(
     return inputs, there  # type: ignore[return-value]
 
 
-def padded_size(height: int, width: int, small_gate: bool) -> tuple[int, int]:
-    """Size after `pad_images`."""
-    shape = pad_images(torch.empty(1, 1, height, width, device="meta"), small_gate).shape
-    return shape[-2], shape[-1]
-
-
 def check_inputs(images: Tensor, gates: Tensor | None, config: NetworkConfig) -> Tensor | None:
     """Checks images [N,3,H,W] and forced gates; returns the gates as float32 [N,L+1,4,3] with 0 where no path is."""
     if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 1 or not images.is_floating_point():
@@ -273,27 +182,3 @@ def _paths_on(layers: int, device: torch.device) -> Tensor:
     """`path_exists`, kept on a GPU: bringing it there would be a wait in every call."""
     with torch.inference_mode(False):  # another call may need gradients
         return path_exists(layers).to(device)
-
-
-def from_pretrained(folder: str | Path) -> DynamicNetwork:
-    """Loads a folder written by `save_pretrained`, in evaluation mode.
-
-    Raises:
-        ValueError: a file is missing or does not fit; the message names it.
-    """
-    folder = Path(folder)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder}: wanted a folder made by save_pretrained, but {name} is missing")
-    try:
-        raw = json.loads((folder / "config.json").read_text())
-        config = NetworkConfig(**{**raw, "cell": tuple(raw["cell"])})
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'}: not a network's configuration: {error}") from None
-    net = DynamicNetwork(config)
-    try:
-        net.load_state_dict(load_file(folder / "model.safetensors"))
-    except Exception as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"{folder / 'model.safetensors'}: does not fit config.json: {first}") from None
-    return net.eval()

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynroute.models.network import DynamicNetwork, NetworkConfig
+from dynroute.models.config import NetworkConfig
+from dynroute.models.network import DynamicNetwork
 
 _PREFIXES = {
     "backbone.stem.stem_1.": "stem.conv.",

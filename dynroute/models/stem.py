@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynroute.models.layers import ConvNorm, depthwise
+from dynroute.space.wiring import padded_size
 
 
 class Stem(nn.Module):
@@ -35,6 +36,5 @@ class Stem(nn.Module):
 def pad_images(images: Tensor, small_gate: bool) -> Tensor:
     """Zeros right and bottom to a multiple of 32; with the small gate a side below 128 goes to 128 (SPEC)."""
     h, w = images.shape[-2:]
-    floor = 128 if small_gate else 32
-    to_h, to_w = (max(floor, -(-side // 32) * 32) for side in (h, w))
+    to_h, to_w = padded_size(h, w, small_gate)
     return F.pad(images, (0, to_w - w, 0, to_h - h)) if (to_h, to_w) != (h, w) else images

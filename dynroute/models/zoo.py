@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dynroute.models.network import DynamicNetwork, NetworkConfig
+from dynroute.models.config import NetworkConfig
+from dynroute.models.network import DynamicNetwork
 
 _ZOO: dict[str, dict[str, Any]] = {
     "dynamic_raw_l16": {},

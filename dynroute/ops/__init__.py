@@ -1,8 +1,8 @@
 """The operators of dynamic routing. Each has a plain PyTorch formula in `dynroute.ops.reference`."""
 
+from dynroute.native.network import network_forward, network_workspace
 from dynroute.ops.aggregate import aggregate
 from dynroute.ops.gate import gate
-from dynroute.ops.network import network_forward, network_workspace
 from dynroute.ops.route import Routes, route
 from dynroute.ops.sepconv import sepconv
 from dynroute.ops.transform import transform

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dynroute import _native
-from dynroute.ops import _backend, _backward, reference
+from dynroute.native import library
+from dynroute.ops import backends, gradients, reference
 
 
 def aggregate(
@@ -31,7 +31,7 @@ def aggregate(
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
         ValueError: an unknown backend, or (reference) no source.
     """
-    if _backend.use_native("aggregate", backend, alphas):
+    if backends.use_native("aggregate", backend, alphas):
         return torch.ops.dynroute.aggregate(down, keep, up, alphas)
     return reference.aggregate(down, keep, up, alphas)
 
@@ -42,7 +42,7 @@ def _register() -> None:
         first = next(source for source in (down, keep, up) if source is not None)
         n, c, h, w = first.shape
         factor = 2 if down is None and keep is None else 1
-        return _backend.nhwc_empty(alphas, (n, c, h * factor, w * factor))
+        return backends.nhwc_empty(alphas, (n, c, h * factor, w * factor))
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
@@ -56,7 +56,7 @@ def _register() -> None:
                 continue
             alpha = alphas[:, path]
             grad_source = (
-                _backward.bilinear(grad, source.shape[2], source.shape[3], 2.0) if path == reference.UP else grad
+                gradients.bilinear(grad, source.shape[2], source.shape[3], 2.0) if path == reference.UP else grad
             )
             grads[2 - path] = alpha.view(-1, 1, 1, 1) * grad_source
             grad_alphas[path] = (grad_source * reference.only(alpha != 0, source)).sum((1, 2, 3))
@@ -69,5 +69,5 @@ def _register() -> None:
         return 0  # like torch's counter for its own elementwise and interpolation operators
 
 
-if _native.why_not_loaded() is None:
+if library.why_not_loaded() is None:
     _register()

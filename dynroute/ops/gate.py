@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dynroute import _native
-from dynroute.ops import _backend, _backward, reference
+from dynroute.native import library
+from dynroute.ops import backends, gradients, reference
 
 
 def gate(
@@ -46,7 +46,7 @@ def gate(
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
         ValueError: an unknown backend or (reference) activation.
     """
-    if _backend.use_native("gate", backend, x):
+    if backends.use_native("gate", backend, x):
         return torch.ops.dynroute.gate(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present)
     return reference.gate(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present)
 
@@ -78,10 +78,10 @@ def _register() -> None:
         grad_fc_weight = (grad.T @ pooled).view_as(fc_weight)
         grad_fc_bias = grad.sum(0)
         grad = (grad @ fc_weight.flatten(1) / (product.shape[2] * product.shape[3]))[:, :, None, None] * (features > 0)
-        grad, grad_scale, grad_shift = _backward.affine(grad, product, scale)
-        grad, grad_weight = _backward.conv(grad, small, weight)
+        grad, grad_scale, grad_shift = gradients.affine(grad, product, scale)
+        grad, grad_weight = gradients.conv(grad, small, weight)
         if ctx.small:
-            grad = _backward.bilinear(grad, x.shape[2], x.shape[3], 0.25)
+            grad = gradients.bilinear(grad, x.shape[2], x.shape[3], 0.25)
         return grad, grad_weight, grad_scale, grad_shift, grad_fc_weight, grad_fc_bias, None, None, None
 
     torch.library.register_autograd("dynroute::gate", backward, setup_context=setup_context)
@@ -93,5 +93,5 @@ def _register() -> None:
         return 2 * n * weight[0] * (pixels * c + fc_weight[0])
 
 
-if _native.why_not_loaded() is None:
+if library.why_not_loaded() is None:
     _register()

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dynroute import _native
-from dynroute.ops import _backend, reference
+from dynroute.native import library
+from dynroute.ops import backends, reference
 
 
 class Routes(NamedTuple):
@@ -42,7 +42,7 @@ def route(alphas: Tensor, present: Tensor, path_exists: Tensor, slots: Tensor, b
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
         ValueError: an unknown backend.
     """
-    if _backend.use_native("route", backend, alphas):
+    if backends.use_native("route", backend, alphas):
         return Routes(*torch.ops.dynroute.route(alphas, present, path_exists, slots))
     return Routes(*reference.route(alphas, present, path_exists, slots))
 
@@ -78,5 +78,5 @@ def _register() -> None:
     torch.library.register_autograd("dynroute::route", backward, setup_context=setup_context)
 
 
-if _native.why_not_loaded() is None:
+if library.why_not_loaded() is None:
     _register()

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dynroute import _native
-from dynroute.ops import _backend, _backward, reference
+from dynroute.native import library
+from dynroute.ops import backends, gradients, reference
 
 
 def sepconv(
@@ -47,7 +47,7 @@ def sepconv(
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
         ValueError: an unknown backend.
     """
-    if _backend.use_native("sepconv", backend, x):
+    if backends.use_native("sepconv", backend, x):
         return torch.ops.dynroute.sepconv(
             x, list(depthwise), list(pointwise), list(scale), list(shift), open, stride, residual, final_relu
         )
@@ -59,7 +59,7 @@ def _register() -> None:
     def _(x, depthwise, pointwise, scale, shift, open, stride, residual, final_relu):  # type: ignore[no-untyped-def]
         n, _, h, w = x.shape
         shape = (n, pointwise[-1].shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1)
-        return _backend.nhwc_empty(x, shape)
+        return backends.nhwc_empty(x, shape)
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, depthwise, pointwise, scale, shift, open, *ctx.options = inputs
@@ -91,9 +91,9 @@ def _register() -> None:
         for i in reversed(range(k)):
             if i < k - 1:
                 grad = grad * (inputs[i + 1] > 0)
-            grad, grad_scale, grad_shift = _backward.affine(grad, products[i], scale[i])
-            grad, grad_pointwise = _backward.conv(grad, filtered[i], pointwise[i])
-            grad, grad_depthwise = _backward.conv(grad, inputs[i], depthwise[i], strides[i], 1, inputs[i].shape[1])
+            grad, grad_scale, grad_shift = gradients.affine(grad, products[i], scale[i])
+            grad, grad_pointwise = gradients.conv(grad, filtered[i], pointwise[i])
+            grad, grad_depthwise = gradients.conv(grad, inputs[i], depthwise[i], strides[i], 1, inputs[i].shape[1])
             for part, value in zip(grads, (grad_depthwise, grad_pointwise, grad_scale, grad_shift)):
                 part.insert(0, value)
         return grad + grad_residual if residual else grad, *grads, None, None, None, None
@@ -104,8 +104,8 @@ def _register() -> None:
     def _(x, depthwise, pointwise, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
         n, _, h, w = x
         pixels = n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
-        return 2 * pixels * sum(p[1] * (9 + p[0]) for p in map(_backend.flops_of, pointwise))
+        return 2 * pixels * sum(p[1] * (9 + p[0]) for p in map(backends.flops_of, pointwise))
 
 
-if _native.why_not_loaded() is None:
+if library.why_not_loaded() is None:
     _register()

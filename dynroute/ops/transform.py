@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dynroute import _native
-from dynroute.ops import _backend, _backward, reference
+from dynroute.native import library
+from dynroute.ops import backends, gradients, reference
 
 
 def transform(
@@ -40,7 +40,7 @@ def transform(
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
         ValueError: an unknown backend.
     """
-    if _backend.use_native("transform", backend, x):
+    if backends.use_native("transform", backend, x):
         return torch.ops.dynroute.transform(x, weight, scale, shift, open, stride)
     return reference.transform(x, weight, scale, shift, open, stride)
 
@@ -49,7 +49,7 @@ def _register() -> None:
     @torch.library.register_fake("dynroute::transform")
     def _(x, weight, scale, shift, open, stride):  # type: ignore[no-untyped-def]
         n, _, h, w = x.shape
-        return _backend.nhwc_empty(x, (n, weight.shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1))
+        return backends.nhwc_empty(x, (n, weight.shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1))
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.stride = inputs
@@ -60,8 +60,8 @@ def _register() -> None:
         x = reference.only(open, x)
         product = F.conv2d(x.relu(), weight, None, ctx.stride)
         grad = reference.only(open, grad) * (reference.affine(product, scale, shift) > 0)
-        grad, grad_scale, grad_shift = _backward.affine(grad, product, scale)
-        grad, grad_weight = _backward.conv(grad, x.relu(), weight, ctx.stride)
+        grad, grad_scale, grad_shift = gradients.affine(grad, product, scale)
+        grad, grad_weight = gradients.conv(grad, x.relu(), weight, ctx.stride)
         return grad * (x > 0), grad_weight, grad_scale, grad_shift, None, None
 
     torch.library.register_autograd("dynroute::transform", backward, setup_context=setup_context)
@@ -72,5 +72,5 @@ def _register() -> None:
         return 2 * n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1) * c * weight[0]
 
 
-if _native.why_not_loaded() is None:
+if library.why_not_loaded() is None:
     _register()

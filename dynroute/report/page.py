@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 from dynroute.data import IGNORE, Normalise, Source
-from dynroute.report.collect import Findings, Sample, choose, error_map, predict
+from dynroute.measure.observe import Findings, Sample, predict
+from dynroute.measure.opened import Model
+from dynroute.report.choose import choose, error_map
 from dynroute.report.palette import class_map, data_uri, palette
 from dynroute.report.svg import Series, line_chart, probability_marks, route_map, sample_marks, scatter
-from dynroute.report.work import Model
 
 THUMBNAIL = 320
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -10,7 +10,7 @@ from html import escape
 import torch
 from torch import Tensor
 
-from dynroute.models.space import CLOSED_BELOW, DOWN, KEEP, PATH_NAMES, SCALES, UP, Node, build_space
+from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, PATH_NAMES, SCALES, UP, Node, build_space
 
 # Geometry of a route map, in SVG units.
 LEFT, TOP, BOTTOM, ROW = 46, 14, 40, 46

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from dynroute import _native, planner
-from dynroute.cost.ledger import CostTables
-from dynroute.models.network import DynamicNetwork, NetworkConfig, check_inputs
-from dynroute.models.space import SCALES
+from dynroute.cost.tables import CostTables
+from dynroute.models.config import NetworkConfig
+from dynroute.models.network import DynamicNetwork, check_inputs
 from dynroute.models.stem import pad_images
-from dynroute.ops.network import network_buffer, network_forward, network_workspace
-from dynroute.runtime import emulator
-from dynroute.runtime.folding import CpuLayout, pack, why_not_packable
-from dynroute.runtime.outputs import OutputMemory
+from dynroute.native import library
+from dynroute.runtime.cpu.executor import CpuExecutor
+from dynroute.runtime.cuda import emulator
 from dynroute.runtime.reference import ReferenceExecutor
-from dynroute.runtime.results import Executed, Executor, RunOutput
+from dynroute.runtime.results import Executor, RunOutput
+from dynroute.runtime.weights.pack import why_not_packable
+from dynroute.space.wiring import SCALES
 
 BACKENDS = ("reference", "cpu", "cuda", "triton", "cuda-emulated")
 _ON_CUDA = (torch.float32, torch.float16, torch.bfloat16)
@@ -30,47 +29,6 @@ STORAGE = {
 }
 
 
-class CpuExecutor(Executor):
-    """The native engine: one call runs the whole network.  Calls may overlap, each with a workspace of its own."""
-
-    def __init__(self, net: DynamicNetwork, storage: torch.dtype) -> None:
-        self.packed = pack(net, CpuLayout(storage))
-        planner.load_tuning()  # what was measured on this machine, the first time
-        self._outputs = OutputMemory()
-        self._idle: list[Tensor] = []
-        self._lock = threading.Lock()
-
-    def __call__(self, images: Tensor, gates: Tensor | None, height: int, width: int) -> Executed:
-        n, _, h, w = images.shape
-        config = self.packed.config
-        workspace = self._take(network_workspace(n, h, w, config))
-        try:
-            logits = self._outputs.lend((n, config[3], height, width))
-            alphas, nodes, other = network_forward(
-                images, self.packed.weights, self.packed.table, config, gates, workspace, logits
-            )
-        finally:
-            with self._lock:
-                self._idle.append(workspace)
-        return Executed(logits, alphas, nodes, other[:, 0], other[:, 1], other[:, 2])
-
-    @property
-    def workspace_bytes(self) -> int:
-        with self._lock:
-            return sum(workspace.nbytes for workspace in self._idle)
-
-    @property
-    def weight_bytes(self) -> int:
-        return self.packed.weights.nbytes
-
-    def _take(self, floats: int) -> Tensor:
-        with self._lock:
-            workspace = self._idle.pop() if self._idle else None
-        if workspace is None or workspace.numel() < floats:
-            workspace = network_buffer(floats)
-        return workspace
-
-
 def why_not(backend: str, net: DynamicNetwork | None = None) -> str | None:
     """None if `backend` runs here (and runs `net`, if given), else the reason in one line."""
     if backend == "reference":
@@ -79,11 +37,11 @@ def why_not(backend: str, net: DynamicNetwork | None = None) -> str | None:
         return f"unknown; wanted auto or one of {', '.join(BACKENDS)}"
     if backend == "triton":
         return "this version has no triton kernels yet"
-    reason = _native.why_not_loaded()
+    reason = library.why_not_loaded()
     if reason is not None:
         return f"the native CPU library is not there: {reason}"
     if backend == "cuda":
-        reason = _native.why_not_cuda()
+        reason = library.why_not_cuda()
     elif backend == "cuda-emulated":
         reason = emulator.why_not()
     if reason is None and net is not None:
@@ -93,11 +51,11 @@ def why_not(backend: str, net: DynamicNetwork | None = None) -> str | None:
 
 def _executor(net: DynamicNetwork, backend: str, storage: torch.dtype) -> Executor:
     if backend == "cuda":
-        from dynroute.runtime.cuda import CudaExecutor
+        from dynroute.runtime.cuda.executor import CudaExecutor
 
         return CudaExecutor(net, storage, _cuda_device(net))
     if backend == "cuda-emulated":
-        from dynroute.runtime.emulated import EmulatedExecutor
+        from dynroute.runtime.cuda.emulated import EmulatedExecutor
 
         return EmulatedExecutor(net, storage)
     return CpuExecutor(net, storage) if backend == "cpu" else ReferenceExecutor(net)

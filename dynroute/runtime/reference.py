@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynroute.models.layers import ConvNorm, fold_norm, upsample
-from dynroute.models.network import DynamicNetwork, RoutedNode
-from dynroute.models.space import CLOSED_BELOW, DOWN, KEEP, SCALES, UP
+from dynroute.models.network import DynamicNetwork
+from dynroute.models.node import RoutedNode
 from dynroute.runtime.results import Executed, Executor
+from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, SCALES, UP
 
 GATE, CELL = 0, 1
 PART_OF_PATH = {UP: 2, KEEP: 3, DOWN: 4}

@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dynroute.cost.ledger import CostTables
+from dynroute.cost.tables import CostTables
 from dynroute.models.network import Output
-from dynroute.models.space import PART_NAMES
+from dynroute.space.wiring import PART_NAMES
 
 _CELL_AND_PATHS = [PART_NAMES.index(part) for part in ("cell", "up", "keep", "down")]
 

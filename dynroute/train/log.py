@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dynroute.data import IGNORE
-from dynroute.train.metrics import confusion_matrix, scores
+from dynroute.measure.metrics import confusion_matrix, scores
 from dynroute.train.parse import ConfigError
 
 # mIoU of training batches is smoothed over about this many steps.

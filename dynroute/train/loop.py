@@ -17,12 +17,12 @@ from torch import Tensor
 
 import dynroute
 from dynroute.data import Augmentation, FolderDataset, Normalise, ScenesDataset, Source, batches, save_preprocess
+from dynroute.measure.evaluate import evaluate
 from dynroute.models.network import DynamicNetwork
 from dynroute.objective import Losses, objective
 from dynroute.provenance import provenance
 from dynroute.train.checkpoint import random_state, read_checkpoint, set_random_state, write_checkpoint
 from dynroute.train.config import Config, DataConfig, ModelConfig
-from dynroute.train.evaluate import evaluate
 from dynroute.train.log import TrainingLog
 from dynroute.train.optimiser import learning_rate, make_optimiser, precise_batchnorm, set_learning_rate
 from dynroute.train.parse import ConfigError

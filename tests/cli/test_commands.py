@@ -160,8 +160,8 @@ def test_bench_tune_saves_what_doctor_shows(
 ) -> None:
     path, record = tmp_path / "cache" / "tuning.json", tmp_path / "record.json"
     monkeypatch.setenv("DYNROUTE_TUNING", str(path))
-    monkeypatch.setattr("dynroute.report.tuning.LEAST_GAIN", -1.0)  # whatever was best counts,
-    monkeypatch.setattr("dynroute.report.tuning.MOST_LOSS", 100.0)  # and is kept
+    monkeypatch.setattr("dynroute.measure.tuning.LEAST_GAIN", -1.0)  # whatever was best counts,
+    monkeypatch.setattr("dynroute.measure.tuning.MOST_LOSS", 100.0)  # and is kept
     try:
         options = ["--size", "60x64", "--threads", "1", "--repeats", "2", "--json", str(record)]
         assert main(["bench", "--tune", "dynamic_tiny", *options]) == 0
@@ -181,7 +181,7 @@ def test_bench_tune_saves_what_doctor_shows(
         found = json.loads(record.read_text())
         assert found["tuning"] == {"path": str(path), "used": 4, "ignored": 0, "reason": None}
         assert found["planner"] == planner.machine() and found["planner_reason"] is None
-        monkeypatch.setattr("dynroute.report.tuning.MOST_LOSS", -1.0)  # no network is fast enough
+        monkeypatch.setattr("dynroute.measure.tuning.MOST_LOSS", -1.0)  # no network is fast enough
         before = path.read_text()
         assert main(["bench", "--tune", "dynamic_tiny", *options]) == 0
         assert "not saved" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import numpy as np
 import structs
 import torch
 
-from dynroute.runtime import emulator
+from dynroute.runtime.cuda import emulator
 
 
 class Buffers:

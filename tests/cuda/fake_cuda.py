@@ -1,4 +1,4 @@
-"""A CUDA runtime that hands launches to Python: csrc/cuda/launch.cu compiled by g++ against a few stand-ins, and a
+"""A CUDA runtime that hands launches to Python: csrc/cuda/network/launch.cu compiled by g++ against stand-ins, and a
 `torch.cuda` with streams, events and graphs that only remember.  For tests of everything around the kernels."""
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from dynroute.runtime.emulator import SOURCES
-from dynroute.runtime.planned import Io
+from dynroute.runtime.cuda.emulator import INCLUDE
+from dynroute.runtime.cuda.planned import Io
 
 RUNTIME = """
 #include <cstddef>
@@ -44,7 +44,7 @@ inline cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block,
 """
 AROUND = """
 #include <dlfcn.h>
-#include "launch.cu"
+#include "cuda/network/launch.cu"
 namespace dynroute::cuda {
 #define DEFINE(name, Params) extern "C" { void name##_f32(const Params) {} void name##_f16(const Params) {} \\
   void name##_bf16(const Params) {} }
@@ -68,14 +68,14 @@ Callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p, *[ctypes.c_int] * 4, ctypes.c
 
 
 class FakeRuntime:
-    """csrc/cuda/launch.cu, which calls `on_launch(name with suffix, shape, bytes opted in, address of params)`."""
+    """launch.cu, which calls `on_launch(name with suffix, shape, bytes opted in, address of params)`."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "runtime.h").write_text("#pragma once\n" + RUNTIME)
         (folder / "around.cpp").write_text(AROUND)
         made = folder / "launch.so"
         subprocess.run(
-            ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-include", "runtime.h", f"-I{SOURCES}", f"-I{folder}",
+            ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-include", "runtime.h", f"-I{INCLUDE}", f"-I{folder}",
              str(folder / "around.cpp"), "-o", str(made)],
             check=True,
         )  # fmt: skip

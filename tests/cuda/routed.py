@@ -11,7 +11,7 @@ import torch
 from shapes import shape
 from structs import DOWN, KEEP, LISTS, OPEN, PATHS, PRESENT, SCALES, UP
 
-from dynroute.runtime import emulator
+from dynroute.runtime.cuda import emulator
 
 THRESHOLD, NONE = np.float32(1e-4), np.float32(0)
 NODE = np.dtype(

@@ -1,4 +1,4 @@
-"""What csrc/cuda/<name>.h says about a launch, asked as the host does: in C++, without CUDA."""
+"""What csrc/cuda/kernels/<name>.h says about a launch, asked as the host does: in C++, without CUDA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dynroute.runtime.emulator import SOURCES
+from dynroute.runtime.cuda.emulator import INCLUDE
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # as in enum class DType
 
@@ -33,7 +33,7 @@ def library(name: str, more: str = "") -> ctypes.CDLL:
     """<name>_shape as the C function `shape`, and whatever else the test wants to call."""
     header = "stem" if name == "stem_conv" else name
     code = f"""
-    #include "{SOURCES}/{header}.h"
+    #include "cuda/kernels/{header}.h"
     using namespace dynroute::cuda;
     extern "C" void shape(const {header.capitalize()}Params* params, int dtype, const DeviceLimits* limits,
                           LaunchShape* out) {{
@@ -42,7 +42,20 @@ def library(name: str, more: str = "") -> ctypes.CDLL:
     {more}"""
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "shape.so"
-        command = ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-x", "c++", "-"]
+        command = [
+            "g++",
+            "-std=c++17",
+            "-O1",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            f"-I{INCLUDE}",
+            "-shared",
+            "-fPIC",
+            "-x",
+            "c++",
+            "-",
+        ]
         subprocess.run([*command, "-o", str(made)], input=code, text=True, check=True)
         return ctypes.CDLL(str(made))
 

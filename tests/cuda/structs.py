@@ -1,4 +1,4 @@
-"""csrc/cuda/params.h in ctypes, field by field; `test_structs.py` compares sizes with the compiler."""
+"""csrc/cuda/kernels/params.h in ctypes, field by field; `test_structs.py` compares sizes with the compiler."""
 
 from __future__ import annotations
 

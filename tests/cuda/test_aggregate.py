@@ -15,9 +15,10 @@ import routed
 from routed import NODE, PATHS, SCALES, Space, first_row, path_exists, scales_of_row
 from shapes import DTYPES, SMALL, launch_shape, library
 
-from dynroute import _native, ops
-from dynroute.models.space import build_space
-from dynroute.runtime import emulator
+from dynroute import ops
+from dynroute.native import library as native
+from dynroute.runtime.cuda import emulator
+from dynroute.space.wiring import build_space
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
 
@@ -137,7 +138,7 @@ def test_forced_alphas(dtype):
     run(Space(5, 16, 24, 8, dtype, seed=2), random_gates(5, 5), global_races=True, order="rand")
 
 
-@pytest.mark.skipif(_native.why_not_loaded() is not None, reason=str(_native.why_not_loaded()))
+@pytest.mark.skipif(native.why_not_loaded() is not None, reason=str(native.why_not_loaded()))
 def test_x_has_the_bits_of_the_cpu():
     space, rows = Space(2, 16, 24, 8, torch.float32, seed=9), 4
     gates = np.random.default_rng(9).random((2, 5, SCALES, PATHS)).astype(np.float32)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynroute.runtime import emulator
+from dynroute.runtime.cuda import emulator
 
 sys.path.insert(0, str(Path(__file__).parent))
 from structs import LISTS, OPEN, SCALES, CellParams, Io, Level, Matrix, Node, Row
@@ -34,21 +34,21 @@ ROWS, ROW = 3, 1
 @functools.cache
 def host() -> ctypes.CDLL:
     """cell.h as the host sees it: plain C++."""
-    source = emulator.SOURCES / "cell.h"
-    code = f"""
-    #include "{source}"
+    code = """
+    #include "cuda/kernels/cell.h"
     using namespace dynroute::cuda;
-    extern "C" void shape(const CellParams* p, int dtype, const int* limits, int* out) {{
-      const LaunchShape s = cell_shape(*p, DType(dtype), {{limits[0], limits[1], limits[2], limits[3]}});
+    extern "C" void shape(const CellParams* p, int dtype, const int* limits, int* out) {
+      const LaunchShape s = cell_shape(*p, DType(dtype), {limits[0], limits[1], limits[2], limits[3]});
       out[0] = s.blocks, out[1] = s.threads, out[2] = s.shared;
-    }}
-    extern "C" int fits(int c, int dtype, const int* limits) {{
-      return cell_fits(c, DType(dtype), {{limits[0], limits[1], limits[2], limits[3]}});
-    }}
+    }
+    extern "C" int fits(int c, int dtype, const int* limits) {
+      return cell_fits(c, DType(dtype), {limits[0], limits[1], limits[2], limits[3]});
+    }
     """
     library = Path(tempfile.mkdtemp()) / "cell_host.so"
     subprocess.run(
-        ["g++", "-std=c++17", "-Wall", "-Werror", "-shared", "-fPIC", "-x", "c++", "-", "-o", library],
+        ["g++", "-std=c++17", "-Wall", "-Werror", f"-I{emulator.INCLUDE}", "-shared", "-fPIC", "-x", "c++", "-",
+         "-o", library],
         input=code, text=True, check=True,
     )  # fmt: skip
     return ctypes.CDLL(str(library))

@@ -1,4 +1,4 @@
-"""csrc/cuda/{merge,predictor,upsample}.cu on the emulator."""
+"""csrc/cuda/kernels/{merge,predictor,upsample}.cu on the emulator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from structs import KEEP, SCALES, Io, Level, MergeParams, Node, PredictorParams,
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate
 
-from dynroute.runtime import emulator
+from dynroute.runtime.cuda import emulator
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
 SCHEDULES = ({"order": "rev"}, {"order": "rand", "seed": 5})

@@ -11,12 +11,13 @@ from conftest import random_images, random_network
 from fake_cuda import FakeRuntime, FakeTorchCuda
 
 import dynroute
-from dynroute.ops.cuda import DTYPES, DeviceLimits, read_launches
-from dynroute.runtime import cuda, emulator
-from dynroute.runtime.cuda import CudaExecutor
-from dynroute.runtime.emulated import SOURCES, EmulatedExecutor
+from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda import executor as cuda
+from dynroute.runtime.cuda.emulated import SOURCES, EmulatedExecutor
+from dynroute.runtime.cuda.executor import CudaExecutor
+from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits, read_launches
+from dynroute.runtime.cuda.planned import Io
 from dynroute.runtime.executor import Runtime
-from dynroute.runtime.planned import Io
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ was not found")
 
@@ -28,7 +29,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> FakeRuntime:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> FakeTorchCuda:
-    """`torch.cuda` as dynroute.runtime.cuda sees it, and an operator that launches on the fake runtime."""
+    """`torch.cuda` as dynroute.runtime.cuda.executor sees it, and an operator that launches on the fake runtime."""
     made = FakeTorchCuda()
 
     def run(workspace, launches, dtype, first, last, io):

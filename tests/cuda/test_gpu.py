@@ -13,12 +13,12 @@ from conftest import largest_error, random_gates, random_images, random_network
 from test_goldens import EVAL, check_eval, load
 
 import dynroute
-from dynroute import _native
-from dynroute.ops.cuda import DTYPES
-from dynroute.runtime.cuda import CudaExecutor
+from dynroute.native import library
+from dynroute.runtime.cuda.executor import CudaExecutor
+from dynroute.runtime.cuda.launch_list import DTYPES
 from dynroute.runtime.executor import Runtime
 
-pytestmark = pytest.mark.skipif(_native.why_not_cuda() is not None, reason=_native.why_not_cuda() or "")
+pytestmark = pytest.mark.skipif(library.why_not_cuda() is not None, reason=library.why_not_cuda() or "")
 FIELDS = ("logits", "gates", "executed_nodes", "executed_macs")
 FULL = {"layers": 16, "channels": 64, "stem_width": 64, "num_classes": 19}
 

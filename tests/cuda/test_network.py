@@ -12,9 +12,9 @@ from conftest import largest_error, random_gates, random_images, random_network
 from test_goldens import EVAL, check_eval, load
 
 import dynroute
-from dynroute.ops.cuda import DTYPES, DeviceLimits
-from dynroute.runtime import emulator
-from dynroute.runtime.emulated import EmulatedExecutor
+from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda.emulated import EmulatedExecutor
+from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
 from dynroute.runtime.executor import Runtime
 
 needs_emulator = pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")

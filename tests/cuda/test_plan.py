@@ -8,8 +8,8 @@ import pytest
 import torch
 from structs import SCALES, AggregateParams, BeginParams, CellParams, TailParams
 
-from dynroute.ops.cuda import DTYPES, FUSIONS, DeviceLimits, Launch, NetworkPlan, read_launches
-from dynroute.ops.network import TABLE_FIELDS, table_rows
+from dynroute.native.network import TABLE_FIELDS, table_rows
+from dynroute.runtime.cuda.launch_list import DTYPES, FUSIONS, DeviceLimits, Launch, NetworkPlan, read_launches
 
 A100, RTX, H100 = (
     DeviceLimits(),

@@ -1,4 +1,4 @@
-"""csrc/cuda/stem.cu on the emulator: values, edges, counted work, what it may not touch."""
+"""csrc/cuda/kernels/stem.cu on the emulator: values, edges, counted work, what it may not touch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structs
 import torch
 import torch.nn.functional as F
 
-from dynroute.runtime import emulator
+from dynroute.runtime.cuda import emulator
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")
 

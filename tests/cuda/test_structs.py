@@ -1,4 +1,4 @@
-"""structs.py says the same as csrc/cuda/params.h: sizes and offsets of every field, by the compiler."""
+"""structs.py says the same as csrc/cuda/kernels/params.h: sizes and offsets of every field, by the compiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import structs
 
-HEADER = Path(__file__).parents[2] / "csrc" / "cuda" / "params.h"
+INCLUDE = Path(__file__).parents[2] / "csrc"
+HEADER = INCLUDE / "cuda" / "kernels" / "params.h"
 STRUCTS = {name: s for name, s in vars(structs).items() if isinstance(s, type) and issubclass(s, ctypes.Structure)}
 STRUCTS = {name: s for name, s in STRUCTS.items() if s is not ctypes.Structure}
 CPP_NAMES = {"from_place": "from", "to_place": "to"}  # `from` is a word of Python's
@@ -40,6 +41,6 @@ def test_sizes_and_offsets(tmp_path: Path) -> None:
         f'#include <cstddef>\n#include <cstdio>\n#include "{HEADER}"\nusing namespace dynroute::cuda;\n'
         f"int main() {{\n{chr(10).join(lines)}\n}}\n"
     )
-    subprocess.run(["g++", "-std=c++17", str(source), "-o", str(tmp_path / "sizes")], check=True)
+    subprocess.run(["g++", "-std=c++17", f"-I{INCLUDE}", str(source), "-o", str(tmp_path / "sizes")], check=True)
     printed = subprocess.run([str(tmp_path / "sizes")], check=True, capture_output=True, text=True).stdout
     assert printed.splitlines() == wanted

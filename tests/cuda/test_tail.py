@@ -1,4 +1,4 @@
-"""csrc/cuda/tail.cu on the emulator: the last stage of staged cells, and the paths that wait for it, in one launch."""
+"""csrc/cuda/kernels/tail.cu on the emulator: the last stage of staged cells, and the paths that wait for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from buffers import Buffers, assert_close, poisoned
 from structs import DOWN, DOWN_OPEN, KEEP, LISTS, OPEN, SCALES, UP, UP_OPEN, Io, Level, Matrix, Node, Row, TailParams
 from test_sepconv import Weights, close
 
-from dynroute.runtime import emulator
+from dynroute.runtime.cuda import emulator
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
 ROWS, ROW = 5, 3

@@ -14,9 +14,9 @@
 #include <unistd.h>
 #endif
 
-#include "../../csrc/cpu/kernels.h"
-#include "../../csrc/cpu/pack.h"
-#include "../../csrc/cpu/plan.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/kernels/pack.h"
+#include "cpu/kernels/tasks_of_jobs.h"
 #include "memory.h"
 
 namespace dynroute {

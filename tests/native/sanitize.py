@@ -66,11 +66,11 @@ def environment(library: Path, folder: Path) -> dict[str, str]:
 
 def instruction_sets(env: dict[str, str]) -> list[str]:
     """Those compiled in that this machine runs."""
-    code = "import dynroute._native as n, json; print('|', *n.build_info()['isas'])"
+    code = "import dynroute.native.library as n, json; print('|', *n.build_info()['isas'])"
     names = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     if names.returncode != 0:
         sys.exit(f"sanitize: the library does not load\n{names.stdout}{names.stderr}")
-    code = "import dynroute._native as n, sys; sys.exit(n.why_not_loaded())"
+    code = "import dynroute.native.library as n, sys; sys.exit(n.why_not_loaded())"
     isas = []
     for isa in names.stdout.split("|")[1].split():
         run = subprocess.run([sys.executable, "-c", code], env={**env, "DYNROUTE_CPU_ISA": isa}, capture_output=True)

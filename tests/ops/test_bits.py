@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynroute import _native, ops
+from dynroute import ops
+from dynroute.native import library
 
 from . import cases
 
-pytestmark = pytest.mark.skipif(_native.why_not_loaded() is not None, reason=str(_native.why_not_loaded()))
+pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 
 
 def runs() -> dict[str, tuple[Callable[..., Tensor], tuple, int]]:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynroute import _native, ops, planner
+from dynroute import ops, planner
+from dynroute.native import library
 
 from . import cases
 
-native = pytest.mark.skipif(_native.why_not_loaded() is not None, reason=str(_native.why_not_loaded()))
+native = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 
 F64 = torch.float64
 OPEN = torch.tensor([True, False, True])

@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynroute import _native, ops
+from dynroute import ops
+from dynroute.native import library
 
 from . import cases
 
-pytestmark = pytest.mark.skipif(_native.why_not_loaded() is not None, reason=str(_native.why_not_loaded()))
+pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 
 NAN = float("nan")
 
@@ -187,9 +188,9 @@ def test_any_shape(c: int, out: int, h: int, w: int, stages: int, stride: int, r
 
 
 def other_isas() -> list[str]:
-    if _native.why_not_loaded() is not None or "DYNROUTE_CPU_ISA" in os.environ:
+    if library.why_not_loaded() is not None or "DYNROUTE_CPU_ISA" in os.environ:
         return []
-    info = _native.build_info()
+    info = library.build_info()
     best = info["isas"].index(info["isa"])
     return info["isas"][best + 1 :]  # this machine may not have those before the best
 
@@ -212,10 +213,10 @@ def test_instruction_sets(isa: str) -> None:
 @pytest.mark.parametrize("isa, message", [("sse9", "wanted one of"), ("neon", "not compiled"), ("avx2", None)])
 def test_isa_by_name(isa: str, message: str | None) -> None:
     """A named instruction set is used or refused; refused, the package still imports and says why."""
-    info = _native.build_info()
+    info = library.build_info()
     if (isa in info["isas"]) != (message is None):
         pytest.skip("another machine's case")
-    code = "import dynroute._native as n; print(n.why_not_loaded() or n.build_info()['isa'])"
+    code = "import dynroute.native.library as n; print(n.why_not_loaded() or n.build_info()['isa'])"
     run = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "DYNROUTE_CPU_ISA": isa}, capture_output=True, text=True
     )

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import dynroute
-from dynroute.models.space import build_space, path_exists
-from dynroute.report.collect import Sample, choose, error_map
+from dynroute.measure.observe import Sample
+from dynroute.measure.opened import open_model, space_macs
+from dynroute.measure.timing import interleave, random_patterns
+from dynroute.report.choose import choose, error_map
 from dynroute.report.palette import class_map, data_uri, overlay, palette
 from dynroute.report.svg import Series, line_chart, node_states, probability_marks, route_map, sample_marks, scatter
-from dynroute.report.timing import interleave, random_patterns
-from dynroute.report.work import open_model, space_macs
+from dynroute.space.wiring import build_space, path_exists
 
 
 def some_gates(layers: int, seed: int) -> torch.Tensor:

@@ -15,7 +15,8 @@ import torch
 
 import dynroute
 from dynroute.data import ScenesDataset, load_preprocess
-from dynroute.train import Config, ConfigError, evaluate, load_config, loop, train
+from dynroute.measure import evaluate
+from dynroute.train import Config, ConfigError, load_config, loop, train
 from dynroute.train.loop import normalisation
 
 SMALL = [

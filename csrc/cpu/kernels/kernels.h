@@ -1,0 +1,47 @@
+// The table of kernels of one instruction set, and how the running machine's is chosen.
+#pragma once
+#include <cstddef>
+#include <string>
+
+#include "jobs.h"
+
+namespace dynroute {
+
+// A kernel runs one task of a job, on any thread.
+template <class T>
+struct Kernels {
+  void (*sepconv)(const SepconvJob<T>& job, int band);
+  void (*transform)(const TransformJob<T>& job, int tile);
+  void (*aggregate)(const AggregateJob<T>& job, int band);
+  void (*gate)(const GateJob<T>& job, int band);
+  void (*upsample)(const UpsampleJob<T>& job, int band);
+  // No kernels: the arithmetic peaks of vectors and of tiles (null: there are none); they return the operations done.
+  double (*fma_loop)(int64_t iterations);
+  double (*tile_loop)(int64_t iterations);
+};
+
+// The table for float is the best the machine has, or what DYNROUTE_CPU_ISA names; double is always portable.
+// Throws std::runtime_error if DYNROUTE_CPU_ISA names something unknown, not compiled in, or not supported.
+template <class T>
+const Kernels<T>& kernels();
+
+// The same, but of the best instruction set whose weights are in panels where the chosen one's are in tiles.
+template <class T>
+const Kernels<T>& kernels_without_tiles();
+
+// The table of a named instruction set. Throws std::runtime_error, beginning with `what`, if it does not run here.
+const Kernels<float>& kernels_of(const std::string& isa, const std::string& what);
+
+std::string chosen_isa();             // e.g. "avx2"
+bool weights_in_tiles(int k, int n);  // whether its kernels want a pointwise product's weights so
+std::string why_chosen_isa();         // one line
+std::string compiled_isas();          // JSON list
+
+// At least `bytes` of this thread's own memory, 64-byte aligned, kept between calls. Not zeroed.
+void* thread_scratch(size_t bytes);
+
+// The same, apart from it: what a call packs its weights into before its tasks run. Fresh memory would cost page faults
+// of the order of the work on small maps.
+void* call_scratch(size_t bytes);
+
+}  // namespace dynroute

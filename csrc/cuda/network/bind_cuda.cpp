@@ -1,0 +1,47 @@
+// The CUDA library's operators: torch's device and stream, and lists of launches.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstring>
+
+#include "bindings/checks.h"
+#include "launch.h"
+
+namespace dynroute::cuda {
+namespace {
+
+// Launches records [first, last) on the current stream of the workspace's device, without waiting.
+// io: addresses in the order of struct Io; for the first record, and empty where that is not launched.
+void run_op(const Tensor& workspace, const Tensor& launches, int64_t dtype, int64_t first, int64_t last,
+            std::vector<int64_t> io) {
+  constexpr size_t kPointers = sizeof(Io) / sizeof(void*);
+  check("cuda_run: launches", launches, ScalarType::Byte, {-1});
+  require(launches.is_contiguous(), "cuda_run: launches: wanted a contiguous tensor");
+  require(dtype >= 0 && dtype <= 2, "cuda_run: dtype: wanted 0, 1 or 2, got " + std::to_string(dtype));
+  require(first > 0 || io.size() == kPointers,
+          "cuda_run: io: wanted " + std::to_string(kPointers) + " addresses, got " + std::to_string(io.size()));
+  Io pointers = {};
+  if (first == 0) std::memcpy(&pointers, io.data(), sizeof(pointers));
+
+  const auto device = workspace.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  run_records(static_cast<const unsigned char*>(launches.const_data_ptr()), size_t(launches.numel()), DType(dtype),
+              first, last, pointers, stream);
+}
+
+std::vector<int64_t> limits_op(int64_t device) {
+  const DeviceLimits limits = device_limits(int(device));
+  return {limits.capability, limits.multiprocessors, limits.shared_per_block, limits.shared_per_multiprocessor};
+}
+
+}  // namespace
+}  // namespace dynroute::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(dynroute, CUDA, m) { m.impl("cuda_run", TORCH_BOX(&dynroute::cuda::run_op)); }
+STABLE_TORCH_LIBRARY_IMPL(dynroute, CompositeExplicitAutograd, m) {
+  m.impl("cuda_limits", TORCH_BOX(&dynroute::cuda::limits_op));
+}

@@ -1,0 +1,20 @@
+"""Whatever measures: time, work, quality; it draws nothing."""
+
+from dynroute.measure.evaluate import evaluate
+from dynroute.measure.metrics import confusion_matrix, scores
+from dynroute.measure.observe import Findings, Sample, observe
+from dynroute.measure.opened import Model, open_model
+from dynroute.measure.timing import random_patterns, time_routes
+
+__all__ = [
+    "Findings",
+    "Model",
+    "Sample",
+    "confusion_matrix",
+    "evaluate",
+    "observe",
+    "open_model",
+    "random_patterns",
+    "scores",
+    "time_routes",
+]

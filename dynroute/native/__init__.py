@@ -1,0 +1,1 @@
+"""Loading of the native libraries, and their functions as Python ones."""

@@ -1,0 +1,1 @@
+"""The network on CUDA kernels: on a GPU, or on the emulator."""

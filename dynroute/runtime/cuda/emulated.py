@@ -1,0 +1,86 @@
+"""The CUDA backend without a GPU: the same plan, kernel by kernel on the emulator.  A developer's tool, very
+slow; what it adds are checks of every memory access.  See `dynroute.runtime.cuda.emulator`."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynroute.models.network import DynamicNetwork
+from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda.launch_list import DeviceLimits, NetworkPlan, read_launches
+from dynroute.runtime.cuda.planned import Io, PlannedExecutor
+
+SOURCES = {"stem_conv": "stem"}  # files that are not called like their kernel
+NAN = 0xFF  # in every byte: NaN in each floating type, -1 in integers
+
+
+class EmulatedExecutor(PlannedExecutor):
+    """See `PlannedExecutor`.  Not for several threads.
+
+    Attributes:
+        one_workspace: lay the buffers out in one, as on a GPU, rather than apart, where a step over the edge is seen.
+        options: of the emulator's launch (order, seed, counters, arch, ...).
+        statistics: of the last call, per launch: the kernel's name and what the emulator returned.
+    """
+
+    def __init__(
+        self,
+        net: DynamicNetwork,
+        storage: torch.dtype,
+        fusion: str = "auto",
+        one_workspace: bool = False,
+        limits: DeviceLimits = DeviceLimits(),  # noqa: B008 (a tuple)
+        **options: Any,
+    ) -> None:
+        super().__init__(net, storage, torch.device("cpu"), limits, fusion)
+        self.one_workspace, self.options = one_workspace, {"arch": f"sm_{limits.capability}", **options}
+        self.statistics: list[tuple[str, dict[str, Any]]] = []
+
+    def _launch(self, plan: NetworkPlan, io: Io) -> None:
+        buffers, size = plan.buffers()
+        memory, places = [], []
+        workspace = _aligned(size)
+        for buffer in buffers:
+            inside = self.one_workspace and buffer.offset >= 0
+            place = workspace[buffer.offset : buffer.offset + buffer.bytes] if inside else _aligned(buffer.bytes)
+            places.append(place)
+            if not inside:
+                memory.append(place)
+        if self.one_workspace:
+            memory.append(workspace)
+        weights = emulator.array(self.weights)
+        launches, rows = plan.launches([place.ctypes.data for place in places], weights.ctypes.data, self.table)
+        for place, buffer in zip(places, buffers):
+            if buffer.offset < 0:
+                place[:] = rows.numpy()
+                place.flags.writeable = False
+        outside = {name: emulator.array(tensor) for name, tensor in io._asdict().items() if tensor is not None}
+        for name in ("images", "gates"):
+            if name in outside:
+                outside[name] = outside[name].view()
+                outside[name].flags.writeable = False
+        weights = weights.view()
+        weights.flags.writeable = False
+        everything = [array for array in (*memory, *outside.values(), weights) if array.nbytes]
+
+        self.statistics = []
+        for launch in read_launches(launches):
+            params = launch.params
+            if launch.kernel == "begin":
+                params = struct.pack(f"{len(io)}Q", *io.addresses()) + params[8 * len(io) :]
+            source = SOURCES.get(launch.kernel, launch.kernel)
+            found = emulator.launch(
+                source, self.storage, params, launch[1:4], everything, launch.kernel, **self.options
+            )
+            self.statistics.append((launch.kernel, found))
+
+
+def _aligned(size: int) -> np.ndarray[Any, Any]:
+    """uint8 [size] at a multiple of 256, all NaN: nothing may count on what it holds."""
+    memory = np.full(size + 256, NAN, np.uint8)
+    start = -memory.ctypes.data % 256
+    return memory[start : start + size]

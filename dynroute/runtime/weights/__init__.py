@@ -1,0 +1,1 @@
+"""Weights folded and laid out for the kernels."""

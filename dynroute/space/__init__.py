@@ -1,0 +1,1 @@
+"""The routing space: its wiring, and routes through it."""
