@@ -1,6 +1,6 @@
 """Dynamic routing for semantic segmentation, with savings that show on the clock."""
 
-from dynroute import models, routes
+from dynroute import models, ops, planner, routes
 from dynroute.cost import Budget
 from dynroute.models import NetworkConfig, create_model, from_pretrained, list_models, load_official
 from dynroute.objective import objective
@@ -19,6 +19,8 @@ __all__ = [
     "load_official",
     "models",
     "objective",
+    "ops",
     "optimize",
+    "planner",
     "routes",
 ]

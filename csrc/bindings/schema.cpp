@@ -30,6 +30,7 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def("cuda_run(Tensor(a!) workspace, Tensor launches, int dtype, int first, int last, int[] io) -> ()");
   m.def("cuda_limits(int device) -> int[]");
 
+  m.def("contract() -> str");
   m.def("build_info() -> str");
   m.def("weights_in_tiles(int k, int n) -> bool");
   m.def("last_macs() -> int[]");

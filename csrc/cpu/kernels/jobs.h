@@ -4,12 +4,11 @@
 #pragma once
 #include <cstdint>
 
+#include "contract/geometry.h"
+
 namespace dynroute {
 
 constexpr int kPanel = 16;  // output channels of a packed panel; shifts are padded to a multiple of it
-
-constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-constexpr int64_t ceil_div(int64_t value, int64_t step) { return (value + step - 1) / step; }
 
 // How maps and pointwise weights may be stored: float, double, or bfloat16, the upper half of a float. What is stored
 // as S is computed in Compute<S>, and rounded once, when it is stored.

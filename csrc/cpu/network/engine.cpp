@@ -25,8 +25,6 @@
 namespace dynroute {
 namespace {
 
-constexpr int kNodeParts = 5;  // of a node's work that is counted: gate, cell, up, keep, down
-
 struct Shape {
   int h, w, c;
   int64_t size() const { return int64_t(h) * w * c; }
@@ -71,7 +69,7 @@ struct Layout {
                          round_up(shape[s].c / 2, kPanel) * int64_t(sizeof(float) / sizeof(S)));
     }
     // the small logits take a free map of scale 1/4 unless there are more classes than channels
-    logits = config.classes <= config.channels ? -1 : take(int64_t(shape[0].h) * shape[0].w * config.classes);
+    logits = config.num_classes <= config.channels ? -1 : take(int64_t(shape[0].h) * shape[0].w * config.num_classes);
   }
 };
 
@@ -168,9 +166,9 @@ class Network {
       job.stages = 3;
       job.stage[0] = {nullptr, pointwise(row, kStemConv, 27, width), 3, 2, 0, h, w, h2, w2, true};
       job.stage[1] = {
-          weight(row, kStemStage1), pointwise(row, kStemStage1 + 1, width, width), width, 1, 1, h2, w2, h2, w2, true};
+          weight(row, stage_field(kStemStages, 0)), pointwise(row, stage_field(kStemStages, 0) + 1, width, width), width, 1, 1, h2, w2, h2, w2, true};
       job.stage[2] = {
-          weight(row, kStemStage2), pointwise(row, kStemStage2 + 1, width, c), width, 2, 1, h2, w2, out.h, out.w, true};
+          weight(row, stage_field(kStemStages, 1)), pointwise(row, stage_field(kStemStages, 1) + 1, width, c), width, 2, 1, h2, w2, out.h, out.w, true};
       job.image = args_.images + int64_t(i) * 3 * h * w;
       job.out = map(i, 0, 0);
       job.tiling = plan::convolution_tiling(plan::kStemRows);
@@ -234,7 +232,7 @@ class Network {
                             pointwise(row * kScales + s, kGateConv, shape.c, shape.c / 2),
                             shape.h,
                             shape.w,
-                            config_.small_gate,
+                            config_.small_gate != 0,
                             partials(i, s),
                             macs(i, row, s, 0)};
           list_.add(kernels_.gate, job, plan::gate_tasks(shape.h, shape.w, config_.small_gate),
@@ -309,7 +307,7 @@ class Network {
     job.halo = other(i, 2);
     const S* x = now.stored ? map(i, s, now.held) : nullptr;
     const auto stage = [&](int k) -> RowStage<S> {
-      const int field = kCell + 3 * k;
+      const int field = stage_field(kCellStages, k);
       return {weight(table_row, field),
               pointwise(table_row, field + 1, shape.c, shape.c),
               shape.c,
@@ -358,7 +356,7 @@ class Network {
       job.x = map(i, s, now.held);
       job.out = down ? down_half(i, s) : up_half(i, s);
       job.pointwise =
-          pointwise(row * kScales + s, down ? kDownWeight : kUpWeight, shape.c, down ? 2 * shape.c : shape.c / 2);
+          pointwise(row * kScales + s, down ? kDownConv : kUpConv, shape.c, down ? 2 * shape.c : shape.c / 2);
       job.h_in = shape.h, job.w_in = shape.w;
       job.stride = down ? 2 : 1;
       job.h_out = shape.h / job.stride, job.w_out = shape.w / job.stride;
@@ -402,7 +400,7 @@ class Network {
     for (int i = 0; i < args_.n; ++i) {
       SepconvJob<S> job = {};
       job.stages = 1;
-      job.stage[0] = {nullptr, pointwise(first + kScales, 0, 9 * shape.c, config_.classes),
+      job.stage[0] = {nullptr, pointwise(first + kScales, 0, 9 * shape.c, config_.num_classes),
                       shape.c, 1,
                       1,       shape.h,
                       shape.w, shape.h,
@@ -415,13 +413,13 @@ class Network {
       list_.add(kernels_.sepconv, job, plan::sepconv_tasks(job), {Work::kPredictor});
     }
     char* logits = reinterpret_cast<char*>(args_.logits);
-    const size_t bytes = size_t(args_.n) * config_.classes * args_.out_h * args_.out_w * sizeof(float);
+    const size_t bytes = size_t(args_.n) * config_.num_classes * args_.out_h * args_.out_w * sizeof(float);
     list_.add([=](int task) { touch(logits, bytes, task); }, touch_tasks(bytes), {Work::kMemory});
     runner_.run(list_);
     for (int i = 0; i < args_.n; ++i) {
-      UpsampleJob<S> job = {small_logits(i), args_.logits + int64_t(i) * config_.classes * args_.out_h * args_.out_w,
+      UpsampleJob<S> job = {small_logits(i), args_.logits + int64_t(i) * config_.num_classes * args_.out_h * args_.out_w,
                             shape.h,         shape.w,
-                            config_.classes, args_.out_h,
+                            config_.num_classes, args_.out_h,
                             args_.out_w};
       list_.add(kernels_.upsample, job, plan::upsample_tasks(job), {Work::kUpsample});
     }
@@ -445,7 +443,7 @@ void network_forward(const NetworkConfig& config, const NetworkArgs& args, const
     group.n = std::min(together, args.n - first);
     group.images += int64_t(first) * 3 * args.h * args.w;
     if (group.gates) group.gates += first * rows * kPaths;
-    group.logits += int64_t(first) * config.classes * args.out_h * args.out_w;
+    group.logits += int64_t(first) * config.num_classes * args.out_h * args.out_w;
     group.alphas += first * rows * kPaths;
     group.nodes += first * rows * kNodeParts;
     group.other += int64_t(first) * 3;

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "bindings/network_checks.h"
+#include "contract/describe.h"
 #include "bind.h"
 #include "cpu/network/engine.h"
 #include "cpu/kernels/memory.h"
@@ -40,7 +41,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& images, const Tensor
   check(op + "images", images, ScalarType::Float, {-1, 3, -1, -1});
   const int64_t n = images.size(0), h = images.size(2), w = images.size(3), rows = parsed.layers + 1;
   check_size("network_forward", parsed, h, w);
-  check(op + "logits", logits, ScalarType::Float, {n, parsed.classes, -1, -1});
+  check(op + "logits", logits, ScalarType::Float, {n, parsed.num_classes, -1, -1});
   const int64_t out_h = logits.size(2), out_w = logits.size(3);
   require(out_h >= 1 && out_h <= h && out_w >= 1 && out_w <= w,
           op + "logits: wanted at most " + std::to_string(h) + "x" + std::to_string(w) + " pixels, got " +
@@ -91,6 +92,8 @@ std::string build_info() {
          ", " + field("torch_target", DYNROUTE_TORCH_TARGET) + "}";
 }
 
+std::string contract_op() { return describe_contract(); }
+
 std::vector<int64_t> last_macs_op() { return {last_macs[0], last_macs[1]}; }
 
 bool weights_in_tiles_op(int64_t k, int64_t n) { return weights_in_tiles(int(k), int(n)); }
@@ -105,6 +108,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) { m.impl("network_forward", TORCH_BO
 STABLE_TORCH_LIBRARY_IMPL(dynroute, CompositeExplicitAutograd, m) {
   m.impl("network_workspace", TORCH_BOX(&dynroute::workspace_op));
   m.impl("network_buffer", TORCH_BOX(&dynroute::buffer_op));
+  m.impl("contract", TORCH_BOX(&dynroute::contract_op));
   m.impl("build_info", TORCH_BOX(&dynroute::build_info));
   m.impl("weights_in_tiles", TORCH_BOX(&dynroute::weights_in_tiles_op));
   m.impl("last_macs", TORCH_BOX(&dynroute::last_macs_op));

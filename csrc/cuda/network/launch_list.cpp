@@ -84,7 +84,7 @@ std::vector<Buffer> lay_out(const Request& r, int64_t& end) {
       static const char* names[] = {"map0_", "map1_", "halves_"};
       append(map_buffer(s, which), names[which] + std::to_string(s), n * shape_of(r, s).size() * value);
     }
-  const int64_t small_logits = n * shape_of(r, 0).h * shape_of(r, 0).w * r.config.classes * int64_t(sizeof(float));
+  const int64_t small_logits = n * shape_of(r, 0).h * shape_of(r, 0).w * r.config.num_classes * int64_t(sizeof(float));
   put(kSmallLogits, "small_logits", small_logits, start);
   append(map_buffer(0, kHalves), "halves_0", n * shape_of(r, 0).size() * value);
 
@@ -206,8 +206,8 @@ class Recorder {
       only.relu = 1;
       launch("sepconv", sepconv_shape, q, width);
     };
-    stage(kStemStage1, a, half, 1, b);
-    stage(kStemStage2, b, {out.h, out.w, c}, 2, map(0, kMap0));
+    stage(stage_field(kStemStages, 0), a, half, 1, b);
+    stage(stage_field(kStemStages, 1), b, {out.h, out.w, c}, 2, map(0, kMap0));
   }
 
   void aggregate(int row) {
@@ -244,7 +244,7 @@ class Recorder {
       if (!is_fused(r_, s)) continue;
       channels = level_[s].c;
       for (int k = 0; k < 2; ++k) {
-        const int at = row * kScales + s, field = kCell + 3 * k;
+        const int at = row * kScales + s, field = stage_field(kCellStages, k);
         p.depthwise[s][k] = floats(at, field);
         p.pointwise[s][k] = matrix(at, field + 1, channels, channels);
       }
@@ -260,7 +260,7 @@ class Recorder {
     auto p = row_params<SepconvParams>(row);
     for (int s = 0; s < scales_of_row(row); ++s) {
       if (is_fused(r_, s)) continue;
-      const int at = row * kScales + s, field = kCell + 3 * k;
+      const int at = row * kScales + s, field = stage_field(kCellStages, k);
       const Level& level = level_[s];
       SepconvStage& stage = p.stage[s];
       stage.depthwise = floats(at, field);
@@ -280,8 +280,8 @@ class Recorder {
     p.cells = stage(row, r_.config.cell_stacks - 1);
     for (int s = 0; s < scales_of_row(row); ++s) {
       const int at = row * kScales + s, c = level_[s].c;
-      if (path_exists(row, rows_, s, kUp)) p.up[s] = matrix(at, kUpWeight, c, c / 2);
-      if (path_exists(row, rows_, s, kDown)) p.down[s] = matrix(at, kDownWeight, c, 2 * c);
+      if (path_exists(row, rows_, s, kUp)) p.up[s] = matrix(at, kUpConv, c, c / 2);
+      if (path_exists(row, rows_, s, kDown)) p.down[s] = matrix(at, kDownConv, c, 2 * c);
     }
     p.finished = arrivals(row) + r_.n * kScales + 1;
     p.ticket = p.finished + r_.n * kScales;
@@ -290,7 +290,7 @@ class Recorder {
 
   // From 1/32 to 1/4; each scale's result takes its halves, which nothing reads any more.
   void decoder() {
-    const int first = rows_ * kScales + 1, classes = r_.config.classes;
+    const int first = rows_ * kScales + 1, classes = r_.config.num_classes;
     for (int s = kScales - 1; s >= 0; --s) {
       const int c = level_[s].c;
       MergeParams p = {};
