@@ -44,5 +44,5 @@ def objective(
     # a crop can be all padding: 0 instead of 0/0
     losses = {"segmentation": total / (labels != IGNORED_LABEL).sum().clamp(min=1)}
     if budget is not None:
-        losses["budget"] = budget.loss(out.gates, net.costs(*images.shape[-2:]), progress)
+        losses["budget"] = budget.loss(out.gates, out.costs, progress)
     return Losses(losses, out)

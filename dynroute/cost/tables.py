@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from dynroute.space.routing import is_path_open
 from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, SCALES, UP, build_space
 
 
@@ -41,6 +42,16 @@ class CostTables:
         """Expected cost of the space with every alpha at 1: the default of the budget's C."""
         return float(self.cell.sum() + self.path.sum())
 
+    @property
+    def around(self) -> float:
+        """What no alpha changes: all gates, stem, decoder."""
+        return float(self.gate.sum()) + self.stem + self.decoder
+
+    @property
+    def all_open_real(self) -> float:
+        """Real cost with everything open."""
+        return self.all_open + self.around
+
     def expected(self, gates: Tensor) -> Tensor:
         """gates [N,L+1,4,3] -> [N]: sum of max(alpha)*cell + alpha*path, differentiable."""
         cell, path = self.cell.to(gates), self.path.to(gates)
@@ -48,14 +59,14 @@ class CostTables:
 
     def open_cost(self, gates: Tensor) -> Tensor:
         """gates [N,L+1,4,3] -> [N]: the space's cost by indicators, [sum alpha > 1e-4] and [alpha > 1e-4]."""
-        cell_open = gates.sum(-1) > CLOSED_BELOW
-        path_open = gates > CLOSED_BELOW
+        cell_open = gates.sum(-1) > CLOSED_BELOW  # SPEC, "Real cost": open is above, not at, the threshold here
+        path_open = is_path_open(gates)
         cell, path = self.cell.to(gates.device), self.path.to(gates.device)
         return (cell_open * cell).sum((1, 2)) + (path_open * path).sum((1, 2, 3))
 
     def real(self, gates: Tensor) -> Tensor:
         """gates [N,L+1,4,3] -> float64 [N]: `open_cost` + every grid node's gate + stem + decoder."""
-        return self.open_cost(gates) + (float(self.gate.sum()) + self.stem + self.decoder)
+        return self.open_cost(gates) + self.around
 
 
 def conv_cost(kernel: int, cin: int, cout: int, groups: int, h: int, w: int, stride: int = 1) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynroute.cost import space_macs
 from dynroute.data import Normalise, Source
 from dynroute.measure.metrics import confusion_matrix, scores
-from dynroute.space.wiring import CLOSED_BELOW
+from dynroute.space.routing import is_path_open
 
 
 @torch.inference_mode()
@@ -120,7 +120,7 @@ class _Tally:
             value = value.double().cpu()
             self.current[key] = self.current[key] + value if key in self.current else value
         gates = out.gates.double().cpu()
-        opened, alpha = (gates > CLOSED_BELOW).double().sum(0), gates.sum(0)
+        opened, alpha = is_path_open(gates).double().sum(0), gates.sum(0)
         self._open = opened if self._open is None else self._open + opened
         self._alpha = alpha if self._alpha is None else self._alpha + alpha
         self._passes += gates.shape[0]

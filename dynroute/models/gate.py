@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynroute.models.layers import ConvNorm
+from dynroute.native.contract import ACTIVATIONS
 from dynroute.space.wiring import KEEP, Node
 
-ACTIVATIONS = ("tanh", "sigmoid", "softmax", "fixed")
 GATE_BIAS = 1.5
 
 

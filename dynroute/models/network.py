@@ -22,7 +22,8 @@ from dynroute.models.gate import Gate
 from dynroute.models.layers import init_weights
 from dynroute.models.node import RoutedNode
 from dynroute.models.stem import Stem, pad_images
-from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, SCALES, UP, Node, build_space, path_exists
+from dynroute.space.routing import arrivals, is_closed
+from dynroute.space.wiring import DOWN, KEEP, SCALES, UP, Node, build_space, path_exists
 
 
 @dataclass
@@ -34,12 +35,14 @@ class Output:
         gates: float32 [N,L+1,4,3], alphas in the order up, keep, down; row 0 the init cell; 0 where there is no path
             or the node is absent.
         expected_mflops: [N], soft cost of the space; real_mflops: [N], cost by open/closed, all at the padded size.
+        costs: the tables that both were read from.
     """
 
     logits: Tensor
     gates: Tensor
     expected_mflops: Tensor
     real_mflops: Tensor
+    costs: CostTables
 
 
 class DynamicNetwork(nn.Module):
@@ -92,8 +95,8 @@ class DynamicNetwork(nn.Module):
         logits = self.decoder(maps)
         if x is not images:  # a slice that cuts nothing off would still cost its backward a full-size fill
             logits = logits[..., : images.shape[-2], : images.shape[-1]]
-        tables = self.costs(*images.shape[-2:])
-        return Output(logits, alphas, tables.expected(alphas), tables.real(alphas))
+        costs = self.costs(*images.shape[-2:])
+        return Output(logits, alphas, costs.expected(alphas), costs.real(alphas), costs)
 
     def _route(
         self, x: Tensor, forced: Tensor | None, progress: float | None, bridge: float
@@ -104,25 +107,25 @@ class DynamicNetwork(nn.Module):
         """
         n = x.shape[0]
         zero = torch.zeros(n, 3, device=x.device)
+        present = torch.ones(n, SCALES, dtype=torch.bool, device=x.device)  # of this row's nodes
         inputs: list[Tensor] = [x]
-        present = [torch.ones(n, dtype=torch.bool, device=x.device)]
         table: list[Tensor] = []
         rows = self.rows()
         for r, nodes in enumerate(rows):
-            row_alphas, outputs, closed = [], [], []
-            for node, x_s, here in zip(nodes, inputs, present, strict=True):
-                if forced is None:
-                    alphas = node.gate(x_s)
-                else:
-                    alphas = forced[:, r, node.node.scale]
+            of_row, outputs = [], []
+            for node, x_s in zip(nodes, inputs, strict=True):
+                s = node.node.scale
+                alphas = node.gate(x_s) if forced is None else forced[:, r, s]
                 if not self.training:
-                    alphas = torch.where(here[:, None], alphas, 0.0)
+                    alphas = torch.where(present[:, s, None], alphas, 0.0)
                 outputs.append(node(x_s, alphas, self._keep_prob(r, progress), bridge))
-                closed.append(alphas.sum(1) < CLOSED_BELOW)
-                row_alphas.append(alphas)
-            table.append(torch.stack(row_alphas + [zero] * (SCALES - len(nodes)), dim=1))
+                of_row.append(alphas)
+            table.append(torch.stack(of_row + [zero] * (SCALES - len(nodes)), dim=1))
             if r + 1 < len(rows):
-                inputs, present = _pull(self.space[r + 1], outputs, closed, present)
+                inputs = _pull(self.space[r + 1], outputs)
+                if not self.training:
+                    exists = _paths_on(self.config.layers, x.device)[r]
+                    present = arrivals(~is_closed(table[r]) & present, present, exists)
         last = [out[KEEP] for out in outputs]
         return last, torch.stack(table, dim=1)  # type: ignore[return-value]
 
@@ -142,24 +145,16 @@ class DynamicNetwork(nn.Module):
         return folder
 
 
-def _pull(
-    nodes: tuple[Node, ...], outputs: list[list[Tensor | None]], closed: list[Tensor], present: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Each next node's input, summed in the fixed order down, keep, up, and in which samples it is present."""
-    inputs, there = [], []
+def _pull(nodes: tuple[Node, ...], outputs: list[list[Tensor | None]]) -> list[Tensor]:
+    """Each next node's input, summed in the fixed order down, keep, up."""
+    inputs = []
     for node in nodes:
-        s, terms, masks = node.scale, [], []
-        for path, source in ((DOWN, s - 1), (KEEP, s), (UP, s + 1)):
-            if node.sources[path]:
-                terms.append(outputs[source][path])
-                # keep passes whatever its source has; up and down come only out of a node that is not closed
-                masks.append(present[source] if path == KEEP else ~closed[source])
-        x, mask = terms[0], masks[0]
-        for term, m in zip(terms[1:], masks[1:], strict=True):
-            x, mask = x + term, mask | m  # type: ignore[operator]
+        wired = ((DOWN, node.scale - 1), (KEEP, node.scale), (UP, node.scale + 1))
+        x, *others = [outputs[source][path] for path, source in wired if node.sources[path]]
+        for term in others:
+            x = x + term  # type: ignore[operator]
         inputs.append(x)
-        there.append(mask)
-    return inputs, there  # type: ignore[return-value]
+    return inputs  # type: ignore[return-value]
 
 
 def check_inputs(images: Tensor, gates: Tensor | None, config: NetworkConfig) -> Tensor | None:
@@ -173,12 +168,16 @@ def check_inputs(images: Tensor, gates: Tensor | None, config: NetworkConfig) ->
         gates = gates.expand(wanted)
     if tuple(gates.shape) != wanted:
         raise ValueError(f"gates: wanted [N,L+1,4,3] = {list(wanted)} or without N, got {list(gates.shape)}")
-    exists = path_exists(config.layers) if images.is_cpu else _paths_on(config.layers, images.device)
-    return torch.where(exists, gates.to(images.device, torch.float32), 0.0)
+    return torch.where(_paths_on(config.layers, images.device), gates.to(images.device, torch.float32), 0.0)
+
+
+def _paths_on(layers: int, device: torch.device) -> Tensor:
+    """`path_exists` on a device."""
+    return path_exists(layers) if device.type == "cpu" else _paths_brought(layers, device)
 
 
 @lru_cache(maxsize=64)
-def _paths_on(layers: int, device: torch.device) -> Tensor:
-    """`path_exists`, kept on a GPU: bringing it there would be a wait in every call."""
+def _paths_brought(layers: int, device: torch.device) -> Tensor:
+    """Kept on a GPU: bringing it there would be a wait in every call."""
     with torch.inference_mode(False):  # another call may need gradients
         return path_exists(layers).to(device)

@@ -10,7 +10,8 @@ from dynroute.models.cell import Cell
 from dynroute.models.config import NetworkConfig
 from dynroute.models.gate import Gate
 from dynroute.models.layers import ConvNorm, upsample
-from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, UP, Node
+from dynroute.space.routing import is_closed, is_path_open
+from dynroute.space.wiring import DOWN, KEEP, UP, Node
 
 
 class RoutedNode(nn.Module):
@@ -34,9 +35,9 @@ class RoutedNode(nn.Module):
         a bridge (training only) x comes in gradually, as the sum falls from `bridge` to 0.  In
         evaluation a path whose own alpha is at most 1e-4 passes zeros; in training every alpha counts.
         """
-        closed = (alphas.sum(1) < CLOSED_BELOW)[:, None, None, None]
+        closed = is_closed(alphas)[:, None, None, None]
         if not self.training:
-            alphas = torch.where(alphas > CLOSED_BELOW, alphas, 0.0)
+            alphas = torch.where(is_path_open(alphas), alphas, 0.0)
         a = alphas.to(x.dtype)[:, :, None, None, None]
         h = F.relu(self.cell(x, keep_prob))
         if self.training and bridge > 0.0:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from dynroute.version import __version__
+
 _named = os.environ.get("DYNROUTE_LIBRARY")
 LIBRARY = Path(_named) if _named else Path(__file__).parents[1] / "lib" / "libdynroute_cpu.so"
 
@@ -32,9 +34,23 @@ def _load() -> str | None:
         return f"{LIBRARY} does not load: {error}"
     try:
         torch.ops.dynroute.build_info()
+        described = json.loads(torch.ops.dynroute.contract())
     except RuntimeError as error:
         return str(error)
-    return None
+    except AttributeError:
+        described = {}
+    return _why_not_ours(described)
+
+
+def _why_not_ours(described: dict[str, Any]) -> str | None:
+    """Why a library that describes its contract so is not this package's, in one line, or None if it is."""
+    version = described.get("version", "no version that it tells")
+    if version == __version__:
+        return None
+    return (
+        f"{LIBRARY} is of version {version}, this is dynroute {__version__}: build it again with "
+        "`pip install --no-build-isolation -e .`"
+    )
 
 
 def _load_cuda() -> str | None:

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from dynroute.native import library
-
-CONFIG_FIELDS = (
-    "layers",
-    "channels",
-    "stem_width",
-    "num_classes",
-    "activation",
-    "small_gate",
-    "cell_stacks",
-    "bf16_storage",
-)
-ACTIVATIONS = ("tanh", "sigmoid", "softmax", "fixed")
-TABLE_FIELDS = 17
+from dynroute.native.contract import NODE_PARTS, SAMPLE_PARTS, ConfigNumbers
+from dynroute.space.wiring import PATH_NAMES, SCALES
 
 
-def table_rows(layers: int) -> int:
-    """Rows of the weight table: 4 per layer (the init cell counts as one), stem, 4 decoder merges, predictor."""
-    return (layers + 1) * 4 + 6
-
-
-def network_workspace(n: int, h: int, w: int, config: Sequence[int]) -> int:
+def network_workspace(n: int, h: int, w: int, config: ConfigNumbers) -> int:
     """Floats of workspace that `network_forward` needs for images [n, 3, h, w]."""
     return torch.ops.dynroute.network_workspace(n, h, w, list(config))
 
@@ -42,7 +24,7 @@ def network_forward(
     images: Tensor,
     weights: Tensor,
     table: Tensor,
-    config: Sequence[int],
+    config: ConfigNumbers,
     gates: Tensor | None,
     workspace: Tensor,
     logits: Tensor,
@@ -53,7 +35,7 @@ def network_forward(
         images: float32 [N, 3, H, W], contiguous, H and W multiples of 32 (at least 128 with the small gate).
         weights: float32, flat: packed weights (`dynroute.runtime.weights.layouts`) with BatchNorm folded in.
         table: int64 [(L+1)*4 + 6, 17]: offsets into weights, -1 where there is none.
-        config: numbers in the order of CONFIG_FIELDS.
+        config: the network's, as numbers.
         gates: float32 [N, L+1, 4, 3] to force the alphas, in the order up, keep, down, or None. Gates are then not run.
         workspace: float32 of at least `network_workspace(...)` elements; its contents do not matter.
         logits: float32 [N, K, <= H, <= W], contiguous: written.
@@ -71,11 +53,11 @@ def network_forward(
 def _register() -> None:
     @torch.library.register_fake("dynroute::network_forward")
     def _(images, weights, table, config, gates, workspace, logits):  # type: ignore[no-untyped-def]
-        n, rows = images.shape[0], config[0] + 1
+        n, rows = images.shape[0], ConfigNumbers(*config).layers + 1
         return (
-            images.new_empty((n, rows, 4, 3)),
-            images.new_empty((n, rows, 4, 5), dtype=torch.int64),
-            images.new_empty((n, 3), dtype=torch.int64),
+            images.new_empty((n, rows, SCALES, len(PATH_NAMES))),
+            images.new_empty((n, rows, SCALES, len(NODE_PARTS)), dtype=torch.int64),
+            images.new_empty((n, len(SAMPLE_PARTS)), dtype=torch.int64),
         )
 
 

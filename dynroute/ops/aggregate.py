@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import backends, gradients, reference
+from dynroute.space.wiring import DOWN, KEEP, UP
 
 
 def aggregate(
@@ -51,13 +52,11 @@ def _register() -> None:
         down, keep, up, alphas = ctx.saved_tensors
         grads: list[Tensor | None] = [None, None, None]
         grad_alphas = [torch.zeros_like(alphas[:, 0])] * 3
-        for path, source in ((reference.UP, up), (reference.KEEP, keep), (reference.DOWN, down)):
+        for path, source in ((UP, up), (KEEP, keep), (DOWN, down)):
             if source is None:
                 continue
             alpha = alphas[:, path]
-            grad_source = (
-                gradients.bilinear(grad, source.shape[2], source.shape[3], 2.0) if path == reference.UP else grad
-            )
+            grad_source = gradients.bilinear(grad, source.shape[2], source.shape[3], 2.0) if path == UP else grad
             grads[2 - path] = alpha.view(-1, 1, 1, 1) * grad_source
             grad_alphas[path] = (grad_source * reference.only(alpha != 0, source)).sum((1, 2, 3))
         return *grads, torch.stack(grad_alphas, 1)

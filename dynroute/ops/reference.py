@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-THRESHOLD = 1e-4
-UP, KEEP, DOWN = 0, 1, 2
+from dynroute.space.routing import arrivals, is_closed, is_path_open
+from dynroute.space.wiring import DOWN, KEEP, UP
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -115,13 +115,11 @@ def route(
     alphas: Tensor, present: Tensor, path_exists: Tensor, slots: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     masked = torch.where(present[:, :, None] & path_exists, alphas, alphas.new_zeros(()))
-    closed = present & (masked.sum(-1) < THRESHOLD)
+    closed = present & is_closed(masked)
     is_open = present & ~closed
     open_list, open_count = _lists(is_open.T)
-    path_list, path_count = _lists((is_open[:, :, None] & path_exists & (masked > THRESHOLD)).permute(1, 2, 0))
-    given = torch.stack([is_open, present, is_open], -1) & path_exists  # which targets become present
-    after = given[:, :, KEEP].clone()
-    after[:, :-1] |= given[:, 1:, UP]
-    after[:, 1:] |= given[:, :-1, DOWN]
+    path_open = is_open[:, :, None] & path_exists & is_path_open(masked)
+    path_list, path_count = _lists(path_open.permute(1, 2, 0))
+    after = arrivals(is_open, present, path_exists)
     next_slots = torch.where(is_open, 1 - slots, slots)
     return masked, open_list, open_count, path_list, path_count, closed, after, next_slots

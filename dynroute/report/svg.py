@@ -10,6 +10,7 @@ from html import escape
 import torch
 from torch import Tensor
 
+from dynroute.space.routing import is_path_open, node_states
 from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, PATH_NAMES, SCALES, UP, Node, build_space
 
 # Geometry of a route map, in SVG units.
@@ -40,24 +41,6 @@ class Marks:
     path_text: dict[tuple[int, int, int], str] = field(default_factory=dict)
 
 
-def node_states(gates: Tensor) -> tuple[Tensor, Tensor]:
-    """gates [L+1,4,3] of one sample -> bool [L+1,4] open, bool [L+1,4] present (SPEC: absent when all inputs are)."""
-    space = build_space(gates.shape[0] - 1)
-    opened = gates.sum(-1) >= CLOSED_BELOW
-    present = torch.zeros_like(opened)
-    present[0, 0] = True
-    for members in space[1:]:
-        for node in members:
-            r, s = node.row, node.scale
-            feeds = [
-                (DOWN, s - 1, opened),
-                (KEEP, s, present),
-                (UP, s + 1, opened),
-            ]
-            present[r, s] = any(node.sources[path] and bool(there[r - 1, source]) for path, source, there in feeds)
-    return opened & present, present
-
-
 def sample_marks(gates: Tensor, executed: Tensor) -> Marks:
     """A sample's route: gates [L+1,4,3], executed_nodes [L+1,4,5]."""
     opened, present = node_states(gates)
@@ -79,7 +62,7 @@ def probability_marks(gates: Tensor) -> Marks:
     states = [node_states(sample) for sample in gates]
     node = torch.stack([opened for opened, _ in states]).double().mean(0)
     reached = torch.stack([present for _, present in states]).any(0)
-    probability, alpha = (gates > CLOSED_BELOW).double().mean(0), gates.double().mean(0)
+    probability, alpha = is_path_open(gates).double().mean(0), gates.double().mean(0)
     marks = Marks(node, reached, probability, torch.zeros_like(reached))
     for place in _nodes(probability):
         r, s = place.row, place.scale

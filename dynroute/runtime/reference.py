@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dynroute.models.layers import ConvNorm, fold_norm, upsample
 from dynroute.models.network import DynamicNetwork
 from dynroute.models.node import RoutedNode
+from dynroute.native.contract import SampleMacs
 from dynroute.runtime.results import Executed, Executor
 from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, SCALES, UP
 
@@ -76,7 +77,7 @@ class ReferenceExecutor(Executor):
             maps = self._route(x, forced, alphas[i], nodes[i])
             logits[i] = self.net.decoder(maps)[0, :, :height, :width]
             decoder[i] = self._count()
-        return Executed(logits, alphas, nodes, stem, decoder, torch.zeros(n, dtype=torch.int64))
+        return Executed(logits, alphas, nodes, SampleMacs(stem, decoder, torch.zeros_like(stem)))
 
     def _route(self, x: Tensor, forced: Tensor | None, alphas: Tensor, nodes: Tensor) -> list[Tensor]:
         """One sample through init cell and grid; fills alphas [L+1,4,3], nodes [L+1,4,5]; the last maps."""

@@ -9,23 +9,26 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dynroute.cost.tables import CostTables
+from dynroute.cost.tables import CostTables, space_macs
 from dynroute.models.network import Output
-from dynroute.space.wiring import PART_NAMES
-
-_CELL_AND_PATHS = [PART_NAMES.index(part) for part in ("cell", "up", "keep", "down")]
+from dynroute.native.contract import SampleMacs
 
 
 @dataclass
 class Executed:
-    """Logits, alphas, and MACs per node part and in stem, decoder and halo ([N] each)."""
+    """What a call did.
+
+    Attributes:
+        logits: float32 [N,K,height,width].
+        gates: float32 [N,L+1,4,3], the alphas.
+        node_macs: int64 [N,L+1,4,5], by `NODE_PARTS`.
+        sample_macs: those of stem, decoder, halo.
+    """
 
     logits: Tensor
     gates: Tensor
-    nodes: Tensor
-    stem: Tensor
-    decoder: Tensor
-    halo: Tensor
+    node_macs: Tensor
+    sample_macs: SampleMacs
 
 
 class Executor(ABC):
@@ -66,26 +69,26 @@ class RunOutput(Output):
             true output sizes, taps on zero padding counted, recomputed halo not.
         executed_nodes: int64 [N,L+1,4,5], the same for each node's gate, cell, up, keep (none), down.
         halo_macs: int64 [N], convolution work done twice because tiles overlap.
-        space_macs: int64 [N], the part of executed_macs in the routing space, cells and paths.
+        space_macs: int64 [N], the part of executed_macs that the budget is about: cells of the grid, and all paths.
     """
 
-    def __init__(self, done: Executed, tables: CostTables) -> None:
+    def __init__(self, done: Executed, costs: CostTables) -> None:
         self.logits, self.gates = done.logits, done.gates
-        self.executed_nodes, self.halo_macs = done.nodes, done.halo
-        self._around, self._tables = (done.stem, done.decoder), tables
+        self.executed_nodes, self.halo_macs = done.node_macs, done.sample_macs.halo
+        self.costs, self._around = costs, done.sample_macs
 
     @cached_property
     def expected_mflops(self) -> Tensor:  # type: ignore[override]
-        return self._tables.expected(self.gates)
+        return self.costs.expected(self.gates)
 
     @cached_property
     def real_mflops(self) -> Tensor:  # type: ignore[override]
-        return self._tables.real(self.gates)
+        return self.costs.real(self.gates)
 
     @cached_property
     def executed_macs(self) -> Tensor:
-        return self.executed_nodes.sum((1, 2, 3)) + sum(self._around)
+        return self.executed_nodes.sum((1, 2, 3)) + self._around.stem + self._around.decoder
 
     @property
     def space_macs(self) -> Tensor:
-        return self.executed_nodes[..., _CELL_AND_PATHS].sum((1, 2, 3))
+        return space_macs(self.executed_nodes)

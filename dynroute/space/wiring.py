@@ -15,6 +15,8 @@ SCALES = 4
 UP, KEEP, DOWN = range(3)
 PATH_NAMES = ("up", "keep", "down")
 PART_NAMES = ("gate", "cell", "up", "keep", "down")
+# The order of a gate's outputs in published checkpoints, as far as the node has the path.
+PUBLISHED_ORDER = (KEEP, UP, DOWN)
 # A sample is closed at a node when its alphas sum to less than this; a path is closed at or below it.
 CLOSED_BELOW = 1e-4
 
@@ -49,7 +51,7 @@ class Node:
     @property
     def published_order(self) -> tuple[int, ...]:
         """Existing paths in the order of published gate weights: keep, then up, then down."""
-        return tuple(p for p in (KEEP, UP, DOWN) if self.paths[p])
+        return tuple(p for p in PUBLISHED_ORDER if self.paths[p])
 
 
 def nodes_in_row(row: int) -> int:

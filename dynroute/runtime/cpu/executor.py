@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynroute.models.network import DynamicNetwork
+from dynroute.native.contract import SampleMacs
 from dynroute.native.network import network_buffer, network_forward, network_workspace
 from dynroute.runtime.cpu.outputs import OutputMemory
 from dynroute.runtime.cpu.tuning_file import load_tuning
@@ -23,21 +24,21 @@ class CpuExecutor(Executor):
         load_tuning()  # what was measured on this machine, the first time
         self._outputs = OutputMemory()
         self._idle: list[Tensor] = []
+        self._sizes: dict[tuple[int, ...], int] = {}
         self._lock = threading.Lock()
 
     def __call__(self, images: Tensor, gates: Tensor | None, height: int, width: int) -> Executed:
-        n, _, h, w = images.shape
-        config = self.packed.config
-        workspace = self._take(network_workspace(n, h, w, config))
+        packed = self.packed
+        workspace = self._take(self._floats(*images.shape))
         try:
-            logits = self._outputs.lend((n, config[3], height, width))
-            alphas, nodes, other = network_forward(
-                images, self.packed.weights, self.packed.table, config, gates, workspace, logits
+            logits = self._outputs.lend((len(images), packed.config.num_classes, height, width))
+            alphas, node_macs, sample_macs = network_forward(
+                images, packed.weights, packed.table, packed.config, gates, workspace, logits
             )
         finally:
             with self._lock:
                 self._idle.append(workspace)
-        return Executed(logits, alphas, nodes, other[:, 0], other[:, 1], other[:, 2])
+        return Executed(logits, alphas, node_macs, SampleMacs(*sample_macs.unbind(1)))
 
     @property
     def workspace_bytes(self) -> int:
@@ -47,6 +48,13 @@ class CpuExecutor(Executor):
     @property
     def weight_bytes(self) -> int:
         return self.packed.weights.nbytes
+
+    def _floats(self, n: int, channels: int, h: int, w: int) -> int:
+        """Workspace of a call, asked for once: the operator sizes what it runs in by itself, and checks."""
+        key = (n, h, w, torch.get_num_threads())
+        if key not in self._sizes:
+            self._sizes[key] = network_workspace(n, h, w, self.packed.config)
+        return self._sizes[key]
 
     def _take(self, floats: int) -> Tensor:
         with self._lock:

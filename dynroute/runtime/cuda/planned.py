@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynroute.models.network import DynamicNetwork
+from dynroute.native.contract import SampleMacs
 from dynroute.runtime.cuda.launch_list import DeviceLimits, NetworkPlan
 from dynroute.runtime.results import Executed, Executor
 from dynroute.runtime.weights.pack import CudaLayout, pack
@@ -52,7 +53,7 @@ class PlannedExecutor(Executor):
     def __call__(self, images: Tensor, gates: Tensor | None, height: int, width: int) -> Executed:
         logits = self._empty((len(images), self.config[3], height, width), torch.float32)
         io = self._run(images, gates, logits, None)
-        return Executed(logits, io.alphas, io.nodes, io.other[:, 0], io.other[:, 1], io.other[:, 2])
+        return Executed(logits, io.alphas, io.nodes, SampleMacs(*io.other.unbind(1)))
 
     def labels(self, images: Tensor, gates: Tensor | None, height: int, width: int) -> Tensor:
         """uint8 [N,height,width], each pixel's class; logits at full size are not made."""

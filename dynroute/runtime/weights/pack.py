@@ -12,12 +12,20 @@ from torch import Tensor, nn
 from dynroute.models.layers import ConvNorm, fold_norm
 from dynroute.models.network import DynamicNetwork
 from dynroute.models.node import RoutedNode
-from dynroute.native.network import ACTIVATIONS, TABLE_FIELDS, network_buffer, table_rows
+from dynroute.native.contract import (
+    ACTIVATIONS,
+    ConfigNumbers,
+    WeightField,
+    merge_row,
+    node_row,
+    predictor_row,
+    stem_row,
+    table_rows,
+)
+from dynroute.native.network import network_buffer
 from dynroute.runtime.weights.layouts import MATRIX, pack_depthwise, pack_matrix, pack_shift, pack_weights
-from dynroute.space.wiring import DOWN, SCALES, UP
+from dynroute.space.wiring import DOWN, UP
 
-# Fields of a node's row; stages 1 to 3 of its cell take 0..8 as depthwise, pointwise, shift.
-FIELD_UP, FIELD_DOWN, FIELD_GATE, FIELD_FC = 9, 11, 13, 15
 CELL_STACKS = {"sepconv1": 1, "sepconv": 2, "sepconv3": 3}
 
 
@@ -27,14 +35,14 @@ class PackedNetwork:
 
     Attributes:
         weights: every folded weight in its kernel's layout, one after the other.
-        table: int64 [(L+1)*4 + 6, 17], offsets into `weights`, -1 where there is none: a row per (row, scale), then
-            the stem, the decoder's four merges, the predictor.
-        config: L, C, stem width, K, activation code, small gate, stages per cell, whether storage is bfloat16.
+        table: int64 [table_rows(L), WeightField.TABLE_FIELDS], offsets into `weights`, -1 where there is none: a row
+            per (row, scale), then the stem, the decoder's four merges, the predictor.
+        config: the network's, as native code is told of it.
     """
 
     weights: Tensor
     table: Tensor
-    config: list[int]
+    config: ConfigNumbers
 
 
 class Layout(ABC):
@@ -89,7 +97,7 @@ class CudaLayout(Layout):
 
 class _Packer:
     def __init__(self, rows: int, layout: Layout) -> None:
-        self.table = torch.full((rows, TABLE_FIELDS), -1, dtype=torch.int64)
+        self.table = torch.full((rows, WeightField.TABLE_FIELDS), -1, dtype=torch.int64)
         self._layout = layout
         self._parts: list[Tensor] = []
         self._bytes = 0
@@ -110,8 +118,9 @@ class _Packer:
 
     def put_stages(self, row: int, field: int, stages: list[tuple[nn.Conv2d, ConvNorm]]) -> None:
         for i, (depthwise, pointwise) in enumerate(stages):
-            self.put(row, field + 3 * i, pack_depthwise(depthwise.weight.detach().float()))
-            self.put_norm(row, field + 3 * i + 1, pointwise)
+            stage = field + i * WeightField.STAGE_FIELDS
+            self.put(row, stage + WeightField.DEPTHWISE, pack_depthwise(depthwise.weight.detach().float()))
+            self.put_norm(row, stage + WeightField.POINTWISE, pointwise)
 
     def weights(self) -> Tensor:
         blob = network_buffer(self._bytes // 4)
@@ -142,32 +151,41 @@ def pack(net: DynamicNetwork, layout: Layout) -> PackedNetwork:
     if reason:
         raise ValueError(reason)
     c = net.config
-    nodes = (c.layers + 1) * SCALES
     packer = _Packer(table_rows(c.layers), layout)
     for row, members in enumerate(net.rows()):
         for node in members:
-            at = row * SCALES + node.node.scale
-            packer.put_stages(at, 0, cell_stages(node))
+            at = node_row(row, node.node.scale)
+            packer.put_stages(at, WeightField.CELL_STAGES, cell_stages(node))
             if node.node.paths[UP]:
-                packer.put_norm(at, FIELD_UP, node.up)
+                packer.put_norm(at, WeightField.UP_CONV, node.up)
             if node.node.paths[DOWN]:
-                packer.put_norm(at, FIELD_DOWN, node.down)
+                packer.put_norm(at, WeightField.DOWN_CONV, node.down)
             if c.gate != "fixed":
-                packer.put_norm(at, FIELD_GATE, node.gate.conv)
+                packer.put_norm(at, WeightField.GATE_CONV, node.gate.conv)
                 fc = node.gate.fc
                 assert fc.bias is not None
-                packer.put(at, FIELD_FC, fc.weight.float())
-                packer.put(at, FIELD_FC + 1, fc.bias.float())
+                packer.put(at, WeightField.GATE_FC, fc.weight.float())
+                packer.put(at, WeightField.GATE_FC + 1, fc.bias.float())
     stem = net.stem
-    packer.put_norm(nodes, 0, stem.conv)
-    packer.put_stages(nodes, 2, [(stem.depthwise1, stem.pointwise1), (stem.depthwise2, stem.pointwise2)])
+    at = stem_row(c.layers)
+    packer.put_norm(at, WeightField.STEM_CONV, stem.conv)
+    packer.put_stages(
+        at, WeightField.STEM_STAGES, [(stem.depthwise1, stem.pointwise1), (stem.depthwise2, stem.pointwise2)]
+    )
     for s, merge in enumerate(net.decoder.merge):
-        packer.put_norm(nodes + 1 + s, 0, merge)  # type: ignore[arg-type]
+        packer.put_norm(merge_row(c.layers, s), WeightField.ONLY_CONV, merge)  # type: ignore[arg-type]
     predictor = net.decoder.predictor
     assert predictor.bias is not None
-    packer.put_conv(nodes + 5, 0, predictor.weight, torch.ones_like(predictor.bias), predictor.bias)
-    config = [
-        c.layers, c.channels, c.stem_width, c.num_classes, ACTIVATIONS.index(c.gate), int(c.small_gate),
-        CELL_STACKS[c.cell[0]], int(layout.storage == torch.bfloat16),
-    ]  # fmt: skip
+    ones = torch.ones_like(predictor.bias)
+    packer.put_conv(predictor_row(c.layers), WeightField.ONLY_CONV, predictor.weight, ones, predictor.bias)
+    config = ConfigNumbers(
+        layers=c.layers,
+        channels=c.channels,
+        stem_width=c.stem_width,
+        num_classes=c.num_classes,
+        activation=ACTIVATIONS.index(c.gate),
+        small_gate=int(c.small_gate),
+        cell_stacks=CELL_STACKS[c.cell[0]],
+        bf16_storage=int(layout.storage == torch.bfloat16),
+    )
     return PackedNetwork(packer.weights(), packer.table, config)
