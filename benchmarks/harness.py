@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dynroute.measure.timing import interleave, spread
+from dynroute.measure.timing import Spread, interleave
 
 KINDS = ("measured", "counted", "computed", "estimated")
 LEAST_SECONDS = 4e-3  # of a sample: shorter callables are called several times, to be told from the clock
@@ -41,7 +41,7 @@ def number(kind: str, value: float, **more: Any) -> dict[str, Any]:
 
 def measured(values: np.ndarray) -> dict[str, Any]:
     """Samples -> median and 10th to 90th percentile."""
-    return {"kind": "measured", **spread(values)}
+    return {"kind": "measured", **asdict(Spread.of(values))}
 
 
 def bar(name: str, wanted: float, got: Mapping[str, Any], at_least: bool = True) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,46 @@ from dynroute.cost import space_macs
 from dynroute.data import Normalise, Source
 from dynroute.measure.metrics import confusion_matrix, scores
 from dynroute.space.routing import is_path_open
+from dynroute.space.wiring import PATH_NAMES
+
+
+@dataclass(frozen=True)
+class GateStatistics:
+    """Over a data set, [L+1][4][3] each, paths in the order up, keep, down: how often open, and mean alpha."""
+
+    paths: list[str]
+    open_probability: list[Any]
+    mean_alpha: list[Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Quality, cost and routes over a data set.
+
+    Attributes:
+        miou, pixel_accuracy: None where nothing is labelled; iou: by class, None for an absent one.
+        images: how many; passes: forwards of an image.
+        costs: per image, means over the images, each summed over its passes: expected_mflops, real_mflops; from a
+            runtime executed_macs and executed_space_macs; all_open_expected_mflops and all_open_real_mflops where the
+            model tells its costs.
+        gates: None without images.
+        per_image: name, miou and the same costs of each.
+    """
+
+    miou: float | None
+    pixel_accuracy: float | None
+    iou: dict[str, float | None]
+    images: int
+    passes: int
+    costs: dict[str, float]
+    gates: GateStatistics | None
+    per_image: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the costs among the others."""
+        record = asdict(self)
+        costs, gates, per_image = (record.pop(name) for name in ("costs", "gates", "per_image"))
+        return {**record, **costs, "gates": gates or {}, "per_image": per_image}
 
 
 @torch.inference_mode()
@@ -29,7 +70,7 @@ def evaluate(
     max_images: int | None = None,
     device: str | torch.device = "cpu",
     each: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate over a data set.
 
     Args:
@@ -43,13 +84,6 @@ def evaluate(
         max_images: only the first so many.
         device: where images go.
         each: called with (images done, images in all).
-
-    Returns:
-        A JSON-able dictionary: miou, pixel_accuracy, iou by class (None: absent), images, passes (forwards an image);
-        expected_mflops and real_mflops, mean per image, summed over its passes; those of the all-open network where the
-        model tells its costs (all_open_expected_mflops, all_open_real_mflops); gates (probability of being open and
-        mean alpha, [L+1][4][3], paths up, keep, down); executed_macs (mean per image) and executed_space_macs, where
-        the output has them; per_image.
     """
     training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
@@ -75,16 +109,16 @@ def evaluate(
         model.train()  # type: ignore[attr-defined]
 
     total = scores(confusion)
-    return {
-        "miou": _number(total.miou),
-        "pixel_accuracy": _number(total.pixel_accuracy),
-        "iou": {name: _number(value) for name, value in zip(source.class_names, total.iou)},
-        "images": count,
-        "passes": len(scales) * (2 if flip else 1),
-        **{key: float(np.mean([image[key] for image in per_image])) for key in tally.current},
-        "gates": tally.gates(),
-        "per_image": per_image,
-    }
+    return Evaluation(
+        miou=_number(total.miou),
+        pixel_accuracy=_number(total.pixel_accuracy),
+        iou={name: _number(value) for name, value in zip(source.class_names, total.iou)},
+        images=count,
+        passes=len(scales) * (2 if flip else 1),
+        costs={key: float(np.mean([image[key] for image in per_image])) for key in tally.current},
+        gates=tally.gates(),
+        per_image=per_image,
+    )
 
 
 class _Tally:
@@ -111,8 +145,7 @@ class _Tally:
         if hasattr(model, "costs"):
             if (height, width) not in self._all_open:
                 tables = model.costs(height, width)
-                fixed = float(tables.gate.sum()) + tables.stem + tables.decoder
-                self._all_open[height, width] = (tables.all_open, tables.all_open + fixed)
+                self._all_open[height, width] = (tables.all_open, tables.all_open_real)
             expected, real = self._all_open[height, width]
             costs["all_open_expected_mflops"] = torch.full((self._images,), expected, dtype=torch.float64)
             costs["all_open_real_mflops"] = torch.full((self._images,), real, dtype=torch.float64)
@@ -125,14 +158,12 @@ class _Tally:
         self._alpha = alpha if self._alpha is None else self._alpha + alpha
         self._passes += gates.shape[0]
 
-    def gates(self) -> dict[str, Any]:
+    def gates(self) -> GateStatistics | None:
         if self._open is None or self._alpha is None:
-            return {}
-        return {
-            "paths": ["up", "keep", "down"],
-            "open_probability": _rounded(self._open / self._passes),
-            "mean_alpha": _rounded(self._alpha / self._passes),
-        }
+            return None
+        return GateStatistics(
+            list(PATH_NAMES), _rounded(self._open / self._passes), _rounded(self._alpha / self._passes)
+        )
 
 
 def _predict(

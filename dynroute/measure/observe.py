@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dynroute.data import Normalise, Source
 from dynroute.measure.metrics import confusion_matrix, scores
-from dynroute.measure.opened import Model, space_macs
+from dynroute.cost import space_macs
+from dynroute.measure.opened import Model
 
 
 @dataclass
@@ -81,7 +82,6 @@ def observe(
         height, width = labels.shape
         tables, full = model.costs(height, width), model.all_open_work(height, width)
         assert full is not None
-        fixed = float(tables.gate.sum()) + tables.stem + tables.decoder
         samples.append(
             Sample(
                 index=index,
@@ -94,7 +94,7 @@ def observe(
                 expected=float(out.expected_mflops[0]),
                 real=float(out.real_mflops[0]),
                 full_expected=tables.all_open,
-                full_real=tables.all_open + fixed,
+                full_real=tables.all_open_real,
                 gates=out.gates[0].clone(),
                 nodes=out.executed_nodes[0].clone(),
             )

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynroute.cost import CostTables, space_macs
+from dynroute.cost import CostTables
 from dynroute.models import DynamicNetwork
-
-__all__ = ["Model", "open_model", "space_macs"]
-
+from dynroute.runtime import optimize
+from dynroute.space.wiring import PATH_NAMES, SCALES
 
 class Model:
     """A network behind one of the backends, or in plain PyTorch: what `evaluate` and the commands call.
@@ -43,8 +42,6 @@ class Model:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.label = "eager PyTorch (computes everything, whatever the routes)"
             return
-        from dynroute.runtime import optimize
-
         self.runtime = optimize(net, backend=backend, storage=getattr(torch, storage))
         self.device = self.runtime.device
         self.label = f"backend {self.runtime.backend}" + (f", stored as {storage}" if storage != "float32" else "")
@@ -65,7 +62,7 @@ class Model:
 
     def open_gates(self) -> Tensor:
         """float32 [L+1,4,3] of ones: every path that exists, open."""
-        return torch.ones(self.net.config.layers + 1, 4, 3, device=self.device)
+        return torch.ones(self.net.config.layers + 1, SCALES, len(PATH_NAMES), device=self.device)
 
     def all_open_work(self, height: int, width: int) -> tuple[int, Tensor] | None:
         """Executed MACs of one image with all paths forced open: total and int64 [L+1,4,5]; None in plain PyTorch.

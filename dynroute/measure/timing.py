@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,56 @@ def _timed(job: Callable[[], object], device: torch.device | None) -> float:
     return begin.elapsed_time(end) * 1e-3
 
 
-def spread(values: np.ndarray) -> dict[str, float]:
+@dataclass(frozen=True)
+class Spread:
     """Median, 10th and 90th percentile."""
-    low, middle, high = np.percentile(values, [10, 50, 90])
-    return {"median": float(middle), "p10": float(low), "p90": float(high)}
+
+    median: float
+    p10: float
+    p90: float
+
+    @staticmethod
+    def of(values: np.ndarray) -> Spread:
+        """Those of a list of numbers."""
+        low, middle, high = np.percentile(values, [10, 50, 90])
+        return Spread(float(middle), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class RouteTimes:
+    """All open against routed, on some images.
+
+    Attributes:
+        routes: what was routed, in words.
+        batch, images: images at once, and in all.
+        size: height and width in pixels.
+        repeats: rounds.
+        ms_per_image: milliseconds by contestant: all_open, routed, and eager where it took part.
+        executed_macs: per image: all_open, routed.
+        open_nodes: share of the grid's nodes that were computed.
+        time_ratio, work_ratio: T_open / T_routed by medians, and work_open / work_routed.
+        realised_share: the first over the second; realised_spread: its 10th and 90th percentile over rounds.
+    """
+
+    routes: str
+    batch: int
+    images: int
+    size: tuple[int, int]
+    repeats: int
+    ms_per_image: dict[str, Spread]
+    executed_macs: dict[str, float]
+    open_nodes: float
+    time_ratio: float
+    work_ratio: float
+    realised_share: float
+    realised_spread: tuple[float, float]
+
+    @staticmethod
+    def from_json(row: dict[str, Any]) -> RouteTimes:
+        """From what `dataclasses.asdict` made. Raises TypeError or KeyError where something is missing."""
+        times = {name: Spread(**spread) for name, spread in row["ms_per_image"].items()}
+        size, spread = tuple(row["size"]), tuple(row["realised_spread"])
+        return RouteTimes(**{**row, "ms_per_image": times, "size": size, "realised_spread": spread})
 
 
 def time_routes(
@@ -85,7 +132,8 @@ def time_routes(
     repeats: int,
     eager: nn.Module | None = None,
     each: Callable[[], None] | None = None,
-) -> dict[str, Any]:
+    routes: str = "",
+) -> RouteTimes:
     """Times one round over `batches` all open, routed, and in eager PyTorch.
 
     Args:
@@ -95,11 +143,7 @@ def time_routes(
         repeats: rounds after one of warm-up.
         eager: the same network, channels_last, in evaluation mode; None leaves it out.
         each: called after each round.
-
-    Returns:
-        batch, images, repeats; ms per image {all_open, routed, eager: {median, p10, p90}}; executed_macs per image
-        {all_open, routed}; open_nodes, the share of grid nodes that were computed; time_ratio = T_open / T_routed
-        and work_ratio = work_open / work_routed; realised_share, the first over the second, and its spread over rounds.
+        routes: what is routed, in words.
     """
     ones = model.open_gates()
 
@@ -127,17 +171,18 @@ def time_routes(
     nodes = sum(len(row) for row in build_space(model.net.config.layers)[1:])
     time_ratio, work_ratio = seconds["all_open"] / seconds["routed"], work["all_open"] / work["routed"]
     medians = float(np.median(seconds["all_open"]) / np.median(seconds["routed"]))
-    shares = spread(time_ratio / work_ratio)
-    return {
-        "batch": len(batches[0]),
-        "images": count,
-        "size": list(batches[0].shape[-2:]),
-        "repeats": repeats,
-        "ms_per_image": {name: spread(values / count * 1e3) for name, values in seconds.items()},
-        "executed_macs": work,
-        "open_nodes": opened / nodes,
-        "time_ratio": medians,
-        "work_ratio": work_ratio,
-        "realised_share": medians / work_ratio,
-        "realised_spread": [shares["p10"], shares["p90"]],
-    }
+    shares = Spread.of(time_ratio / work_ratio)
+    return RouteTimes(
+        routes=routes,
+        batch=len(batches[0]),
+        images=count,
+        size=(batches[0].shape[-2], batches[0].shape[-1]),
+        repeats=repeats,
+        ms_per_image={name: Spread.of(values / count * 1e3) for name, values in seconds.items()},
+        executed_macs=work,
+        open_nodes=opened / nodes,
+        time_ratio=medians,
+        work_ratio=work_ratio,
+        realised_share=medians / work_ratio,
+        realised_spread=(shares.p10, shares.p90),
+    )

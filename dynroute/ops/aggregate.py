@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import backends, gradients, reference
+from dynroute.ops.registration import nhwc_empty
 from dynroute.space.wiring import DOWN, KEEP, UP
 
 
@@ -23,7 +24,7 @@ def aggregate(
         keep: [N, C, H, W] or None.
         up: [N, C, H/2, W/2] or None, H and W even; read through a bilinear x2, align_corners=False.
         alphas: [N, 3], columns in the order up, keep, down; a source whose alpha is 0 is not read.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
         [N, C, H, W] in channels_last.
@@ -32,9 +33,7 @@ def aggregate(
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
         ValueError: an unknown backend, or (reference) no source.
     """
-    if backends.use_native("aggregate", backend, alphas):
-        return torch.ops.dynroute.aggregate(down, keep, up, alphas)
-    return reference.aggregate(down, keep, up, alphas)
+    return backends.operator("aggregate", backend, alphas)(down, keep, up, alphas)
 
 
 def _register() -> None:
@@ -43,7 +42,7 @@ def _register() -> None:
         first = next(source for source in (down, keep, up) if source is not None)
         n, c, h, w = first.shape
         factor = 2 if down is None and keep is None else 1
-        return backends.nhwc_empty(alphas, (n, c, h * factor, w * factor))
+        return nhwc_empty(alphas, (n, c, h * factor, w * factor))
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
@@ -70,3 +69,8 @@ def _register() -> None:
 
 if library.why_not_loaded() is None:
     _register()
+backends.register(
+    "aggregate",
+    backends.Backend("cpu", torch.ops.dynroute.aggregate, backends.on_cpu),
+    backends.Backend("reference", reference.aggregate, backends.anywhere),
+)

@@ -1,22 +1,125 @@
-"""Choice of a backend, and what the operators' registrations share."""
+"""Backends: which there are for each operator and for the network, which is taken, and why one cannot be.
+
+One registry.  An operator's module, and `dynroute.runtime.backends` for the network, register what they have, fastest
+first.  `auto` takes the first that runs; a backend that is named is taken or refused with its reason, never replaced.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dynroute.native import library
 
-BACKENDS = ("auto", "cpu", "reference", "cuda", "triton")
+# All that may be named, whether or not a target has them; "cuda-emulated" is for who develops kernels.
+NAMES = ("cuda", "triton", "cpu", "reference", "cuda-emulated")
+NETWORK = "network"
 
 
-def why_not_cpu(x: Tensor) -> str | None:
-    """Why the CPU kernels cannot compute on this tensor, or None if they can."""
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute a target.
+
+    Attributes:
+        name: one of `NAMES`.
+        run: what computes: an operator's function, or what makes the network's executor.
+        can_run: why it cannot be used for what it is given (an operator's first tensor, the network), in one line, or
+            None if it can; given None, whether it runs on this machine at all.
+        automatic: whether `auto` may take it for what it is given; a backend that is named needs not be.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    can_run: Callable[[Any], str | None]
+    automatic: Callable[[Any], bool] = lambda given: True
+
+
+class Choice(NamedTuple):
+    """What is taken, and why: in one line, the faster ones that were refused with their reasons first."""
+
+    backend: Backend
+    reason: str
+
+
+_REGISTRY: dict[str, list[Backend]] = {}
+
+
+def register(target: str, *backends: Backend) -> None:
+    """Registers the backends of an operator (by its name) or of the network (`NETWORK`), fastest first."""
+    _REGISTRY[target] = list(backends)
+
+
+def targets() -> list[str]:
+    """The operators' names, and `NETWORK` last if it is registered."""
+    return sorted(_REGISTRY, key=lambda target: (target == NETWORK, target))
+
+
+def registered(target: str) -> list[Backend]:
+    """The backends of a target, fastest first."""
+    return list(_REGISTRY[target])
+
+
+def find(target: str, name: str) -> Backend | None:
+    """The backend of that name, or None where the target has none."""
+    return next((backend for backend in _REGISTRY[target] if backend.name == name), None)
+
+
+def why_not(target: str, name: str, given: Any = None) -> str | None:
+    """Why a target's backend cannot be used (for what is given, or at all), in one line, or None if it can."""
+    if name not in NAMES:
+        return f"unknown; wanted auto or one of {', '.join(NAMES)}"
+    backend = find(target, name)
+    return "it is not built yet" if backend is None else backend.can_run(given)
+
+
+def choose(target: str, given: Any = None) -> Choice:
+    """What `auto` takes.
+
+    Raises:
+        RuntimeError: none of the target's backends runs.
+    """
+    refused: list[str] = []
+    for backend in _REGISTRY[target]:
+        if not backend.automatic(given):
+            continue
+        reason = backend.can_run(given)
+        if reason is None:
+            return Choice(backend, "; ".join([*refused, f"{backend.name} is the fastest that runs here"]))
+        refused.append(f"{backend.name} does not run here: {reason}")
+    raise RuntimeError(f"{target}: no backend runs here: {'; '.join(refused)}")
+
+
+def operator(op: str, name: str, x: Tensor) -> Callable[..., Any]:
+    """What computes an operator on `x`, its first tensor.
+
+    Raises:
+        ValueError: an unknown backend.
+        RuntimeError: the backend cannot be used, with the reason.
+    """
+    if name == "auto":  # no reasons are put into words here: this is called for every operator
+        for backend in _REGISTRY[op]:
+            if backend.can_run(x) is None:
+                return backend.run
+    if name not in NAMES:
+        raise ValueError(f"{op}: backend: wanted one of auto, {', '.join(NAMES)}, got {name!r}")
+    reason = why_not(op, name, x)
+    if reason is not None:
+        raise RuntimeError(f"{op}: backend {name!r} cannot be used: {reason}")
+    backend = find(op, name)
+    assert backend is not None
+    return backend.run
+
+
+def on_cpu(x: Tensor | None) -> str | None:
+    """`can_run` of the operators' CPU kernels."""
     if library.why_not_loaded() is not None:
         return library.why_not_loaded()
+    if x is None:
+        return None
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}"
     if x.dtype not in (torch.float32, torch.float64):
@@ -24,33 +127,5 @@ def why_not_cpu(x: Tensor) -> str | None:
     return None
 
 
-def use_native(op: str, backend: str, x: Tensor) -> bool:
-    """Whether `op` runs on the native kernels (True) or on the reference (False).
-
-    "auto" takes the native kernels where they can be used; a backend that is named is used or refused.
-
-    Raises:
-        ValueError: the name is unknown.
-        RuntimeError: the backend cannot be used, with the reason.
-    """
-    if backend == "reference":
-        return False
-    if backend == "auto":
-        return why_not_cpu(x) is None
-    if backend == "cpu":
-        reason = why_not_cpu(x)
-        if reason is not None:
-            raise RuntimeError(f"{op}: backend 'cpu' cannot be used: {reason}")
-        return True
-    if backend in ("cuda", "triton"):
-        raise RuntimeError(f"{op}: backend {backend!r} is not built yet")
-    raise ValueError(f"{op}: backend: wanted one of {', '.join(BACKENDS)}, got {backend!r}")
-
-
-def nhwc_empty(x: Tensor, shape: Sequence[Any]) -> Tensor:
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
-def flops_of(shape: Any) -> Any:
-    """Shape of a tensor argument in a FLOP formula, which receives either shapes or tensors."""
-    return shape.shape if isinstance(shape, Tensor) else shape
+def anywhere(given: Any) -> None:
+    """`can_run` of what runs everywhere."""

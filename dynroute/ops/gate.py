@@ -37,7 +37,7 @@ def gate(
         activation: "tanh" (which means max(0, tanh)), "sigmoid" or "softmax".
         small: work on the map at a quarter of its size, floor(H/4) x floor(W/4); H and W at least 4.
         present: bool [N], or None for all.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
         alphas [N, g]; zeros for absent samples.
@@ -46,9 +46,8 @@ def gate(
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
         ValueError: an unknown backend or (reference) activation.
     """
-    if backends.use_native("gate", backend, x):
-        return torch.ops.dynroute.gate(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present)
-    return reference.gate(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present)
+    run = backends.operator("gate", backend, x)
+    return run(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present)
 
 
 def _register() -> None:
@@ -95,3 +94,8 @@ def _register() -> None:
 
 if library.why_not_loaded() is None:
     _register()
+backends.register(
+    "gate",
+    backends.Backend("cpu", torch.ops.dynroute.gate, backends.on_cpu),
+    backends.Backend("reference", reference.gate, backends.anywhere),
+)

@@ -36,15 +36,13 @@ def route(alphas: Tensor, present: Tensor, path_exists: Tensor, slots: Tensor, b
         present: bool [N, 4].
         path_exists: bool [4, 3].
         slots: int32 [N, 4], 0 or 1: which of its two slots holds a node's X.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", or a name of `dynroute.ops.backends`.
 
     Raises:
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
         ValueError: an unknown backend.
     """
-    if backends.use_native("route", backend, alphas):
-        return Routes(*torch.ops.dynroute.route(alphas, present, path_exists, slots))
-    return Routes(*reference.route(alphas, present, path_exists, slots))
+    return Routes(*backends.operator("route", backend, alphas)(alphas, present, path_exists, slots))
 
 
 def _register() -> None:
@@ -80,3 +78,8 @@ def _register() -> None:
 
 if library.why_not_loaded() is None:
     _register()
+backends.register(
+    "route",
+    backends.Backend("cpu", torch.ops.dynroute.route, backends.on_cpu),
+    backends.Backend("reference", reference.route, backends.anywhere),
+)

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import backends, gradients, reference
+from dynroute.ops.registration import flops_of, nhwc_empty
 
 
 def sepconv(
@@ -38,7 +39,7 @@ def sepconv(
         stride: 1 or 2, of the first stage.
         residual: add x to the last stage's output (stride 1 and Cout = C only).
         final_relu: end with a ReLU, after the residual.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
         [N, Cout, H', W'] in channels_last, H' = ceil(H / stride); zeros for samples that are not open.
@@ -47,11 +48,8 @@ def sepconv(
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
         ValueError: an unknown backend.
     """
-    if backends.use_native("sepconv", backend, x):
-        return torch.ops.dynroute.sepconv(
-            x, list(depthwise), list(pointwise), list(scale), list(shift), open, stride, residual, final_relu
-        )
-    return reference.sepconv(x, depthwise, pointwise, scale, shift, open, stride, residual, final_relu)
+    run = backends.operator("sepconv", backend, x)
+    return run(x, list(depthwise), list(pointwise), list(scale), list(shift), open, stride, residual, final_relu)
 
 
 def _register() -> None:
@@ -59,7 +57,7 @@ def _register() -> None:
     def _(x, depthwise, pointwise, scale, shift, open, stride, residual, final_relu):  # type: ignore[no-untyped-def]
         n, _, h, w = x.shape
         shape = (n, pointwise[-1].shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1)
-        return backends.nhwc_empty(x, shape)
+        return nhwc_empty(x, shape)
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x, depthwise, pointwise, scale, shift, open, *ctx.options = inputs
@@ -104,8 +102,13 @@ def _register() -> None:
     def _(x, depthwise, pointwise, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
         n, _, h, w = x
         pixels = n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
-        return 2 * pixels * sum(p[1] * (9 + p[0]) for p in map(backends.flops_of, pointwise))
+        return 2 * pixels * sum(p[1] * (9 + p[0]) for p in map(flops_of, pointwise))
 
 
 if library.why_not_loaded() is None:
     _register()
+backends.register(
+    "sepconv",
+    backends.Backend("cpu", torch.ops.dynroute.sepconv, backends.on_cpu),
+    backends.Backend("reference", reference.sepconv, backends.anywhere),
+)

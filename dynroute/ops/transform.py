@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import backends, gradients, reference
+from dynroute.ops.registration import nhwc_empty
 
 
 def transform(
@@ -31,7 +32,7 @@ def transform(
         shift: [Cout].
         open: bool [N], or None for all.
         stride: 1 or 2; with 2 only every second pixel and row is read.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
         [N, Cout, ceil(H / stride), ceil(W / stride)] in channels_last; zeros for samples that are not open.
@@ -40,16 +41,14 @@ def transform(
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
         ValueError: an unknown backend.
     """
-    if backends.use_native("transform", backend, x):
-        return torch.ops.dynroute.transform(x, weight, scale, shift, open, stride)
-    return reference.transform(x, weight, scale, shift, open, stride)
+    return backends.operator("transform", backend, x)(x, weight, scale, shift, open, stride)
 
 
 def _register() -> None:
     @torch.library.register_fake("dynroute::transform")
     def _(x, weight, scale, shift, open, stride):  # type: ignore[no-untyped-def]
         n, _, h, w = x.shape
-        return backends.nhwc_empty(x, (n, weight.shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1))
+        return nhwc_empty(x, (n, weight.shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1))
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *tensors, ctx.stride = inputs
@@ -74,3 +73,8 @@ def _register() -> None:
 
 if library.why_not_loaded() is None:
     _register()
+backends.register(
+    "transform",
+    backends.Backend("cpu", torch.ops.dynroute.transform, backends.on_cpu),
+    backends.Backend("reference", reference.transform, backends.anywhere),
+)

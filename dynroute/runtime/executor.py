@@ -11,60 +11,9 @@ from dynroute.cost.tables import CostTables
 from dynroute.models.config import NetworkConfig
 from dynroute.models.network import DynamicNetwork, check_inputs
 from dynroute.models.stem import pad_images
-from dynroute.native import library
-from dynroute.runtime.cpu.executor import CpuExecutor
-from dynroute.runtime.cuda import emulator
-from dynroute.runtime.reference import ReferenceExecutor
+from dynroute.runtime.backends import take
 from dynroute.runtime.results import Executor, RunOutput
-from dynroute.runtime.weights.pack import why_not_packable
 from dynroute.space.wiring import SCALES
-
-BACKENDS = ("reference", "cpu", "cuda", "triton", "cuda-emulated")
-_ON_CUDA = (torch.float32, torch.float16, torch.bfloat16)
-STORAGE = {
-    "reference": (torch.float32,),
-    "cpu": (torch.float32, torch.bfloat16),
-    "cuda": _ON_CUDA,
-    "cuda-emulated": _ON_CUDA,
-}
-
-
-def why_not(backend: str, net: DynamicNetwork | None = None) -> str | None:
-    """None if `backend` runs here (and runs `net`, if given), else the reason in one line."""
-    if backend == "reference":
-        return None
-    if backend not in BACKENDS:
-        return f"unknown; wanted auto or one of {', '.join(BACKENDS)}"
-    if backend == "triton":
-        return "this version has no triton kernels yet"
-    reason = library.why_not_loaded()
-    if reason is not None:
-        return f"the native CPU library is not there: {reason}"
-    if backend == "cuda":
-        reason = library.why_not_cuda()
-    elif backend == "cuda-emulated":
-        reason = emulator.why_not()
-    if reason is None and net is not None:
-        reason = why_not_packable(net)
-    return reason
-
-
-def _executor(net: DynamicNetwork, backend: str, storage: torch.dtype) -> Executor:
-    if backend == "cuda":
-        from dynroute.runtime.cuda.executor import CudaExecutor
-
-        return CudaExecutor(net, storage, _cuda_device(net))
-    if backend == "cuda-emulated":
-        from dynroute.runtime.cuda.emulated import EmulatedExecutor
-
-        return EmulatedExecutor(net, storage)
-    return CpuExecutor(net, storage) if backend == "cpu" else ReferenceExecutor(net)
-
-
-def _cuda_device(net: DynamicNetwork) -> torch.device:
-    """The network's own, if it is on a GPU, else the current one."""
-    device = next(net.parameters()).device
-    return device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
 
 
 @lru_cache(maxsize=64)
@@ -86,16 +35,10 @@ class Runtime:
     """
 
     def __init__(
-        self,
-        net: DynamicNetwork,
-        backend: str,
-        reason: str,
-        storage: torch.dtype = torch.float32,
-        executor: Executor | None = None,
+        self, net: DynamicNetwork, backend: str, reason: str, storage: torch.dtype, executor: Executor
     ) -> None:
         self.backend, self.reason, self.config, self.storage = backend, reason, net.config, storage
-        self.executor = _executor(net, backend, storage) if executor is None else executor
-        self.device = self.executor.device
+        self.executor, self.device = executor, executor.device
 
     @torch.no_grad()
     def __call__(self, images: Tensor, gates: Tensor | None = None) -> RunOutput:
@@ -163,29 +106,5 @@ def optimize(net: DynamicNetwork, backend: str = "auto", storage: torch.dtype = 
         ValueError: the named backend is unknown or does not run here, with the reason, never a silent fallback; or a
             storage that the backend does not have.
     """
-    if storage not in _ON_CUDA:
-        raise ValueError(f"storage: wanted torch.float32, torch.float16 or torch.bfloat16, got {storage}")
-    if backend != "auto":
-        reason = why_not(backend, net)
-        if reason is not None:
-            raise ValueError(f"backend {backend!r}: {reason}")
-        why = "chosen by name"
-    else:
-        backend, why = _choose(net)
-    if storage not in STORAGE[backend]:
-        able = " or ".join(name for name, types in STORAGE.items() if storage in types and name != "cuda-emulated")
-        raise ValueError(f"storage: {storage} wants the {able} backend, got {backend} ({why})")
-    return Runtime(net, backend, why, storage)
-
-
-def _choose(net: DynamicNetwork) -> tuple[str, str]:
-    """The fastest backend that runs here, and why it is that."""
-    refused: list[str] = []
-    on_gpu = next(net.parameters()).device.type == "cuda"
-    for backend, what in (("cuda", "GPU"), ("cpu", "CPU")) if on_gpu else (("cpu", "CPU"),):
-        reason = why_not(backend, net)
-        if reason is None:
-            there = f"the native {what} library is there and runs this network"
-            return backend, "; ".join([*refused, there])
-        refused.append(f"{backend} does not run here: {reason}")
-    return "reference", "; ".join(refused)
+    chosen, why = take(net, backend, storage)
+    return Runtime(net, chosen.name, why, storage, chosen.run(net, storage))

@@ -14,8 +14,8 @@ from dynroute.measure.opened import open_model, space_macs
 from dynroute.measure.timing import interleave, random_patterns
 from dynroute.report.choose import choose, error_map
 from dynroute.report.palette import class_map, data_uri, overlay, palette
-from dynroute.space.routing import node_states
 from dynroute.report.svg import Series, line_chart, probability_marks, route_map, sample_marks, scatter
+from dynroute.space.routing import node_states
 from dynroute.space.wiring import build_space, path_exists
 
 

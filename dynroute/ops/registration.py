@@ -1,0 +1,19 @@
+"""What the operators' registrations with torch share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def nhwc_empty(x: Tensor, shape: Sequence[Any]) -> Tensor:
+    """An uninitialised tensor in channels_last, of x's type and device."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def flops_of(shape: Any) -> Any:
+    """Shape of a tensor argument in a FLOP formula, which receives either shapes or tensors."""
+    return shape.shape if isinstance(shape, Tensor) else shape
