@@ -25,7 +25,8 @@ from benchmarks import memory, network, ops, peers, plots  # noqa: F401  (import
 from benchmarks.harness import REGISTRY, SEED, Benchmark, Settings, plan, run_case
 from benchmarks.machine import probe
 from benchmarks.tables import PEERS, rates, report, shape_text
-from dynroute.cli.common import load_target, positive
+from dynroute.cli.common import positive
+from dynroute.cli.target import load_target
 from dynroute.native import library
 from dynroute.provenance import provenance
 

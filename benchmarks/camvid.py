@@ -16,10 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dynroute.cli.bench import IMAGES, data_images, measure
-from dynroute.cli.common import load_target, open_data, print_table, write_json
+from dynroute.cli.common import print_table, write_json
+from dynroute.cli.target import data_images, load_target, open_data
 from dynroute.cost import space_macs
 from dynroute.measure import evaluate
+from dynroute.measure.bench import IMAGES, bench
 from dynroute.measure.opened import open_model
 from dynroute.train import load_config, train
 
@@ -38,8 +39,8 @@ def one_run(config_name: str, folder: Path, data: str, repeats: int) -> dict[str
     source = open_data(target, data, "val")
     with tqdm(total=len(source), desc=f"eval {folder.name}", unit="image", delay=2) as bar:
         quality = evaluate(model, source, target.normalise, each=lambda done, _: bar.update(done - bar.n))
-    timing = measure(target, data_images(target, data, "val", IMAGES), BATCHES, repeats)
-    work = model.all_open_work(*timing["results"][0]["size"])
+    timing = bench(target.net, target.label, data_images(target, data, "val", IMAGES), BATCHES, repeats)
+    work = model.all_open_work(*timing.results[0].size)
     assert work is not None
     total, nodes = work
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -49,24 +50,24 @@ def one_run(config_name: str, folder: Path, data: str, repeats: int) -> dict[str
         "train_seconds": max(r.get("seconds", 0.0) for r in records),
         "seed": load_config(folder / "config.yaml").run.seed,
         "config": load_config(folder / "config.yaml").to_dict(),
-        "miou": quality["miou"],
-        "pixel_accuracy": quality["pixel_accuracy"],
-        "iou": quality["iou"],
-        "images": quality["images"],
+        "miou": quality.miou,
+        "pixel_accuracy": quality.pixel_accuracy,
+        "iou": quality.iou,
+        "images": quality.images,
         "gmacs": {
-            "expected_space": {"kind": "computed", "value": quality["expected_mflops"] / 1e3},
-            "real_paper": {"kind": "computed", "value": quality["real_mflops"] / 1e3},
-            "executed_space": {"kind": "counted", "value": quality["executed_space_macs"] * GIGA},
-            "executed_total": {"kind": "counted", "value": quality["executed_macs"] * GIGA},
-            "all_open_expected_space": {"kind": "computed", "value": quality["all_open_expected_mflops"] / 1e3},
-            "all_open_real_paper": {"kind": "computed", "value": quality["all_open_real_mflops"] / 1e3},
+            "expected_space": {"kind": "computed", "value": quality.costs["expected_mflops"] / 1e3},
+            "real_paper": {"kind": "computed", "value": quality.costs["real_mflops"] / 1e3},
+            "executed_space": {"kind": "counted", "value": quality.costs["executed_space_macs"] * GIGA},
+            "executed_total": {"kind": "counted", "value": quality.costs["executed_macs"] * GIGA},
+            "all_open_expected_space": {"kind": "computed", "value": quality.costs["all_open_expected_mflops"] / 1e3},
+            "all_open_real_paper": {"kind": "computed", "value": quality.costs["all_open_real_mflops"] / 1e3},
             "all_open_executed_space": {
                 "kind": "counted",
                 "value": int(space_macs(nodes)) * GIGA,
             },
             "all_open_executed_total": {"kind": "counted", "value": total * GIGA},
         },
-        "timing": {"kind": "measured", **timing},
+        "timing": {"kind": "measured", **timing.to_json()},
     }
 
 

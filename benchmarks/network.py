@@ -177,8 +177,7 @@ def own_gates(settings: Settings, n: int) -> Case:
     """A trained network on its validation images: its own gates, run and timed too, against all open."""
     if settings.run is None:
         return Case(absent={OURS: "no --run was given"})
-    from dynroute.cli.bench import data_images
-    from dynroute.cli.common import load_target
+    from dynroute.cli.target import data_images, load_target
 
     with torch.inference_mode(False):
         target = load_target(settings.run)

@@ -9,10 +9,14 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dynroute.cli.common import load_target, one_line, print_table, write_json
+from dynroute.cli.common import one_line, print_table, write_json
+from dynroute.cli.report import make_report
+from dynroute.cli.target import data_images, load_target
+from dynroute.measure.bench import IMAGES, RouteTimes, bench
+from dynroute.train import load_config, train
 
 STEPS = 1200
 # What docs/budget.md argues for: the real cost presses until paths are closed, the bridge lets whole cells close.
@@ -45,17 +49,26 @@ def main(argv: list[str] | None = None) -> int:
     minutes = (time.perf_counter() - started) / 60
     print(f"\n{minutes:.1f} minutes.  Reports, to open in a browser:")
     for result in results.values():
-        print(f"  {result['report']}")
+        print(f"  {result.report}")
     return 0
 
 
-def one_run(folder: Path, steps: int, repeats: int, overrides: list[str]) -> dict[str, Any]:
-    """Trains into `folder` (goes on, or leaves it, if it is already there), times it, writes its report."""
-    from dynroute.cli.bench import IMAGES, data_images, measure
-    from dynroute.cli.report import make_report
-    from dynroute.train.config import load_config
-    from dynroute.train.loop import train
+@dataclass(frozen=True)
+class Result:
+    """A run: quality; costs as shares of the same network with everything open; times; its report."""
 
+    miou: float
+    expected: float
+    real: float
+    space: float
+    executed: float
+    times: list[RouteTimes]
+    backend: str
+    report: Path
+
+
+def one_run(folder: Path, steps: int, repeats: int, overrides: list[str]) -> Result:
+    """Trains into `folder` (goes on, or leaves it, if it is already there), times it, writes its report."""
     settings = [
         f"schedule.steps={steps}", f"run.folder={json.dumps(str(folder))}", "run.checkpoint_every=100",
         "evaluation.precise_bn_batches=20", "data.scenes_val=64", *overrides,
@@ -64,28 +77,28 @@ def one_run(folder: Path, steps: int, repeats: int, overrides: list[str]) -> dic
     if not (folder / "eval.json").is_file():
         train(config, resume=(folder / "checkpoint.pt").is_file())
     target = load_target(str(folder))
-    bench = measure(target, data_images(target, None, "val", IMAGES), [1, 8], repeats)
-    write_json(folder / "bench.json", bench)
+    timed = bench(target.net, target.label, data_images(target, None, "val", IMAGES), [1, 8], repeats)
+    write_json(folder / "bench.json", timed.to_json())
     report, findings = make_report(folder)
     evaluation = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-    return {
-        "miou": evaluation["miou"],
-        "expected": findings.mean("expected") / findings.mean("full_expected"),
-        "real": findings.mean("real") / findings.mean("full_real"),
-        "space": findings.mean("space") / findings.mean("full_space"),
-        "executed": findings.mean("executed") / findings.mean("full_executed"),
-        "bench": bench["results"],
-        "backend": bench["backend"],
-        "report": report,
-    }
+    return Result(
+        miou=evaluation["miou"] or 0.0,
+        expected=findings.mean("expected") / findings.mean("full_expected"),
+        real=findings.mean("real") / findings.mean("full_real"),
+        space=findings.mean("space") / findings.mean("full_space"),
+        executed=findings.mean("executed") / findings.mean("full_executed"),
+        times=timed.results,
+        backend=timed.backend,
+        report=report,
+    )
 
 
-def print_summary(results: dict[str, dict[str, Any]]) -> None:
+def print_summary(results: dict[str, Result]) -> None:
     """Both runs side by side: shares of the same network with everything open."""
     runs = list(results.values())
 
     def line(label: str, key: str, form: str = ".0%") -> tuple[str, ...]:
-        return (label, *[f"{run[key] or 0:{form}}" for run in runs])
+        return (label, *[f"{getattr(run, key):{form}}" for run in runs])
 
     rows = [
         line("mIoU", "miou", ".3f"),
@@ -94,15 +107,13 @@ def print_summary(results: dict[str, dict[str, Any]]) -> None:
         line("executed in the space (counted)", "space"),
         line("executed in all (counted)", "executed"),
     ]
-    for i, first in enumerate(runs[0]["bench"]):
-        pairs = [run["bench"][i] for run in runs]
-        batch = first["batch"]
-        rows.append((f"time at batch {batch} (measured)", *[f"{1 / pair['time_ratio']:.0%}" for pair in pairs]))
-        open_ms = [f"{pair['ms_per_image']['all_open']['median']:.2f}" for pair in pairs]
-        routed_ms = [f"{pair['ms_per_image']['routed']['median']:.2f}" for pair in pairs]
-        rows.append(("  ms per image, all open -> routed", *[f"{a} -> {b}" for a, b in zip(open_ms, routed_ms)]))
-        rows.append(("  realised share of the saving", *[f"{pair['realised_share']:.2f}" for pair in pairs]))
-    print(f"\nShares of the same network with everything open; {runs[0]['backend']}.\n")
+    for pairs in zip(*(run.times for run in runs)):
+        batch = pairs[0].batch
+        rows.append((f"time at batch {batch} (measured)", *[f"{1 / pair.time_ratio:.0%}" for pair in pairs]))
+        ms = [(pair.ms_per_image["all_open"].median, pair.ms_per_image["routed"].median) for pair in pairs]
+        rows.append(("  ms per image, all open -> routed", *[f"{a:.2f} -> {b:.2f}" for a, b in ms]))
+        rows.append(("  realised share of the saving", *[f"{pair.realised_share:.2f}" for pair in pairs]))
+    print(f"\nShares of the same network with everything open; {runs[0].backend}.\n")
     print_table(("", *[f"{name} budget" for name in results]), rows)
 
 

@@ -13,6 +13,13 @@ from typing import Any
 
 import torch
 
+from dynroute.models import create_model
+from dynroute.native import library, planner
+from dynroute.ops.backends import NAMES, NETWORK, choose, targets, why_not
+from dynroute.provenance import provenance
+from dynroute.runtime.cpu.tuning_file import load_tuning
+from dynroute.version import __version__
+
 HELP = "say what runs on this machine, and why the rest does not"
 EXAMPLES = ("dynroute doctor", "dynroute doctor --json doctor.json")
 PACKAGES = ("numpy", "safetensors", "pillow", "triton")
@@ -23,16 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from dynroute.native import library, planner
-    from dynroute.provenance import provenance
-    from dynroute.runtime.cpu.tuning_file import load_tuning
-    from dynroute.runtime.executor import BACKENDS, why_not
-    from dynroute.version import __version__
-
     reason = library.why_not_loaded()
-    built = library.build_info() if reason is None else None
-    reasons = {backend: why_not(backend) for backend in BACKENDS}
-    machine = provenance()["machine"]
     no_planner = planner.why_not()
     tuning = load_tuning()  # as the first runtime does
     result: dict[str, Any] = {
@@ -43,21 +41,32 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             **{package: _version(package) for package in PACKAGES},
         },
         "machine": {
-            **machine,
+            **provenance()["machine"],
             "system": f"{platform.system()} {platform.machine()}",
             "isa": torch.backends.cpu.get_cpu_capability(),
             "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         },
-        "native": built,
+        "native": library.build_info() if reason is None else None,
         "native_reason": reason,
         "planner": planner.machine() if no_planner is None else None,
         "planner_reason": no_planner,
         "tuning": {**asdict(tuning), "path": str(tuning.path) if tuning.path else None},
-        "backends": reasons,
-        "auto": "cpu" if reasons.get("cpu") is None else "reference",
+        "backends": {name: why_not(NETWORK, name) for name in NAMES},
+        "operators": {op: {name: why_not(op, name) for name in NAMES[:-1]} for op in targets() if op != NETWORK},
+        "auto": _automatic(),
     }
     _print(result)
     return result
+
+
+def _automatic() -> dict[str, dict[str, str]]:
+    """What `auto` takes for a network on the CPU and, where there is one, on a GPU; and why."""
+    net = create_model("dynamic_tiny")
+    chosen = {}
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        choice = choose(NETWORK, net.to(device))
+        chosen[device] = {"backend": choice.backend.name, "reason": choice.reason}
+    return chosen
 
 
 def _version(package: str) -> str | None:
@@ -98,7 +107,18 @@ def _print(result: dict[str, Any]) -> None:
         used = f"{tuning['used']} entries used" if tuning["used"] or not tuning["reason"] else "not used"
         print(f"  {'tuning':<12} {' '.join(filter(None, (tuning['path'], used)))}", end="")
         print(f" ({tuning['reason']})" if tuning["reason"] else "")
-    print("\nbackends")
-    for name, reason in result["backends"].items():
-        print(f"  {name:<12} {'runs here' if reason is None else f'no: {reason}'}")
-    print(f"  {'auto':<12} takes {result['auto']}")
+    print("\nbackends of the network, fastest first")
+    _print_backends(result["backends"])
+    for device, taken in result["auto"].items():
+        on = "a GPU" if device == "cuda" else "the CPU"
+        print(f"  {'auto':<14} takes {taken['backend']} for a network on {on}: {taken['reason']}")
+    print("\nbackends of the operators")
+    for op, reasons in result["operators"].items():
+        refused = [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
+        able = [name for name, reason in reasons.items() if reason is None]
+        print(f"  {op:<14} {', '.join(able)}" + (f"  (not {'; '.join(refused)})" if refused else ""))
+
+
+def _print_backends(reasons: dict[str, str | None]) -> None:
+    for name, reason in reasons.items():
+        print(f"  {name:<14} {'runs here' if reason is None else f'no: {reason}'}")

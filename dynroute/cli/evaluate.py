@@ -5,20 +5,15 @@ names others: a folder with images/<split>/ and masks/<split>/, or 'scenes'."""
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
-from dynroute.cli.common import (
-    BACKENDS,
-    add_device,
-    add_storage,
-    add_target,
-    load_target,
-    open_data,
-    open_device,
-    positive,
-    print_table,
-)
+from tqdm import tqdm
+
+from dynroute.cli.common import BACKENDS, add_device, add_storage, open_device, positive, print_table
+from dynroute.cli.target import add_target, load_target, open_data
 from dynroute.data import FolderDataset
+from dynroute.measure import evaluate, open_model
 
 HELP = "evaluate a trained network: IoU of each class, and what it cost"
 EXAMPLES = (
@@ -40,43 +35,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from tqdm import tqdm
-
-    from dynroute.measure.evaluate import evaluate
-    from dynroute.measure.opened import open_model
-
     device = open_device(args.device, args.backend)
     target = load_target(args.model, args.small_gate)
     source = open_data(target, args.data, args.split)
     model = open_model(target.net, args.backend, args.storage, device)
     total = len(source) if args.images is None else min(args.images, len(source))
     with tqdm(total=total, desc="eval", unit="image", delay=2, leave=False, dynamic_ncols=True) as bar:
-        result = evaluate(
+        found = evaluate(
             model, source, target.normalise, batch=args.batch, max_images=args.images, device=device,
             each=lambda done, _: bar.update(done - bar.n),
         )  # fmt: skip
     if isinstance(source, FolderDataset) and target.class_names and not (source.root / "classes.txt").is_file():
         # the data set does not name its classes, the network does
-        result["iou"] = dict(zip(target.class_names, result["iou"].values()))
+        found = replace(found, iou=dict(zip(target.class_names, found.iou.values())))
     full_work = model.all_open_mean()
     if full_work is not None:
-        result["all_open_executed_macs"] = full_work
+        found = replace(found, costs={**found.costs, "all_open_executed_macs": full_work})
     shares = {}
     for key in ("expected_mflops", "real_mflops", "executed_macs"):
-        full = result.get(f"all_open_{key}")
+        full = found.costs.get(f"all_open_{key}")
         if full:
-            shares[key] = result[key] / full
+            shares[key] = found.costs[key] / full
     print(f"{args.model}: {total} images, {model.label}")
-    names = [(name, "-" if value is None else f"{value:.4f}") for name, value in result["iou"].items()]
-    print_table(("class", "IoU"), [*names, ("mIoU", f"{result['miou'] or 0:.4f}")])
-    print(f"\npixel accuracy {result['pixel_accuracy'] or 0:.4f}\n")
+    names = [(name, "-" if value is None else f"{value:.4f}") for name, value in found.iou.items()]
+    print_table(("class", "IoU"), [*names, ("mIoU", f"{found.miou or 0:.4f}")])
+    print(f"\npixel accuracy {found.pixel_accuracy or 0:.4f}\n")
     words = {"expected_mflops": "expected (space)", "real_mflops": "real (paper)", "executed_macs": "executed"}
     print_table(
         ("cost per image", "MMACs", "of all open"),
         [
-            (word, f"{result[key] * (1e-6 if key == 'executed_macs' else 1):.1f}", f"{shares[key]:.1%}")
+            (word, f"{found.costs[key] * (1e-6 if key == 'executed_macs' else 1):.1f}", f"{shares[key]:.1%}")
             for key, word in words.items()
             if key in shares
         ],
     )
-    return {**result, "shares": shares, "backend": model.label, "model": args.model}
+    return {**found.to_json(), "shares": shares, "backend": model.label, "model": args.model}

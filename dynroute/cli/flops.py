@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynroute.cli.common import (
-    BACKENDS,
-    Target,
-    add_target,
-    input_tensor,
-    load_target,
-    parse_size,
-    positive,
-    print_table,
-)
+from dynroute.cli.common import BACKENDS, parse_size, positive, print_table
+from dynroute.cli.target import Target, add_target, load_target
+from dynroute.data.images import find_images, input_tensor, read_image
+from dynroute.measure import open_model
+from dynroute.measure.count import Counted, count, mean_nodes
+from dynroute.space import routes
 from dynroute.space.wiring import DOWN, PART_NAMES, SCALES, UP, build_space
 
 HELP = "count a network's cost: expected, real, executed, by layer and scale"
@@ -57,61 +54,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from dynroute.measure.opened import open_model, space_macs
-
     target = load_target(args.model, args.small_gate, args.classes)
     if args.classes is not None and args.classes != target.net.config.num_classes:
         raise ValueError(f"--classes {args.classes}: {args.model} has {target.net.config.num_classes}")
-    names, batches = _inputs(args, target)
+    images = _inputs(args, target)
     choice = args.gates or ("own" if args.images is not None else "open")
     if choice == "own" and args.images is None:
         raise ValueError("--gates own: wanted --images to compute the gates on")
     gates = None if choice == "own" else chosen_gates(choice, target)
     model = open_model(target.net, args.backend)
-    samples, tables, seen = [], None, torch.zeros(0)
-    for name, images in zip(names, batches):
-        height, width = images.shape[-2:]
-        tables = target.net.costs(height, width, published_decoder=args.published_decoder)
-        out = model(images, gates=gates)
-        full = model.all_open_work(height, width)
-        assert full is not None
-        fixed = float(tables.gate.sum()) + tables.stem + tables.decoder
-        samples.append(
-            {
-                "name": name,
-                "size": [height, width],
-                "expected_mflops": float(tables.expected(out.gates.double())[0]),
-                "real_mflops": float(tables.real(out.gates)[0]),
-                "executed_mmacs": int(out.executed_macs[0]) / 1e6,
-                "executed_space_mmacs": int(space_macs(out.executed_nodes)[0]) / 1e6,
-                "halo_mmacs": int(out.halo_macs[0]) / 1e6,
-                "dense": {
-                    "expected_mflops": tables.all_open,
-                    "real_mflops": tables.all_open + fixed,
-                    "executed_mmacs": full[0] / 1e6,
-                    "executed_space_mmacs": int(space_macs(full[1])) / 1e6,
-                },
-                "parts": {"gates": float(tables.gate.sum()), "stem": tables.stem, "decoder": tables.decoder},
-            }
-        )
-        seen = out.executed_nodes.double() if not len(seen) else torch.cat([seen, out.executed_nodes.double()])
+    samples = count(model, images, gates, args.published_decoder)
     _print(args.model, model.label, choice, samples)
-    nodes = seen.mean(0) / 1e6
+    nodes = mean_nodes(samples)
     _print_nodes(target.net.config.layers, nodes)
     return {
         "model": args.model,
         "backend": model.label,
         "gates": choice,
         "published_decoder": args.published_decoder,
-        "samples": samples,
+        "samples": [_record(sample) for sample in samples],
         "executed_nodes_mmacs": {"parts": list(PART_NAMES), "values": nodes.tolist()},
+    }
+
+
+def _record(sample: Counted) -> dict[str, Any]:
+    return {
+        "name": sample.name,
+        "size": list(sample.size),
+        **asdict(sample.costs),
+        "halo_mmacs": sample.halo_mmacs,
+        "dense": asdict(sample.dense),
+        "parts": sample.parts,
     }
 
 
 def chosen_gates(choice: str, target: Target) -> Tensor:
     """Alphas [L+1,4,3] for `open`, a fixed network's name, or the paths most images of a run open."""
-    from dynroute.space import routes
-
     layers = target.net.config.layers
     if choice == "open":
         return torch.ones(layers + 1, SCALES, 3)
@@ -134,34 +112,33 @@ def chosen_gates(choice: str, target: Target) -> Tensor:
     return routes.common(probability).float()
 
 
-def _inputs(args: argparse.Namespace, target: Target) -> tuple[list[str], list[Tensor]]:
+def _inputs(args: argparse.Namespace, target: Target) -> list[tuple[str, Tensor]]:
+    """Names and images [1,3,H,W]."""
     if args.images is None:
-        return [f"{args.size[0]}x{args.size[1]}"], [torch.zeros(1, 3, *args.size)]
-    from dynroute.cli.segment import find_images, read_image
-
+        return [(f"{args.size[0]}x{args.size[1]}", torch.zeros(1, 3, *args.size))]
     if not target.trained:
         raise ValueError(
             f"{args.model}: a name gives random weights, whose gates on images mean nothing; wanted --size"
         )
     files = find_images(args.images)
-    return [file.name for file in files], [input_tensor(target.normalise, [read_image(file)]) for file in files]
+    return [(file.name, input_tensor(target.normalise, [read_image(file)])) for file in files]
 
 
-def _print(label: str, backend: str, choice: str, samples: list[dict[str, Any]]) -> None:
+def _print(label: str, backend: str, choice: str, samples: list[Counted]) -> None:
     print(f"{label}, gates {choice}, {backend}; millions of multiply-accumulates (the paper's MFLOPs)\n")
 
-    def share(sample: dict[str, Any], key: str) -> str:
-        return f"{sample[key]:.1f} ({sample[key] / sample['dense'][key]:.0%})"
+    def share(sample: Counted, key: str) -> str:
+        value = getattr(sample.costs, key)
+        return f"{value:.1f} ({value / getattr(sample.dense, key):.0%})"
 
     keys = ("expected_mflops", "real_mflops", "executed_mmacs", "executed_space_mmacs")
     rows = [
-        (sample["name"], f"{sample['dense']['real_mflops']:.1f}", *[share(sample, key) for key in keys])
-        for sample in samples
+        (sample.name, f"{sample.dense.real_mflops:.1f}", *[share(sample, key) for key in keys]) for sample in samples
     ]
     print_table(("sample", "dense", "expected (space)", "real", "executed", "executed (space)"), rows)
-    parts = samples[0]["parts"]
+    parts = samples[0].parts
     print(
-        f"\nexpected, all open: {samples[0]['dense']['expected_mflops']:.1f};  gates {parts['gates']:.1f}, "
+        f"\nexpected, all open: {samples[0].dense.expected_mflops:.1f};  gates {parts['gates']:.1f}, "
         f"stem {parts['stem']:.1f}, decoder {parts['decoder']:.1f} (paper's count; always in real)"
     )
 

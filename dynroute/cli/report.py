@@ -11,8 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dynroute.cli.common import BACKENDS, load_target, open_data, positive, run_config
-from dynroute.measure.observe import Findings
+from dynroute.cli.common import BACKENDS, positive
+from dynroute.cli.target import data_images, load_target, open_data, run_config
+from dynroute.measure import Findings, observe, open_model
+from dynroute.measure.bench import IMAGES, Bench, bench
+from dynroute.provenance import provenance
+from dynroute.report import Material, read_log, write_report
 
 HELP = "write an HTML report of a training run"
 EXAMPLES = ("dynroute report runs/scenes_quick", "dynroute report runs/camvid --images 5 --out camvid.html")
@@ -49,11 +53,6 @@ def make_report(
     folder: Path, images: int = 3, out: Path | None = None, observed: int = OBSERVED, backend: str = "auto"
 ) -> tuple[Path, Findings]:
     """Gathers what the run left behind, measures what is missing, writes the report: its path, and what it found."""
-    from dynroute.cli.bench import IMAGES, data_images, measure
-    from dynroute.measure import observe, open_model
-    from dynroute.provenance import provenance
-    from dynroute.report import Material, read_log, write_report
-
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder}: wanted a training run's folder (config.yaml, model/, eval.json, log.jsonl)")
     target = load_target(str(folder))
@@ -61,14 +60,16 @@ def make_report(
     if not out.resolve().parent.is_dir():
         raise ValueError(f"--out {out}: wanted a file in a folder that exists")
     evaluation = _read_json(folder / "eval.json", "miou")
-    bench = _read_json(folder / "bench.json", "results") if (folder / "bench.json").is_file() else None
+    timed = _read_bench(folder / "bench.json") if (folder / "bench.json").is_file() else None
     source = open_data(target, None, "val")
     model = open_model(target.net, backend)
     count = min(observed, len(source))
     with tqdm(total=count, desc="observe", unit="image", delay=2, leave=False, dynamic_ncols=True) as bar:
         findings = observe(model, source, target.normalise, count, lambda: bar.update())
-    if bench is None:
-        bench = measure(target, data_images(target, None, "val", IMAGES), [1, 8], BRIEF_REPEATS, backend)
+    if timed is None:
+        timed = bench(
+            target.net, target.label, data_images(target, None, "val", IMAGES), [1, 8], BRIEF_REPEATS, backend
+        )
     material = Material(
         title=folder.resolve().name,
         model=model,
@@ -78,7 +79,7 @@ def make_report(
         config=run_config(target),
         evaluation=evaluation,
         log=read_log(folder / "log.jsonl"),
-        bench=bench,
+        bench=timed,
         provenance=provenance(),
     )
     return write_report(material, out, images), findings
@@ -94,3 +95,11 @@ def _read_json(path: Path, key: str) -> dict[str, Any]:
     if not isinstance(record, dict) or key not in record:
         raise ValueError(f"{path}: wanted a JSON object with {key!r}")
     return record
+
+
+def _read_bench(path: Path) -> Bench:
+    record = _read_json(path, "results")
+    try:
+        return Bench.from_json(record)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a result of `dynroute bench --json` ({error!r})") from None

@@ -11,25 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from dynroute.cli.common import (
-    BACKENDS,
-    add_device,
-    add_storage,
-    add_target,
-    input_tensor,
-    load_target,
-    open_device,
-    progress,
-)
+from dynroute.cli.common import BACKENDS, add_device, add_storage, open_device, progress
+from dynroute.cli.target import add_target, load_target
+from dynroute.data.images import SUFFIXES, find_images, input_tensor, read_image
 
 HELP = "segment images: a colour overlay and a class map of each"
 EXAMPLES = (
     "dynroute segment runs/camvid photo.jpg --out out/",
     "dynroute segment runs/camvid/model photos/ --out out/ --json out.json   # with the cost of each image",
 )
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,30 +79,3 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(f"{file} -> {written[0].name}, {written[1].name}  ({results[-1]['executed_share']:.0%} of all open)")
     print(f"{len(results)} images, {model.label}; written to {args.out}")
     return {"model": args.model, "backend": model.label, "class_names": target.classes, "images": results}
-
-
-def find_images(path: Path) -> list[Path]:
-    """The file itself, or the images in the folder, sorted. Raises ValueError: none, or two of one stem."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such file or folder, wanted an image or a folder of images")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not found:
-        raise ValueError(f"{path}: no image in this folder, wanted files ending in {', '.join(SUFFIXES)}")
-    stems: dict[str, Path] = {}
-    for file in found:
-        if file.stem in stems:
-            raise ValueError(f"{file}: its results would overwrite those of {stems[file.stem].name} (one stem)")
-        stems[file.stem] = file
-    return found
-
-
-def read_image(path: Path) -> np.ndarray:
-    """uint8 [H,W,3] in RGB. Raises ValueError that names the file."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(str(path), "").strip(" ':") or type(error).__name__
-        raise ValueError(f"{path}: not a readable image ({reason})") from None

@@ -17,7 +17,7 @@ class Budget:
     """lambda2 * warmup * (C(Space)/C - mu)^2.
 
     Attributes:
-        weight: lambda2.
+        weight: lambda2; 0: no budget.
         target: mu, the share of C to spend.
         full_mflops: C in MFLOPs; None takes the network's own all-open expected cost at the input's size.
         measure: "expected" is the published loss.  "real" counts what a runtime would execute: the value uses the
@@ -34,8 +34,8 @@ class Budget:
             instead of all fading together.  0: every alpha alike.
     """
 
-    weight: float
-    target: float
+    weight: float = 0.0
+    target: float = 0.1
     full_mflops: float | None = None
     measure: str = "expected"
     ramp: float = 0.02
@@ -45,6 +45,8 @@ class Budget:
     knee: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"budget.weight: wanted 0 or more, got {self.weight}")
         if self.measure not in MEASURES:
             raise ValueError(f"budget.measure: wanted one of {', '.join(MEASURES)}, got {self.measure!r}")
         if self.bridge < 0:

@@ -14,8 +14,8 @@ from dynroute.measure.opened import Model
 
 @dataclass(frozen=True)
 class Costs:
-    """Millions of multiply-accumulates: the paper's expected cost of the space and real cost; executed, in all and in the
-    space."""
+    """Millions of multiply-accumulates: the paper's expected cost of the space and real cost; executed, in all and in
+    the space."""
 
     expected_mflops: float
     real_mflops: float

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynroute.cost import space_macs
 from dynroute.data import Normalise, Source
 from dynroute.measure.metrics import confusion_matrix, scores
-from dynroute.cost import space_macs
 from dynroute.measure.opened import Model
 
 

@@ -13,6 +13,7 @@ from dynroute.models import DynamicNetwork
 from dynroute.runtime import optimize
 from dynroute.space.wiring import PATH_NAMES, SCALES
 
+
 class Model:
     """A network behind one of the backends, or in plain PyTorch: what `evaluate` and the commands call.
 

@@ -107,11 +107,10 @@ def operator(op: str, name: str, x: Tensor) -> Callable[..., Any]:
     if name not in NAMES:
         raise ValueError(f"{op}: backend: wanted one of auto, {', '.join(NAMES)}, got {name!r}")
     reason = why_not(op, name, x)
-    if reason is not None:
+    named = find(op, name)
+    if named is None or reason is not None:
         raise RuntimeError(f"{op}: backend {name!r} cannot be used: {reason}")
-    backend = find(op, name)
-    assert backend is not None
-    return backend.run
+    return named.run
 
 
 def on_cpu(x: Tensor | None) -> str | None:

@@ -9,14 +9,18 @@ from string import Template
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from dynroute.data import IGNORE, Normalise, Source
+from dynroute.measure.bench import Bench
 from dynroute.measure.observe import Findings, Sample, predict
 from dynroute.measure.opened import Model
+from dynroute.measure.timing import Spread
 from dynroute.report.choose import choose, error_map
 from dynroute.report.palette import class_map, data_uri, palette
 from dynroute.report.svg import Series, line_chart, probability_marks, route_map, sample_marks, scatter
+from dynroute.space.routing import is_path_open
 
 THUMBNAIL = 320
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -43,7 +47,7 @@ class Material:
     config: dict[str, Any]
     evaluation: dict[str, Any]
     log: list[dict[str, Any]]
-    bench: dict[str, Any]
+    bench: Bench
     provenance: dict[str, Any]
 
 
@@ -69,15 +73,15 @@ def write_report(material: Material, out: Path, images: int = 3) -> Path:
 
 
 def _header(m: Material) -> str:
-    f, c, rows = m.findings, m.model.net.config, m.bench["results"]
+    f, c, rows = m.findings, m.model.net.config, m.bench.results
     open_share = f.mean("executed") / f.mean("full_executed")
     tiles = [
         (f"{m.evaluation.get('miou') or f.miou:.1%}", f"mIoU on {m.evaluation.get('images', len(f.samples))} images"),
         (f"{open_share:.0%}", "of the all-open multiply-accumulates executed"),
     ]
     for row in rows:
-        tiles.append((f"{1 / row['time_ratio']:.0%}", f"of the all-open time, batch {row['batch']}"))
-    low, high = min(r["realised_share"] for r in rows), max(r["realised_share"] for r in rows)
+        tiles.append((f"{1 / row.time_ratio:.0%}", f"of the all-open time, batch {row.batch}"))
+    low, high = min(r.realised_share for r in rows), max(r.realised_share for r in rows)
     realised = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
     tiles.append((realised, "of the saving shows on the clock (1.00: all of it)"))
     data, schedule = m.config.get("data", {}), m.config.get("schedule", {})
@@ -134,22 +138,22 @@ def _savings(m: Material) -> str:
             "Executed in all, M MACs", f.mean("full_executed") / 1e6, f.mean("executed") / 1e6, "counted by the kernels"
         ),
     ]
-    for result in m.bench["results"]:
-        ms = result["ms_per_image"]
-        how = f"timed, {result['images']} images, {result['repeats']} rounds"
-        label = f"Time per image at batch {result['batch']}, ms"
-        rows.append(_row(label, ms["all_open"]["median"], ms["routed"]["median"], how, ms["all_open"], ms["routed"]))
+    for result in m.bench.results:
+        ms = result.ms_per_image
+        how = f"timed, {result.images} images, {result.repeats} rounds"
+        label = f"Time per image at batch {result.batch}, ms"
+        rows.append(_row(label, ms["all_open"].median, ms["routed"].median, how, ms["all_open"], ms["routed"]))
     shares = []
-    for result in m.bench["results"]:
-        low, high = result["realised_spread"]
-        eager = result["ms_per_image"].get("eager")
-        beside = f"; eager PyTorch, channels_last: {eager['median']:.2f} ms" if eager else ""
+    for result in m.bench.results:
+        low, high = result.realised_spread
+        eager = result.ms_per_image.get("eager")
+        beside = f"; eager PyTorch, channels_last: {eager.median:.2f} ms" if eager else ""
         shares.append(
-            f"<li>Batch {result['batch']}: all open does {result['work_ratio']:.2f}x the work of routed and takes "
-            f"{result['time_ratio']:.2f}x its time; realised share <b>{result['realised_share']:.2f}</b> "
+            f"<li>Batch {result.batch}: all open does {result.work_ratio:.2f}x the work of routed and takes "
+            f"{result.time_ratio:.2f}x its time; realised share <b>{result.realised_share:.2f}</b> "
             f"(p10 to p90: {low:.2f} to {high:.2f}){beside}.</li>"
         )
-    machine = _machine(m.bench.get("machine") or m.provenance["machine"])
+    machine = _machine(m.bench.machine or m.provenance["machine"])
     return (
         "<h2>What routing saved</h2>"
         f'<p class="soft">Means over {len(f.samples)} validation images, batches of one.  Computed: from the gates by '
@@ -161,8 +165,8 @@ def _savings(m: Material) -> str:
         '<p class="note">Realised share = (T_open / T_routed) / (work_open / work_routed), work = executed MACs of the '
         "timed images.  The space is the grid's cells and all paths; stem, decoder and gates come on top and are never "
         "skipped (but an absent node's gate is).  All open: the same network with every gate given as 1, so that no "
-        f"gate is computed.  Timed on {escape(machine)}, threads: {m.bench['threads']}, "
-        f"{escape(m.bench['backend'])}.</p>"
+        f"gate is computed.  Timed on {escape(machine)}, threads: {m.bench.threads}, "
+        f"{escape(m.bench.backend)}.</p>"
     )
 
 
@@ -171,13 +175,13 @@ def _row(
     full: float,
     routed: float,
     how: str,
-    full_spread: dict[str, float] | None = None,
-    routed_spread: dict[str, float] | None = None,
+    full_spread: Spread | None = None,
+    routed_spread: Spread | None = None,
 ) -> str:
-    def cell(value: float, spread: dict[str, float] | None) -> str:
+    def cell(value: float, spread: Spread | None) -> str:
         if spread is None:
             return f"<td>{value:,.1f}</td>"
-        return f'<td title="p10 {spread["p10"]:.2f}, p90 {spread["p90"]:.2f}">{value:,.2f}</td>'
+        return f'<td title="p10 {spread.p10:.2f}, p90 {spread.p90:.2f}">{value:,.2f}</td>'
 
     return (
         f"<tr><td>{escape(label)}</td>{cell(full, full_spread)}{cell(routed, routed_spread)}"
@@ -248,7 +252,7 @@ def _route_legend() -> str:
 
 def _probabilities(m: Material) -> str:
     f = m.findings
-    same = all(bool(((s.gates > 1e-4) == (f.samples[0].gates > 1e-4)).all()) for s in f.samples)
+    same = all(torch.equal(is_path_open(s.gates), is_path_open(f.samples[0].gates)) for s in f.samples)
     remark = "  Every image took the same route." if same and len(f.samples) > 1 else ""
     return (
         "<h2>How often each path is open</h2>"

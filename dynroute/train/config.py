@@ -83,22 +83,6 @@ class ScheduleConfig:
 
 
 @dataclass
-class BudgetConfig:
-    """The budget loss; see `dynroute.Budget`."""
-
-    weight: float = 0.0
-    """lambda2; 0: no budget."""
-    target: float = 0.1
-    full_mflops: float | None = None
-    measure: str = "expected"
-    ramp: float = 0.02
-    bridge: float = 0.0
-    start: float = 0.40
-    bridge_end: float = 0.80
-    knee: float = 0.0
-
-
-@dataclass
 class EvaluationConfig:
     """What happens after training, and now and then during it."""
 
@@ -133,7 +117,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    budget: Budget = field(default_factory=Budget)
+    """Without a weight: none."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -203,7 +188,6 @@ def _check(config: Config) -> None:
         (optimiser.clip_norm > 0, f"optimiser.clip_norm: wanted a positive number, got {optimiser.clip_norm}"),
         (schedule.steps >= 1, f"schedule.steps: wanted 1 or more, got {schedule.steps}"),
         (schedule.warmup_steps >= 0, f"schedule.warmup_steps: wanted 0 or more, got {schedule.warmup_steps}"),
-        (config.budget.weight >= 0, f"budget.weight: wanted 0 or more, got {config.budget.weight}"),
         (bool(config.evaluation.scales), "evaluation.scales: wanted at least one scale, such as [1.0]"),
         (all(s > 0 for s in config.evaluation.scales), "evaluation.scales: wanted positive numbers"),
         (config.run.log_every >= 1, f"run.log_every: wanted 1 or more, got {config.run.log_every}"),
@@ -212,10 +196,6 @@ def _check(config: Config) -> None:
     for holds, message in checks:
         if not holds:
             raise ConfigError(message)
-    try:
-        Budget(**asdict(config.budget))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import dynroute
-from dynroute.data import Augmentation, FolderDataset, Normalise, ScenesDataset, Source, batches, save_preprocess
-from dynroute.measure.evaluate import evaluate
+from dynroute.data import Source, batches, save_preprocess
+from dynroute.measure.evaluate import Evaluation, evaluate
 from dynroute.models.network import DynamicNetwork
-from dynroute.objective import Losses, objective
 from dynroute.provenance import provenance
 from dynroute.train.checkpoint import random_state, read_checkpoint, set_random_state, write_checkpoint
-from dynroute.train.config import Config, DataConfig, ModelConfig
+from dynroute.train.config import Config
 from dynroute.train.log import TrainingLog
 from dynroute.train.optimiser import learning_rate, make_optimiser, precise_batchnorm, set_learning_rate
 from dynroute.train.parse import ConfigError
+from dynroute.train.setup import augmentation, make_network, normalisation, open_source, pick_device
+from dynroute.train.step import logged, train_step
 
 CHECKPOINT = "checkpoint.pt"
 # What may differ between a run and its continuation without changing any of its numbers.
@@ -81,6 +80,7 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
     if config.run.compile:
         net.compile()
 
+    budget = config.budget if config.budget.weight > 0 else None
     log = TrainingLog(folder, classes, config.run.log_every, config.schedule.steps, start, quiet)
     if state is not None:
         log.load_state(state["log"], device)
@@ -89,13 +89,15 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
             progress = step / config.schedule.steps
             rate = learning_rate(step, config.optimiser.lr, config.schedule)
             set_learning_rate(optimiser, rate)
-            losses = train_step(net, optimiser, images, labels, progress, config)
+            losses = train_step(
+                net, optimiser, images, labels, progress, budget, config.optimiser.clip_norm, config.run.bf16
+            )
 
             done = step + 1
-            log.step(done, rate, _values(net, losses, images), losses.output.logits, labels)
+            log.step(done, rate, logged(losses), losses.output.logits, labels)
             if config.evaluation.every and done % config.evaluation.every == 0 and done < config.schedule.steps:
                 result = final_evaluation(net, config, train_source, val_source, device)
-                log.event(done, val_miou=result["miou"], val_real_mflops=result["real_mflops"])
+                log.event(done, val_miou=result.miou, val_real_mflops=result.costs["real_mflops"])
                 net.train()
             if done % config.run.checkpoint_every == 0 or done == config.schedule.steps or interrupted():
                 write_checkpoint(folder / CHECKPOINT, _state(net, optimiser, done, log, config))
@@ -103,35 +105,22 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
                 raise KeyboardInterrupt(f"stopped after step {done}; {folder / CHECKPOINT} holds it")
 
         result = final_evaluation(net, config, train_source, val_source, device)
-        log.event(config.schedule.steps, val_miou=result["miou"], val_real_mflops=result["real_mflops"])
+        log.event(config.schedule.steps, val_miou=result.miou, val_real_mflops=result.costs["real_mflops"])
     net.save_pretrained(folder / "model")
     save_preprocess(folder / "model", normalisation(config.data), train_source.class_names)
-    report = {**result, "steps": config.schedule.steps, "config": config.to_dict(), **provenance(config.run.seed)}
+    report = {
+        **result.to_json(),
+        "steps": config.schedule.steps,
+        "config": config.to_dict(),
+        **provenance(config.run.seed),
+    }
     (folder / "eval.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
-def train_step(
-    net: DynamicNetwork,
-    optimiser: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    progress: float,
-    config: Config,
-) -> Losses:
-    """One step on images float32 [N, 3, H, W] and labels int64 [N, H, W], at the optimiser's learning rate."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.run.bf16):
-        losses = objective(net, images, labels, progress, _budget(config))
-    optimiser.zero_grad(set_to_none=True)
-    sum(losses.values()).backward()  # type: ignore[union-attr]
-    torch.nn.utils.clip_grad_norm_(net.parameters(), config.optimiser.clip_norm)
-    optimiser.step()
-    return losses
-
-
 def final_evaluation(
     net: DynamicNetwork, config: Config, train_source: Source, val_source: Source, device: torch.device
-) -> dict[str, Any]:
+) -> Evaluation:
     """Precise BatchNorm over training batches, then `evaluate` on the validation split."""
     options = config.evaluation
     if options.precise_bn_batches:
@@ -155,73 +144,6 @@ def final_evaluation(
     )
 
 
-def make_network(config: ModelConfig, classes: int) -> DynamicNetwork:
-    """The network that `config` names, for a data set of `classes` classes. Raises ConfigError."""
-    try:
-        if config.init is not None:
-            net = dynroute.from_pretrained(config.init)
-        else:
-            net = dynroute.create_model(
-                config.name,
-                num_classes=config.num_classes or classes,
-                channels=config.channels,
-                layers=config.layers,
-                small_gate=config.small_gate,
-                gate=config.gate,
-                stem_width=config.stem_width,
-                drop_prob=config.drop_prob,
-            )
-    except ValueError as error:
-        raise ConfigError(f"model.{error}") from error
-    if net.config.num_classes != classes:
-        raise ConfigError(f"model: {net.config.num_classes} classes, but the data set has {classes}")
-    return net.train()
-
-
-def open_source(config: DataConfig, part: str) -> Source:
-    """The training (`part="train"`) or validation (`"val"`) images. Raises DataError."""
-    if config.kind == "scenes":
-        if part == "train":
-            return ScenesDataset(config.scenes_train, config.scenes_size, seed=0)
-        return ScenesDataset(config.scenes_val, config.scenes_size, seed=1)
-    assert config.root is not None
-    if part == "train":
-        return FolderDataset(config.root, config.train_split, cache=config.cache)
-    # The training split says how many classes there are; the validation split need not show them all.
-    classes = len(FolderDataset(config.root, config.train_split, cache=False).class_names)
-    return FolderDataset(config.root, config.val_split, classes, cache=config.cache)
-
-
-def normalisation(config: DataConfig) -> Normalise:
-    """How images become the network's input."""
-    return Normalise(config.mean, config.std, config.order)
-
-
-def augmentation(config: DataConfig) -> Augmentation:
-    """What training does to images."""
-    return Augmentation(
-        crop=config.crop,
-        scale=config.scale,
-        short_sides=config.short_sides,
-        flip=config.flip,
-        jitter=config.jitter,
-        normalise=normalisation(config),
-    )
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises ConfigError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"run.device: wanted auto, cpu or cuda, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("run.device: cuda wanted, but torch sees no GPU here")
-    return device
-
-
 def _stream(config: Config, source: Source, device: torch.device, start: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches on `device`: images float32 [N, 3, H, W], labels int64 [N, H, W]."""
     pinned = device.type == "cuda"
@@ -237,25 +159,6 @@ def _stream(config: Config, source: Source, device: torch.device, start: int) ->
     )
     for images, labels in stream:
         yield images.to(device, non_blocking=pinned), labels.to(device, non_blocking=pinned).long()
-
-
-def _budget(config: Config) -> dynroute.Budget | None:
-    budget = config.budget
-    if budget.weight == 0:
-        return None
-    return dynroute.Budget(**asdict(budget))
-
-
-def _values(net: DynamicNetwork, losses: Losses, images: Tensor) -> dict[str, Tensor]:
-    """Scalars to log; costs as a share of the network's own with everything open."""
-    tables = net.costs(*images.shape[-2:])
-    fixed = float(tables.gate.sum()) + tables.stem + tables.decoder
-    return {
-        "loss": torch.stack([loss.detach() for loss in losses.values()]).sum(),
-        **losses,
-        "expected_share": losses.output.expected_mflops.detach().mean() / tables.all_open,
-        "real_share": losses.output.real_mflops.mean() / (tables.all_open + fixed),
-    }
 
 
 def _state(

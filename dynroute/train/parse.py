@@ -55,7 +55,10 @@ def build(kind: type[T], tree: Any, path: str = "") -> T:
             values[key] = build(hints[key], {} if value is None else value, full)  # type: ignore[arg-type]
         else:
             values[key] = _convert(hints[key], value, full)
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as error:  # values that do not make sense together
+        raise ConfigError(str(error)) from error
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

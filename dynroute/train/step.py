@@ -1,0 +1,48 @@
+"""One step of training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynroute.cost.budget import Budget
+from dynroute.models.network import DynamicNetwork
+from dynroute.objective import Losses, objective
+
+
+def train_step(
+    net: DynamicNetwork,
+    optimiser: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    progress: float,
+    budget: Budget | None,
+    clip_norm: float,
+    bf16: bool = False,
+) -> Losses:
+    """One step on images float32 [N, 3, H, W] and labels int64 [N, H, W], at the optimiser's learning rate.
+
+    Args:
+        progress: 0..1, position in training.
+        budget: None trains without.
+        clip_norm: the gradient's norm is clipped to this.
+        bf16: the forward runs under autocast to bfloat16.
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        losses = objective(net, images, labels, progress, budget)
+    optimiser.zero_grad(set_to_none=True)
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    torch.nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
+    optimiser.step()
+    return losses
+
+
+def logged(losses: Losses) -> dict[str, Tensor]:
+    """Scalars of a step to log; costs as a share of the network's own with everything open."""
+    out = losses.output
+    return {
+        "loss": torch.stack([loss.detach() for loss in losses.values()]).sum(),
+        **losses,
+        "expected_share": out.expected_mflops.detach().mean() / out.costs.all_open,
+        "real_share": out.real_mflops.mean() / out.costs.all_open_real,
+    }
