@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynroute.measure.timing import Spread, interleave
+from dynroute.measure.results import Spread
+from dynroute.measure.timing import interleave
 
 KINDS = ("measured", "counted", "computed", "estimated")
 LEAST_SECONDS = 4e-3  # of a sample: shorter callables are called several times, to be told from the clock

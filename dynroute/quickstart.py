@@ -15,7 +15,8 @@ from pathlib import Path
 from dynroute.cli.common import one_line, print_table, write_json
 from dynroute.cli.report import make_report
 from dynroute.cli.target import data_images, load_target
-from dynroute.measure.bench import IMAGES, RouteTimes, bench
+from dynroute.measure.bench import IMAGES, bench
+from dynroute.measure.results import RouteTimes
 from dynroute.train import load_config, train
 
 STEPS = 1200

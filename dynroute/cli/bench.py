@@ -17,8 +17,8 @@ import torch
 from dynroute.cli import tune
 from dynroute.cli.common import BACKENDS, add_device, add_storage, open_device, parse_size, positive, print_table
 from dynroute.cli.target import add_target, data_images, load_target
-from dynroute.measure.bench import IMAGES, SIZE, Bench, bench
-from dynroute.measure.timing import RouteTimes
+from dynroute.measure.bench import IMAGES, SIZE, bench
+from dynroute.measure.results import Bench, RouteTimes
 
 HELP = "time all-open against routed, per batch size"
 EXAMPLES = (

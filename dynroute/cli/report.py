@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from dynroute.cli.common import BACKENDS, positive
 from dynroute.cli.target import data_images, load_target, open_data, run_config
-from dynroute.measure import Findings, observe, open_model
-from dynroute.measure.bench import IMAGES, Bench, bench
+from dynroute.measure import Bench, Findings, observe, open_model
+from dynroute.measure.bench import IMAGES, bench
+from dynroute.measure.observe import predict
 from dynroute.provenance import provenance
-from dynroute.report import Material, read_log, write_report
+from dynroute.report import Material, Picture, choose, read_log, write_report
 
 HELP = "write an HTML report of a training run"
 EXAMPLES = ("dynroute report runs/scenes_quick", "dynroute report runs/camvid --images 5 --out camvid.html")
@@ -70,19 +71,26 @@ def make_report(
         timed = bench(
             target.net, target.label, data_images(target, None, "val", IMAGES), [1, 8], BRIEF_REPEATS, backend
         )
+    pictures = []
+    for place, word in choose(findings.samples, images):
+        sample = findings.samples[place]
+        image, truth = source.read(sample.index)
+        labels, _ = predict(model, source, target.normalise, sample.index)
+        pictures.append(Picture(sample, word, image, truth, labels.numpy()))
     material = Material(
         title=folder.resolve().name,
-        model=model,
-        source=source,
-        normalise=target.normalise,
+        network=target.net.config,
+        classes=source.class_names,
+        images=len(source),
         findings=findings,
+        pictures=pictures,
         config=run_config(target),
         evaluation=evaluation,
         log=read_log(folder / "log.jsonl"),
         bench=timed,
         provenance=provenance(),
     )
-    return write_report(material, out, images), findings
+    return write_report(material, out), findings
 
 
 def _read_json(path: Path, key: str) -> dict[str, Any]:

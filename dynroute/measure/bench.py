@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from dynroute.measure.opened import open_model
-from dynroute.measure.timing import RouteTimes, random_patterns, time_routes
+from dynroute.measure.results import Bench
+from dynroute.measure.timing import random_patterns, time_routes
 from dynroute.models.network import DynamicNetwork
 
 SIZE = (512, 1024)
@@ -21,44 +20,6 @@ SEED = 0
 # Different routes cost differently: at batch 1 a round goes over this many images (or patterns).
 IMAGES = 8
 PATTERNS_EACH = 3
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What was timed, and where.
-
-    Attributes:
-        model: as the user named it.
-        backend: one phrase that says what computed.
-        trained: False for random weights, whose routes are random patterns.
-        threads: torch's.
-        device: "cpu", or the GPU's name.
-        storage: of maps and pointwise weights.
-        seed: of images and patterns.
-        results: a row for each batch size and pattern.
-        machine: where; None in the process that measured.
-    """
-
-    model: str
-    backend: str
-    trained: bool
-    threads: int
-    device: str
-    storage: str
-    seed: int
-    results: list[RouteTimes]
-    machine: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; the machine is written by whoever writes the file."""
-        return {key: value for key, value in asdict(self).items() if key != "machine"}
-
-    @staticmethod
-    def from_json(record: dict[str, Any]) -> Bench:
-        """From a file of `dynroute bench --json`; other keys are passed over. Raises KeyError or TypeError."""
-        fields = {name: record[name] for name in Bench.__dataclass_fields__ if name not in ("results", "machine")}
-        rows = [RouteTimes.from_json(row) for row in record["results"]]
-        return Bench(**fields, results=rows, machine=record.get("machine"))
 
 
 def bench(

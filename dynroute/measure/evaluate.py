@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,47 +14,9 @@ from torch import Tensor, nn
 from dynroute.cost import space_macs
 from dynroute.data import Normalise, Source
 from dynroute.measure.metrics import confusion_matrix, scores
+from dynroute.measure.results import Evaluation, GateStatistics
 from dynroute.space.routing import is_path_open
 from dynroute.space.wiring import PATH_NAMES
-
-
-@dataclass(frozen=True)
-class GateStatistics:
-    """Over a data set, [L+1][4][3] each, paths in the order up, keep, down: how often open, and mean alpha."""
-
-    paths: list[str]
-    open_probability: list[Any]
-    mean_alpha: list[Any]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Quality, cost and routes over a data set.
-
-    Attributes:
-        miou, pixel_accuracy: None where nothing is labelled; iou: by class, None for an absent one.
-        images: how many; passes: forwards of an image.
-        costs: per image, means over the images, each summed over its passes: expected_mflops, real_mflops; from a
-            runtime executed_macs and executed_space_macs; all_open_expected_mflops and all_open_real_mflops where the
-            model tells its costs.
-        gates: None without images.
-        per_image: name, miou and the same costs of each.
-    """
-
-    miou: float | None
-    pixel_accuracy: float | None
-    iou: dict[str, float | None]
-    images: int
-    passes: int
-    costs: dict[str, float]
-    gates: GateStatistics | None
-    per_image: list[dict[str, Any]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, the costs among the others."""
-        record = asdict(self)
-        costs, gates, per_image = (record.pop(name) for name in ("costs", "gates", "per_image"))
-        return {**record, **costs, "gates": gates or {}, "per_image": per_image}
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,58 +13,7 @@ from dynroute.cost import space_macs
 from dynroute.data import Normalise, Source
 from dynroute.measure.metrics import confusion_matrix, scores
 from dynroute.measure.opened import Model
-
-
-@dataclass
-class Sample:
-    """One validation image through the runtime.
-
-    Attributes:
-        index, name: in the data set.
-        right: share of labelled pixels that are right; None where none is labelled.
-        executed, space: executed MACs, in all and in the routing space.
-        full_executed, full_space: the same with everything open, at this image's size.
-        expected, real, full_expected, full_real: MFLOPs, the paper's.
-        gates: float32 [L+1,4,3]; nodes: int64 [L+1,4,5].
-    """
-
-    index: int
-    name: str
-    right: float | None
-    executed: int
-    space: int
-    full_executed: int
-    full_space: int
-    expected: float
-    real: float
-    full_expected: float
-    full_real: float
-    gates: Tensor
-    nodes: Tensor
-
-    @property
-    def share(self) -> float:
-        """Executed work as a share of all open."""
-        return self.executed / self.full_executed
-
-
-@dataclass
-class Findings:
-    """All samples, and what follows from them together."""
-
-    samples: list[Sample]
-    miou: float
-    iou: list[float]
-    pixel_accuracy: float
-
-    @property
-    def gates(self) -> Tensor:
-        """float32 [M,L+1,4,3] of all samples."""
-        return torch.stack([sample.gates for sample in self.samples])
-
-    def mean(self, name: str) -> float:
-        """Mean over samples of one of `Sample`'s numbers."""
-        return float(np.mean([getattr(sample, name) for sample in self.samples]))
+from dynroute.measure.results import Findings, Sample
 
 
 def observe(

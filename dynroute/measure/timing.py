@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dynroute.measure.opened import Model
+from dynroute.measure.results import RouteTimes, Spread
 from dynroute.space.wiring import CLOSED_BELOW, SCALES, build_space
 
 WARMUP = 1
@@ -71,58 +70,6 @@ def _timed(job: Callable[[], object], device: torch.device | None) -> float:
         end.record()
         end.synchronize()
     return begin.elapsed_time(end) * 1e-3
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, 10th and 90th percentile."""
-
-    median: float
-    p10: float
-    p90: float
-
-    @staticmethod
-    def of(values: np.ndarray) -> Spread:
-        """Those of a list of numbers."""
-        low, middle, high = np.percentile(values, [10, 50, 90])
-        return Spread(float(middle), float(low), float(high))
-
-
-@dataclass(frozen=True)
-class RouteTimes:
-    """All open against routed, on some images.
-
-    Attributes:
-        routes: what was routed, in words.
-        batch, images: images at once, and in all.
-        size: height and width in pixels.
-        repeats: rounds.
-        ms_per_image: milliseconds by contestant: all_open, routed, and eager where it took part.
-        executed_macs: per image: all_open, routed.
-        open_nodes: share of the grid's nodes that were computed.
-        time_ratio, work_ratio: T_open / T_routed by medians, and work_open / work_routed.
-        realised_share: the first over the second; realised_spread: its 10th and 90th percentile over rounds.
-    """
-
-    routes: str
-    batch: int
-    images: int
-    size: tuple[int, int]
-    repeats: int
-    ms_per_image: dict[str, Spread]
-    executed_macs: dict[str, float]
-    open_nodes: float
-    time_ratio: float
-    work_ratio: float
-    realised_share: float
-    realised_spread: tuple[float, float]
-
-    @staticmethod
-    def from_json(row: dict[str, Any]) -> RouteTimes:
-        """From what `dataclasses.asdict` made. Raises TypeError or KeyError where something is missing."""
-        times = {name: Spread(**spread) for name, spread in row["ms_per_image"].items()}
-        size, spread = tuple(row["size"]), tuple(row["realised_spread"])
-        return RouteTimes(**{**row, "ms_per_image": times, "size": size, "realised_spread": spread})
 
 
 def time_routes(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynroute.data import IGNORE
-from dynroute.measure.observe import Sample
+from dynroute.measure.results import Sample
 
 
 def choose(samples: list[Sample], count: int) -> list[tuple[int, str]]:

@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dynroute.data import IGNORE, Normalise, Source
-from dynroute.measure.bench import Bench
-from dynroute.measure.observe import Findings, Sample, predict
-from dynroute.measure.opened import Model
-from dynroute.measure.timing import Spread
-from dynroute.report.choose import choose, error_map
+from dynroute.data import IGNORE
+from dynroute.measure.results import Bench, Findings, Sample, Spread
+from dynroute.models.config import NetworkConfig
+from dynroute.report.choose import error_map
 from dynroute.report.palette import class_map, data_uri, palette
 from dynroute.report.svg import Series, line_chart, probability_marks, route_map, sample_marks, scatter
 from dynroute.space.routing import is_path_open
@@ -27,23 +25,39 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 
 @dataclass
+class Picture:
+    """An image that is shown: its sample, why it was chosen (a word), image uint8 [H,W,3], truth and prediction uint8
+    [H,W]."""
+
+    sample: Sample
+    word: str
+    image: np.ndarray
+    truth: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass
 class Material:
     """What a report is made of.
 
     Attributes:
         title: the run's name.
-        model: with a runtime; source, normalise: the validation images.
-        findings: see `observe`.
+        network: what the model is.
+        classes: their names.
+        images: how many there are to validate on.
+        findings: of the images that were run.
+        pictures: those that are shown, from least to most work.
         config: the run's configuration, plain values.
         evaluation: eval.json; log: records of log.jsonl; bench: what `dynroute bench` found.
         provenance: of this report.
     """
 
     title: str
-    model: Model
-    source: Source
-    normalise: Normalise
+    network: NetworkConfig
+    classes: list[str]
+    images: int
     findings: Findings
+    pictures: list[Picture]
     config: dict[str, Any]
     evaluation: dict[str, Any]
     log: list[dict[str, Any]]
@@ -51,16 +65,15 @@ class Material:
     provenance: dict[str, Any]
 
 
-def write_report(material: Material, out: Path, images: int = 3) -> Path:
-    """Writes the report with `images` images, from least to most work; returns `out`."""
-    chosen = choose(material.findings.samples, images)
+def write_report(material: Material, out: Path) -> Path:
+    """Writes the report; returns `out`."""
     body = "\n".join(
         [
             _header(material),
             _savings(material),
-            _images(material, chosen),
+            _images(material),
             _probabilities(material),
-            _curves(material, chosen),
+            _curves(material),
             _classes(material),
             _footer(material),
         ]
@@ -73,7 +86,7 @@ def write_report(material: Material, out: Path, images: int = 3) -> Path:
 
 
 def _header(m: Material) -> str:
-    f, c, rows = m.findings, m.model.net.config, m.bench.results
+    f, c, rows = m.findings, m.network, m.bench.results
     open_share = f.mean("executed") / f.mean("full_executed")
     tiles = [
         (f"{m.evaluation.get('miou') or f.miou:.1%}", f"mIoU on {m.evaluation.get('images', len(f.samples))} images"),
@@ -92,7 +105,7 @@ def _header(m: Material) -> str:
             f"{m.config.get('model', {}).get('name', '')}: {c.layers} layers, {c.channels} channels at 1/4, "
             f"{c.gate} gates{' on quarter-size inputs' if c.small_gate else ''}, {c.num_classes} classes",
         ),
-        ("data", f"{data.get('kind')} {data.get('root') or ''} ({len(m.source)} validation images)"),
+        ("data", f"{data.get('kind')} {data.get('root') or ''} ({m.images} validation images)"),
         (
             "training",
             f"{schedule.get('steps')} steps of {m.config.get('optimiser', {}).get('batch')} crops "
@@ -189,14 +202,14 @@ def _row(
     )
 
 
-def _images(m: Material, chosen: list[tuple[int, str]]) -> str:
-    classes = m.source.class_names
+def _images(m: Material) -> str:
+    classes = m.classes
     colours = palette(len(classes))
     legend = "".join(
         f'<span><i class="swatch" style="background:rgb({r},{g},{b})"></i>{escape(name)}</span>'
         for name, (r, g, b) in zip(classes, colours[: len(classes)].tolist())
     )
-    blocks = [_image(m, m.findings.samples[place], word) for place, word in chosen]
+    blocks = [_image(picture, len(classes)) for picture in m.pictures]
     return (
         "<h2>Images and their routes</h2>"
         f'<p class="soft">Chosen by executed work out of {len(m.findings.samples)} validation images.  In a route map, '
@@ -206,11 +219,8 @@ def _images(m: Material, chosen: list[tuple[int, str]]) -> str:
     )
 
 
-def _image(m: Material, sample: Sample, word: str) -> str:
-    image, truth = m.source.read(sample.index)
-    predicted, _ = predict(m.model, m.source, m.normalise, sample.index)
-    labels = predicted.numpy()
-    classes = len(m.source.class_names)
+def _image(picture: Picture, classes: int) -> str:
+    sample, image, truth, labels = picture.sample, picture.image, picture.truth, picture.labels
     wrong = Image.fromarray(error_map(image, labels, truth))
     pictures = [
         ("input", Image.fromarray(image), True),
@@ -219,13 +229,14 @@ def _image(m: Material, sample: Sample, word: str) -> str:
         ("errors", wrong, True),
     ]
     figures = "".join(
-        f'<figure><img{"" if photo else " class=flat"} src="{data_uri(picture, THUMBNAIL, photo)}" alt="{name} of '
+        f'<figure><img{"" if photo else " class=flat"} src="{data_uri(shown, THUMBNAIL, photo)}" alt="{name} of '
         f'{escape(sample.name)}"><figcaption>{name}</figcaption></figure>'
-        for name, picture, photo in pictures
+        for name, shown, photo in pictures
     )
     right = f"{sample.right:.1%} of pixels right" if sample.right is not None else "nothing labelled"
     return (
-        f'<section class="image"><h3>{escape(word)} <small>{escape(sample.name)}, {image.shape[1]}x{image.shape[0]}: '
+        f'<section class="image"><h3>{escape(picture.word)} <small>{escape(sample.name)}, '
+        f"{image.shape[1]}x{image.shape[0]}: "
         f"{sample.executed / 1e6:,.1f} M MACs executed, {sample.share:.0%} of all open; {right}</small></h3>"
         f'<div class="four">{figures}</div>'
         f"{route_map(sample_marks(sample.gates, sample.nodes), f'Route of {sample.name}')}</section>"
@@ -262,7 +273,7 @@ def _probabilities(m: Material) -> str:
     )
 
 
-def _curves(m: Material, chosen: list[tuple[int, str]]) -> str:
+def _curves(m: Material) -> str:
     def series(name: str, key: str, kind: str, dashed: bool = False) -> Series:
         points = [(float(r["step"]), float(r[key])) for r in m.log if isinstance(r.get(key), (int, float))]
         return Series(name, [p for p in points if p[1] == p[1]], kind, dashed)
@@ -279,7 +290,8 @@ def _curves(m: Material, chosen: list[tuple[int, str]]) -> str:
     ]
     samples = [s for s in m.findings.samples if s.right is not None]
     if samples:
-        marked = {samples.index(m.findings.samples[i]): word for i, word in chosen if m.findings.samples[i] in samples}
+        shown = {picture.sample.index: picture.word for picture in m.pictures}
+        marked = {i: shown[sample.index] for i, sample in enumerate(samples) if sample.index in shown}
         points = [(s.share, s.right or 0.0, s.name) for s in samples]
         charts.append(scatter(points, "executed work, share of all open", "Pixels right", marked))
     return (
@@ -293,7 +305,7 @@ def _curves(m: Material, chosen: list[tuple[int, str]]) -> str:
 
 
 def _classes(m: Material) -> str:
-    iou = m.evaluation.get("iou") or dict(zip(m.source.class_names, m.findings.iou))
+    iou = m.evaluation.get("iou") or dict(zip(m.classes, m.findings.iou))
     colours = palette(len(iou))
     rows = []
     for (name, value), (r, g, b) in zip(iou.items(), colours[: len(iou)].tolist()):

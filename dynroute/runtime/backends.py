@@ -93,6 +93,6 @@ def take(net: DynamicNetwork, name: str, storage: torch.dtype) -> Choice:
     named = find(NETWORK, name)
     choice = choose(NETWORK, net) if named is None else Choice(named, "chosen by name")
     if choice.backend.name not in able[storage]:
-        wanted = " or ".join(known for known in able[storage] if known != "cuda-emulated")
+        wanted = " or ".join(sorted(known for known in able[storage] if known != "cuda-emulated"))
         raise ValueError(f"storage: {storage} wants the {wanted} backend, got {choice.backend.name} ({choice.reason})")
     return choice

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dynroute.data import Source, batches, save_preprocess
-from dynroute.measure.evaluate import Evaluation, evaluate
+from dynroute.measure.evaluate import evaluate
+from dynroute.measure.results import Evaluation
 from dynroute.models.network import DynamicNetwork
 from dynroute.provenance import provenance
 from dynroute.train.checkpoint import random_state, read_checkpoint, set_random_state, write_checkpoint
