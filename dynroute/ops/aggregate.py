@@ -71,6 +71,6 @@ if library.why_not_loaded() is None:
     _register()
 backends.register(
     "aggregate",
-    backends.Backend("cpu", torch.ops.dynroute.aggregate, backends.on_cpu),
+    backends.cpu_kernels("aggregate"),
     backends.Backend("reference", reference.aggregate, backends.anywhere),
 )

@@ -113,6 +113,15 @@ def operator(op: str, name: str, x: Tensor) -> Callable[..., Any]:
     return named.run
 
 
+def cpu_kernels(op: str) -> Backend:
+    """The CPU kernels of an operator, `torch.ops.dynroute.<op>`."""
+
+    def run(*arguments: Any) -> Any:  # looked up when it is called: there may be no library
+        return getattr(torch.ops.dynroute, op)(*arguments)
+
+    return Backend("cpu", run, on_cpu)
+
+
 def on_cpu(x: Tensor | None) -> str | None:
     """`can_run` of the operators' CPU kernels."""
     if library.why_not_loaded() is not None:

@@ -95,7 +95,5 @@ def _register() -> None:
 if library.why_not_loaded() is None:
     _register()
 backends.register(
-    "gate",
-    backends.Backend("cpu", torch.ops.dynroute.gate, backends.on_cpu),
-    backends.Backend("reference", reference.gate, backends.anywhere),
+    "gate", backends.cpu_kernels("gate"), backends.Backend("reference", reference.gate, backends.anywhere)
 )

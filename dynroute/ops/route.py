@@ -79,7 +79,5 @@ def _register() -> None:
 if library.why_not_loaded() is None:
     _register()
 backends.register(
-    "route",
-    backends.Backend("cpu", torch.ops.dynroute.route, backends.on_cpu),
-    backends.Backend("reference", reference.route, backends.anywhere),
+    "route", backends.cpu_kernels("route"), backends.Backend("reference", reference.route, backends.anywhere)
 )

@@ -108,7 +108,5 @@ def _register() -> None:
 if library.why_not_loaded() is None:
     _register()
 backends.register(
-    "sepconv",
-    backends.Backend("cpu", torch.ops.dynroute.sepconv, backends.on_cpu),
-    backends.Backend("reference", reference.sepconv, backends.anywhere),
+    "sepconv", backends.cpu_kernels("sepconv"), backends.Backend("reference", reference.sepconv, backends.anywhere)
 )

@@ -75,6 +75,6 @@ if library.why_not_loaded() is None:
     _register()
 backends.register(
     "transform",
-    backends.Backend("cpu", torch.ops.dynroute.transform, backends.on_cpu),
+    backends.cpu_kernels("transform"),
     backends.Backend("reference", reference.transform, backends.anywhere),
 )
