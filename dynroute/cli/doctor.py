@@ -112,11 +112,12 @@ def _print(result: dict[str, Any]) -> None:
     for device, taken in result["auto"].items():
         on = "a GPU" if device == "cuda" else "the CPU"
         print(f"  {'auto':<14} takes {taken['backend']} for a network on {on}: {taken['reason']}")
-    print("\nbackends of the operators")
+    alike: dict[tuple[tuple[str, str | None], ...], list[str]] = {}
     for op, reasons in result["operators"].items():
-        refused = [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
-        able = [name for name, reason in reasons.items() if reason is None]
-        print(f"  {op:<14} {', '.join(able)}" + (f"  (not {'; '.join(refused)})" if refused else ""))
+        alike.setdefault(tuple(reasons.items()), []).append(op)
+    for reasons, operators in alike.items():
+        print(f"\nbackends of the operators {', '.join(operators)}")
+        _print_backends(dict(reasons))
 
 
 def _print_backends(reasons: dict[str, str | None]) -> None:
