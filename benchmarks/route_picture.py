@@ -34,11 +34,15 @@ from dynroute.space.routing import is_path_open
 from dynroute.space.wiring import DOWN, KEEP, PATH_NAMES, SCALES, UP, build_space
 
 OBSERVED = 64  # images to choose from
-WIDTH, HEIGHT, DPI = 1400, 425, 100  # pixels; pixels an inch
+WIDTH, HEIGHT, DPI = 1400, 440, 100  # pixels; pixels an inch
+SHOWN = 0.002  # of the pixels: a smaller class is not named
 SIDE = 480  # images are enlarged to this many pixels, so that the classes' edges stay sharp
 INK, SOFT, SHUT = "#1d2026", "#5d6470", "#b0b2ba"
 PATH_COLOURS = {UP: "#d9822b", KEEP: "#5b6472", DOWN: "#2f74c0"}
 THINNEST, THICKEST = 0.9, 6.5  # points, of an open path
+LEGEND: dict[str, Any] = {
+    "loc": "upper center", "bbox_to_anchor": (0.5, -0.015), "frameon": False, "fontsize": 10.5, "labelcolor": SOFT,
+}  # fmt: skip
 
 
 def draw(run: str, image: int | None, out: Path) -> Sample:
@@ -76,24 +80,22 @@ def paint(image: np.ndarray, labels: np.ndarray, classes: list[str], sample: Sam
 
     figure = plt.figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white")
     left, middle, right = (
-        figure.add_axes((x / WIDTH, 85 / HEIGHT, w / WIDTH, 300 / HEIGHT))
+        figure.add_axes((x / WIDTH, 98 / HEIGHT, w / WIDTH, 300 / HEIGHT))
         for x, w in ((10, 300), (322, 300), (690, 700))
     )
     photograph(left, large, "image")
     photograph(middle, np.asarray(overlay(large, large_labels, len(classes))), "segmented")
     colours = palette(len(classes)) / 255.0
-    shown = [Patch(color=colours[k], label=classes[k]) for k in np.unique(labels)]
-    middle.legend(handles=shown, ncols=4, **LEGEND, handlelength=0.9, columnspacing=1.0)
+    shown = np.flatnonzero(np.bincount(labels.ravel(), minlength=len(classes)) > labels.size * SHOWN)
+    patches = [Patch(color=colours[k], label=classes[k]) for k in shown]
+    middle.legend(handles=patches, ncols=3, **LEGEND, handlelength=0.9, columnspacing=1.0)
     route_map(right, marks)
     computed, nodes = int(marks.node.sum()), sum(len(row) for row in build_space(len(sample.gates) - 1))
-    title(right, f"its route: {computed} of {nodes} nodes computed, {sample.share:.0%} of the work of all open")
+    space = sample.space / sample.full_space
+    done = f"{space:.0%} of the space's work, {sample.share:.0%} of all"
+    title(right, f"its route: {computed} of {nodes} nodes computed; {done}")
     figure.savefig(out)
     plt.close(figure)
-
-
-LEGEND: dict[str, Any] = {
-    "loc": "upper center", "bbox_to_anchor": (0.5, -0.015), "frameon": False, "fontsize": 10.5, "labelcolor": SOFT,
-}  # fmt: skip
 
 
 def title(axes: Axes, text: str) -> None:
@@ -136,15 +138,16 @@ def route_map(axes: Axes, marks: Marks) -> None:
     axes.tick_params(length=0, labelsize=11, labelcolor=SOFT)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    dot: dict[str, Any] = {"color": "none", "marker": "o", "mec": INK}
+    dot: dict[str, Any] = {"color": "none", "marker": "o"}
     axes.legend(
         handles=[
-            Line2D([], [], **dot, ms=10, mfc=INK, label="computed"),
-            Line2D([], [], **dot, ms=10, mfc="white", label="closed, hands its input on"),
-            *(Line2D([], [], lw=4, color=PATH_COLOURS[path], label=PATH_NAMES[path]) for path in (UP, KEEP, DOWN)),
+            Line2D([], [], **dot, mec=INK, ms=10, mfc=INK, label="computed"),
+            Line2D([], [], **dot, mec=INK, ms=10, mfc="white", label="closed: hands its input on"),
+            Line2D([], [], **dot, mec=SHUT, ms=6, mfc="white", label="reached by nothing"),
             Line2D([], [], lw=1.2, color=SHUT, ls=(0, (1, 2)), label="closed path"),
+            *(Line2D([], [], lw=4, color=PATH_COLOURS[path], label=PATH_NAMES[path]) for path in (UP, KEEP, DOWN)),
         ],
-        ncols=6, handlelength=1.5, handletextpad=0.5, columnspacing=1.3, **{**LEGEND, "bbox_to_anchor": (0.47, -0.1)},
+        ncols=4, handlelength=1.5, columnspacing=2.0, **{**LEGEND, "bbox_to_anchor": (0.47, -0.1)},
     )  # fmt: skip
 
 
@@ -162,7 +165,9 @@ def main() -> None:
         sample = draw(args.run, args.image, args.out)
     except ValueError as error:
         parser.error(str(error))
-    print(f"{args.out}: image {sample.index} ({sample.name}), {sample.share:.0%} of the work of all open (counted)")
+    print(
+        f"{args.out}: image {sample.index} ({sample.name}), executed {sample.share:.0%} of the work of all open (counted)"
+    )
 
 
 if __name__ == "__main__":
