@@ -165,9 +165,7 @@ def main() -> None:
         sample = draw(args.run, args.image, args.out)
     except ValueError as error:
         parser.error(str(error))
-    print(
-        f"{args.out}: image {sample.index} ({sample.name}), executed {sample.share:.0%} of the work of all open (counted)"
-    )
+    print(f"{args.out}: image {sample.index} ({sample.name}), {sample.share:.0%} of the work of all open (counted)")
 
 
 if __name__ == "__main__":
