@@ -15,7 +15,7 @@ from typing import Any
 from dynroute.cli.common import load_target, one_line, print_table, write_json
 
 STEPS = 1200
-# What docs/budget.md argues for: the real cost presses until paths are closed, the bridge lets whole cells close.
+# What docs/guide/budget.md argues for: the real cost presses until paths are closed, the bridge lets whole cells close.
 BUDGET = ("budget.measure=real", "budget.weight=3", "budget.target=0.35", "budget.ramp=0.1", "budget.bridge=2.0")
 RUNS = {"without": ("budget.weight=0",), "with": BUDGET}
 REPEATS = 11
