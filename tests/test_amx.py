@@ -46,7 +46,7 @@ def errors(isa: str) -> dict[str, list[float]]:
 def test_float32_is_as_exact_as_fused_multiply_adds() -> None:
     tiles, fma = errors("amx"), errors("avx512")
     for k, both in tiles.items():
-        print(k, both, fma[k])  # the figures of docs/design.md, with pytest -s
+        print(k, both, fma[k])  # the figures of docs/kernels/cpu.md, with pytest -s
         assert all(ours <= 2 * theirs for ours, theirs in zip(both, fma[k], strict=True)), k
 
 
