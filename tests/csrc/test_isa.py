@@ -1,31 +1,21 @@
-"""Which native code runs: DYNROUTE_CPU_ISA and DYNROUTE_LIBRARY, each in a process of its own (both are read once)."""
+"""Which kernels run: DYNROUTE_CPU_ISA, each in a process of its own (it is read once)."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from ops.test_parity import other_isas
-from test_neon import NEEDED_OF_CPU, cpu_flags
 
 from dynroute.native import library
+from tests.support.isa import NEEDED_OF_CPU, amx, cpu_flags, other_isas
+from tests.support.processes import ROOT, python
 
 native = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
-
-
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **environment}
-    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True)
 
 
 @native
 @pytest.mark.parametrize("isa", other_isas())
 def test_goldens(isa: str) -> None:
     """The engine's logits are the published implementation's with every lower instruction set too."""
-    file = str(Path(__file__).parent / "test_runtime.py")
+    file = str(ROOT / "tests" / "runtime" / "test_goldens.py")
     options = ["-x", "-p", "no:cacheprovider", "-k", "goldens and cpu"]
     run = python("-m", "pytest", *options, file, DYNROUTE_CPU_ISA=isa)
     assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-4000:] + run.stderr[-2000:]
@@ -59,18 +49,21 @@ except RuntimeError as error:
     assert lines[1:] == ([] if wanted == isa else [f"transform: backend 'cpu' cannot be used: {lines[0]}"])
 
 
-def test_another_library(tmp_path: Path) -> None:
-    """It is loaded, or the import fails and says why: no silent use of the reference."""
-    code = "import dynroute.native.library as native; print(native.LIBRARY, native.why_not_loaded())"
-    missing, broken = tmp_path / "missing.so", tmp_path / "broken.so"
-    broken.write_text("not a library")
-    for file, reason in ((missing, "there is no file"), (broken, "does not load")):
-        run = python("-c", code, DYNROUTE_LIBRARY=str(file))
-        assert run.returncode != 0 and not run.stdout
-        last = run.stderr.strip().splitlines()[-1]
-        assert last.startswith("ImportError: DYNROUTE_LIBRARY: ") and reason in last and str(library) in last
-    if library.why_not_loaded() is None:
-        copy = tmp_path / "copy.so"
-        copy.write_bytes(library.LIBRARY.read_bytes())
-        run = python("-c", code, DYNROUTE_LIBRARY=str(copy))
-        assert run.stdout.split() == [str(copy), "None"], run.stderr
+@native
+@pytest.mark.parametrize("isa, message", [("sse9", "wanted one of"), ("neon", "not compiled"), ("avx2", None)])
+def test_isa_by_name(isa: str, message: str | None) -> None:
+    """A named instruction set is used or refused; refused, the package still imports and says why."""
+    info = library.build_info()
+    if (isa in info["isas"]) != (message is None):
+        pytest.skip("another machine's case")
+    code = "import dynroute.native.library as n; print(n.why_not_loaded() or n.build_info()['isa'])"
+    run = python("-c", code, DYNROUTE_CPU_ISA=isa)
+    assert run.returncode == 0, run.stderr
+    assert (message or isa) in run.stdout
+
+
+@amx
+def test_a_lower_set_can_be_named() -> None:
+    code = "import dynroute.native.library as n; i = n.build_info(); print(i['isa'], '|', i['why'])"
+    run = python("-c", code, DYNROUTE_CPU_ISA="avx512")
+    assert run.stdout.strip() == "avx512 | named by DYNROUTE_CPU_ISA"

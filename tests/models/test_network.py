@@ -1,15 +1,15 @@
-"""The plain PyTorch model: sizes, per-sample meaning, forced gates, checkpoints."""
+"""The plain PyTorch model: sizes, per-sample meaning, forced gates."""
 
-import json
+from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_gates, random_images, random_network
 
 import dynroute
 from dynroute.models.cell import CELL_OPS
 from dynroute.models.layers import ConvNorm
 from dynroute.space.wiring import path_exists
+from tests.support.networks import random_gates, random_images, random_network
 
 
 @pytest.mark.parametrize("size", [(32, 32), (1, 1), (33, 65), (100, 70)])
@@ -88,27 +88,6 @@ def test_absent_nodes_have_no_alphas_in_evaluation_only() -> None:
     assert (net(x, gates=gates).gates[0, 1, 1, 1] > 0).all()
 
 
-def test_closed_sample_passes_its_input() -> None:
-    node = random_network().rows()[1][0]
-    x = torch.randn(2, 8, 16, 16)
-    alphas = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.5, 0.0]])
-    keep = node(x, alphas)[1]
-    assert torch.equal(keep[0], x[0]) and not torch.equal(keep[1], x[1])
-
-
-def test_the_bridge_makes_closing_continuous_in_training_only() -> None:
-    node = random_network().rows()[3][1].train()
-    x = torch.randn(4, 16, 8, 8)
-    sums = torch.tensor([0.0, 0.1, 0.5, 2.0])
-    alphas = sums[:, None] * torch.tensor([0.0, 1.0, 0.0])
-    plain, bridged = node(x, alphas)[1], node(x, alphas, bridge=1.0)[1]
-    for i, share in enumerate((1.0, 0.9, 0.5, 0.0)):
-        wanted = x[i] if i == 0 else plain[i] + share * x[i]
-        torch.testing.assert_close(bridged[i], wanted)
-    node.eval()
-    assert torch.equal(node(x, alphas, bridge=1.0)[1], node(x, alphas)[1])
-
-
 def test_forced_gates_broadcast_and_ignore_missing_paths() -> None:
     net = random_network()
     x = random_images(2, 32, 32)
@@ -142,58 +121,3 @@ def test_drop_path_scales_with_depth_and_progress() -> None:
 def test_input_errors(images: torch.Tensor, gates: torch.Tensor | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         random_network()(images, gates)
-
-
-@pytest.mark.parametrize(
-    "fields", [{"channels": 12}, {"gate": "relu"}, {"num_classes": 0}, {"cell": "conv"}, {"depth": 3}]
-)
-def test_configuration_errors(fields: dict) -> None:
-    with pytest.raises(ValueError, match="wanted"):
-        dynroute.create_model("dynamic_tiny", **fields)
-
-
-def test_unknown_model() -> None:
-    with pytest.raises(ValueError, match="dynamic_raw_l16"):
-        dynroute.create_model("resnet50")
-    assert {"dynamic_raw_l16", "dynamic_a_l16", "dynamic_b_l16", "dynamic_c_l16", "dynamic_raw_l33", "fix_l16"} <= set(
-        dynroute.list_models()
-    )
-
-
-def test_save_and_load(tmp_path) -> None:
-    net = random_network(small_gate=True)
-    net.save_pretrained(tmp_path / "model")
-    again = dynroute.from_pretrained(tmp_path / "model")
-    x = random_images(1, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(net(x).logits, again(x).logits)
-    assert again.config == net.config
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "channels": 16}))
-    with pytest.raises(ValueError, match="does not fit"):
-        dynroute.from_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"config\.json is missing"):
-        dynroute.from_pretrained(tmp_path)
-
-
-def test_official_checkpoints_bare_prefixed_and_wrong(tmp_path) -> None:
-    from dynroute.models.official import official_names
-
-    net = random_network(num_classes=19)
-    names = official_names(net)
-    state = {f"module.{names[k]}": v for k, v in net.state_dict().items()}
-    path = tmp_path / "official.pth"
-    torch.save({"model": state, "optimizer": {"lr": 0.1}}, path)
-    x = random_images(1, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(dynroute.load_official(path)(x).logits, net(x).logits)
-    state.popitem()
-    with pytest.raises(ValueError, match="1 parameters missing"):
-        dynroute.load_official(state)
-    with pytest.raises(ValueError, match="not a checkpoint of the published"):
-        dynroute.load_official({"weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match="no such checkpoint"):
-        dynroute.load_official(tmp_path / "none.pth")
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="not a torch checkpoint"):
-        dynroute.load_official(path)

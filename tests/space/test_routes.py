@@ -1,9 +1,9 @@
 import pytest
 import torch
-from conftest import random_images, random_network
 
 from dynroute import routes
 from dynroute.space.wiring import path_exists
+from tests.support.networks import random_images, random_network
 
 
 @pytest.mark.parametrize("name", routes.list_fixed())

@@ -1,44 +1,15 @@
-"""The runtime: goldens, agreement with the model, work executed against what the gates say."""
+"""The runtime's results are the model's, and the work executed is what the gates say."""
 
 from __future__ import annotations
 
-import re
-import threading
-
 import pytest
 import torch
-from conftest import random_gates, random_images, random_network
-from test_goldens import EVAL, check_eval, load
 
 import dynroute
 from dynroute.models.network import DynamicNetwork
-from dynroute.native import library
-from dynroute.native.network import network_workspace
-from dynroute.runtime.cpu.outputs import OutputMemory
 from dynroute.space.wiring import DOWN, KEEP, UP, build_space, path_exists
-
-BACKENDS = ["reference", "cpu"]
-SHAPES = [
-    {},
-    {"small_gate": True},
-    {"gate": "sigmoid"},
-    {"gate": "softmax"},
-    {"gate": "fixed"},
-    {"cell": "sepconv1", "channels": 16},
-    {"cell": "sepconv3", "channels": 24, "layers": 4},
-    {"channels": 32, "num_classes": 19, "layers": 5},
-]
-
-
-def test_the_native_library_is_built() -> None:
-    assert library.why_not_loaded() is None
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("path", [c for c, _ in EVAL], ids=[i for _, i in EVAL])
-def test_goldens(path, backend: str) -> None:
-    _, golden, net, (images, _) = load(path)
-    check_eval(dynroute.optimize(net, backend)(images), golden)
+from tests.support.backends import BACKENDS, SHAPES
+from tests.support.networks import random_gates, random_images, random_network
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -176,73 +147,6 @@ def test_weights_of_nodes_closed_for_all_are_never_read(backend: str) -> None:
     assert torch.equal(after.logits, before.logits) and after.logits.isfinite().all()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("config", [{"channels": 16}, {"small_gate": True, "channels": 24}, {"channels": 64}])
-def test_a_batch_never_changes_a_sample(config: dict, threads: int) -> None:
-    net = random_network(gate_shift=-0.3, **config)
-    run = dynroute.optimize(net, "cpu")
-    x = random_images(5, 96, 128)
-    torch.set_num_threads(1)
-    alone = [run(x[i : i + 1]) for i in range(5)]
-    torch.set_num_threads(threads)
-    try:
-        batch, repeated = run(x), run(x.flip(0))
-    finally:
-        torch.set_num_threads(1)
-    for i, one in enumerate(alone):
-        for name in ("logits", "gates", "executed_nodes", "executed_macs"):  # the halo follows the plan
-            assert torch.equal(getattr(batch, name)[i], getattr(one, name)[0]), name
-            assert torch.equal(getattr(repeated, name)[4 - i], getattr(one, name)[0]), name
-
-
-def test_a_batch_goes_through_in_groups() -> None:
-    net = random_network()
-    run = dynroute.optimize(net, "cpu")
-    config = run.executor.packed.config  # type: ignore[attr-defined]
-    x = random_images(5, 128, 256)  # 32 pixels at 1/32: four samples for one thread, so three and two of them
-    assert network_workspace(5, 128, 256, config) == 3 * network_workspace(1, 128, 256, config)
-    assert network_workspace(8, 512, 1024, config) == network_workspace(1, 512, 1024, config)
-    gates = random_gates(net, 5, share=0.7)
-    for forced in (None, gates):
-        batch = run(x, forced)
-        for i in range(5):
-            one = run(x[i : i + 1], None if forced is None else forced[i : i + 1])
-            for name in ("logits", "gates", "executed_nodes", "executed_macs"):
-                assert torch.equal(getattr(batch, name)[i], getattr(one, name)[0]), name
-
-
-def test_dirty_workspaces_do_not_show() -> None:
-    net = random_network(gate_shift=-0.5)
-    run, fresh = dynroute.optimize(net, "cpu"), dynroute.optimize(net, "cpu")
-    x = random_images(3, 64, 64)
-    run(torch.full((4, 3, 96, 96), float("nan")))
-    assert torch.equal(run(x).logits, fresh(x).logits)
-
-
-def test_logits_are_the_callers_as_long_as_anything_of_them_lives() -> None:
-    run = dynroute.optimize(random_network(), "cpu")
-    first, second = random_images(1, 64, 64, seed=1), random_images(1, 64, 64, seed=2)
-    logits = run(first).logits
-    where, wanted, part, array = logits.data_ptr(), logits.clone(), logits[0, 1:], logits.detach().numpy()
-    del logits
-    assert run(second).logits.data_ptr() != where
-    assert torch.equal(part, wanted[0, 1:])
-    del part
-    assert run(second).logits.data_ptr() != where
-    assert torch.equal(torch.from_numpy(array), wanted)
-    del array
-    assert where in {out.data_ptr() for out in [run(second).logits for _ in range(4)]}  # and after that taken back
-
-
-def test_memory_of_logits_follows_the_image_size() -> None:
-    outputs = OutputMemory()
-    for shape in ((1, 2, 8, 8), (2, 2, 8, 8), (0, 2, 8, 8), (2, 2, 8, 8)):
-        lent = [outputs.lend(shape) for _ in range(3)]
-        assert all(tensor.shape == shape and tensor.is_contiguous() for tensor in lent)
-        del lent
-    assert outputs.idle_bytes == 2 * 2 * 2 * 64 * 4  # two of the last size, no others
-
-
 def test_a_tile_left_out_changes_the_count() -> None:
     run = dynroute.optimize(random_network(channels=16), "cpu")
     x = random_images(1, 64, 64)
@@ -255,77 +159,3 @@ def test_a_tile_left_out_changes_the_count() -> None:
         torch.ops.dynroute.debug_skip_tile(-1)
     assert int(short.executed_macs) < int(full.executed_macs)
     assert torch.equal(run(x, gates).executed_macs, full.executed_macs)
-
-
-def test_two_threads_may_run_one_engine() -> None:
-    run = dynroute.optimize(random_network(), "cpu")
-    inputs = [random_images(2, 64, 64, seed=i) for i in range(4)]
-    wanted = [run(x).logits for x in inputs]
-    got: list[list[torch.Tensor]] = [[] for _ in inputs]
-
-    def work(i: int) -> None:
-        for _ in range(10):
-            got[i].append(run(inputs[i]).logits)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert all(torch.equal(y, w) for ys, w in zip(got, wanted) for y in ys)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_outputs_are_fresh_and_the_snapshot_is_apart(backend: str) -> None:
-    net = random_network()
-    run = dynroute.optimize(net, backend)
-    x = random_images(2, 64, 64)
-    first = run(x)
-    kept = first.logits.clone()
-    for p in net.parameters():
-        p.data.zero_()
-    assert torch.equal(run(x).logits, kept)
-    run(random_images(2, 64, 64, seed=9))
-    assert torch.equal(first.logits, kept)
-    x.zero_()
-    assert torch.equal(first.logits, kept)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_empty_batch_and_any_layout(backend: str) -> None:
-    run = dynroute.optimize(random_network(), backend)
-    empty = run(torch.zeros(0, 3, 40, 50))
-    assert empty.logits.shape == (0, 5, 40, 50) and empty.executed_nodes.shape == (0, 7, 4, 5)
-    x = random_images(2, 64, 96)
-    wanted = run(x).logits
-    assert torch.equal(run(x.to(memory_format=torch.channels_last)).logits, wanted)
-    wide = torch.empty(2, 3, 64, 192)
-    wide[..., ::2] = x
-    assert torch.equal(run(wide[..., ::2]).logits, wanted)
-
-
-def test_choosing_a_backend() -> None:
-    net = random_network()
-    assert dynroute.optimize(net).backend == "cpu" and dynroute.optimize(net).reason
-    reason = library.why_not_cuda()
-    if reason is not None:
-        with pytest.raises(ValueError, match=re.escape(f"backend 'cuda': {reason}")):
-            dynroute.optimize(net, "cuda")
-    with pytest.raises(ValueError, match="wanted auto or one of"):
-        dynroute.optimize(net, "gpu")
-    study = random_network(cell="mbconv", layers=4)
-    with pytest.raises(ValueError, match="cell: the native engine runs"):
-        dynroute.optimize(study, "cpu")
-    assert dynroute.optimize(study).backend == "reference"
-    assert "mbconv" in dynroute.optimize(study).reason
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_input_errors(backend: str) -> None:
-    run = dynroute.optimize(random_network(), backend)
-    with pytest.raises(ValueError, match="images: wanted float32"):
-        run(torch.zeros(1, 3, 32, 32, dtype=torch.float64))
-    with pytest.raises(ValueError, match="images: wanted"):
-        run(torch.zeros(1, 1, 32, 32))
-    with pytest.raises(ValueError, match="gates: wanted"):
-        run(torch.zeros(1, 3, 32, 32), gates=torch.zeros(1, 3, 4, 3))

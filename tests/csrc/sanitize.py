@@ -1,6 +1,6 @@
 """Runs the operators' and the engine's tests against a library built with sanitizers: `make sanitize`.
 
-    python tests/native/sanitize.py [--build build/sanitize] [pytest arguments, e.g. -k gate]
+    python tests/csrc/sanitize.py [--build build/sanitize] [pytest arguments, e.g. -k gate]
 
 Builds with AddressSanitizer and UndefinedBehaviorSanitizer into its own folder, never over the package's library, and
 runs the tests once for each instruction set of this machine. The first read or write out of bounds, use after free or
@@ -18,8 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # The kernels, for each instruction set; and once what is the same for all of them: the bindings' contract with torch.
-KERNEL_TESTS = ("tests/ops/test_parity.py", "tests/ops/test_bits.py", "tests/test_engine.py")
-ONCE = ("tests/ops/test_contract.py",)
+KERNEL_TESTS = ("tests/ops/test_parity.py", "tests/ops/test_bits.py", "tests/native/test_network.py")
+ONCE = ("tests/ops/test_contract.py", "tests/csrc/test_isa.py::test_isa_by_name")
 LEFT_OUT = "not inductor"  # it starts a C++ compiler, which must not run with libasan preloaded
 REPORT_LINES = 16
 

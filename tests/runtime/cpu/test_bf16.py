@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from conftest import largest_error, random_gates, random_images, random_network
 
 import dynroute
+from tests.support.networks import largest_error, random_gates, random_images, random_network
 
 SHAPES = [
     {},

@@ -1,4 +1,4 @@
-"""The kernels of each instruction set without torch (native/kernels_check.cpp); NEON on other machines under emulation.
+"""The kernels of each instruction set without torch (kernels_check.cpp); NEON on other machines under emulation.
 
 Sources and flags are those of CMakeLists.txt. On a PC NEON needs a cross compiler and an emulator (Debian:
 g++-aarch64-linux-gnu, qemu-user); without them its tests are skipped.
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.isa import NEEDED_OF_CPU, cpu_flags
+
+ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = ROOT / "csrc"
 KERNELS = INCLUDE / "cpu" / "kernels"
-CHECK = ROOT / "tests" / "native" / "kernels_check.cpp"
+CHECK = Path(__file__).with_name("kernels_check.cpp")
 ARM = platform.machine() in ("aarch64", "arm64")
 CROSS_COMPILER, CROSS_LIBRARIES = "aarch64-linux-gnu-g++", Path("/usr/aarch64-linux-gnu")
-NEEDED_OF_CPU = {"portable": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"}}
-NEEDED_OF_CPU["amx"] = NEEDED_OF_CPU["avx512"] | {"avx512_bf16", "amx_tile", "amx_bf16"}
 
 
 def from_cmake(name: str) -> list[str]:
@@ -52,11 +52,6 @@ def emulator(isa: str) -> list[str]:
     if found is None:
         pytest.skip("no qemu-aarch64: NEON kernels cannot be run here")
     return [found, "-L", str(CROSS_LIBRARIES)]
-
-
-def cpu_flags() -> set[str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return {flag for line in lines if line.startswith("flags") for flag in line.split(":")[1].split()}
 
 
 def run(command: list[str]) -> str:
