@@ -17,7 +17,7 @@ def test_parts_add_up_exactly() -> None:
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("k, n", [(32, 16), (40, 19), (576, 64)])
 def test_tiles_hold_every_weight(k: int, n: int, storage: torch.dtype) -> None:
-    """Unpacked again, tile by tile as csrc/cpu/tiles.h says."""
+    """Unpacked again, tile by tile as csrc/cpu/kernels/tiles.h says."""
     weight = torch.randn(n, k, generator=torch.Generator().manual_seed(3))
     tiles = pack_tiles(pack_pointwise(weight), storage).float()  # [P, blocks, parts, 16, 16, 2]
     parts = 3 if storage == torch.float32 else 1
