@@ -1,4 +1,4 @@
-"""What the library says of itself (csrc/contract/describe.cpp) is what Python holds to be true, and is refused if not."""
+"""What the library says of itself (csrc/contract/describe.cpp) is what Python holds to be true, or it is refused."""
 
 from __future__ import annotations
 
