@@ -90,7 +90,7 @@ def build() -> list[dict[str, Any]]:
 
 def tests() -> list[dict[str, Any]]:
     """Parity on the device: everything under tests/cuda, and the runtime's tests on the CPU beside it."""
-    return [run([sys.executable, "-m", "pytest", "tests/cuda", "tests/test_runtime.py", "tests/test_goldens.py"])]
+    return [run([sys.executable, "-m", "pytest", "tests/cuda", "tests/runtime", "tests/models/test_goldens.py"])]
 
 
 def sanitizer() -> list[dict[str, Any]]:

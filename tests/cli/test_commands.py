@@ -1,8 +1,5 @@
 """Every command on a tiny run: what it prints, what it writes."""
 
-# fixtures that are imported look unused, and then redefined, to ruff
-# ruff: noqa: F401, F811
-
 from __future__ import annotations
 
 import json
@@ -11,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import folder_data, tiny_run
 
 from dynroute import planner
 from dynroute.cli import COMMANDS, main

@@ -1,8 +1,5 @@
 """The report of a tiny run: one file, nothing from outside, a route map per image."""
 
-# fixtures that are imported look unused, and then redefined, to ruff
-# ruff: noqa: F401, F811
-
 from __future__ import annotations
 
 import json
@@ -11,9 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tiny import tiny_run
 
-from dynroute import quickstart
 from dynroute.cli import main
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}
@@ -74,20 +69,3 @@ def test_report_takes_the_timings_it_finds(tiny_run: Path, tmp_path: Path, monke
     finally:
         bench.unlink()
     assert "Time per image at batch 3" in out.read_text()
-
-
-def test_quickstart_prints_savings_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["data.scenes_size=64", "data.crop=[64,64]", "data.scenes_val=3", "data.scenes_train=8", "data.workers=0"]
-    overrides = [part for item in [*small, "optimiser.batch=2"] for part in ("--set", item)]
-    assert quickstart.main(["--out", str(tmp_path), "--steps", "3", "--repeats", "1", *overrides]) == 0
-    text = capsys.readouterr().out
-    for phrase in (
-        "without budget",
-        "with budget",
-        "expected cost",
-        "executed in all",
-        "realised share",
-        "report.html",
-    ):
-        assert phrase in text
-    assert (tmp_path / "with/report.html").is_file() and (tmp_path / "with/bench.json").is_file()

@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynroute import ops, planner
 from dynroute.native import library
-
-from . import cases
+from tests.support import cases
 
 native = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 
