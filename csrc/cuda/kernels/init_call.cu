@@ -1,8 +1,8 @@
-// begin: a call's first kernel. Clears what kernels add to, and makes row 0's nodes.
+// init_call: a call's first kernel. Clears what kernels add to, and makes row 0's nodes.
 //
 // Work: a few KB of stores (n * rows * 208 bytes of tables), spread over all threads of the grid, nothing read but the
 // table of rows. Which thread writes what does not matter: no value is written twice.
-#include "begin.h"
+#include "init_call.h"
 #include "primitives.cuh"
 
 namespace dynroute::cuda {
@@ -13,13 +13,13 @@ __device__ inline void zero(V* to, int64_t count, int64_t thread, int64_t thread
 }
 
 template <class T>
-__device__ inline void begin(const BeginParams& p) {
+__device__ inline void init_call(const InitCallParams& p) {
   const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x, threads = int64_t(gridDim.x) * kThreads;
   const int64_t nodes = int64_t(p.n) * p.rows * kScales;
   if (thread == 0) *p.io = p.value;
   zero(p.value.alphas, nodes * kPaths, thread, threads);
-  zero(p.value.nodes, nodes * 5, thread, threads);
-  zero(p.value.other, int64_t(p.n) * 3, thread, threads);
+  zero(p.value.node_macs, nodes * kNodeParts, thread, threads);
+  zero(p.value.sample_macs, int64_t(p.n) * kSampleParts, thread, threads);
   zero(p.counters, p.counter_count, thread, threads);
 
   const int counts = kLists * kScales;
@@ -39,4 +39,4 @@ __device__ inline void begin(const BeginParams& p) {
 }  // namespace dynroute::cuda
 
 using namespace dynroute::cuda;
-DYNROUTE_KERNEL(begin, BeginParams, kThreads)
+DYNROUTE_KERNEL(init_call, InitCallParams, kThreads)

@@ -1,6 +1,6 @@
-// What ends a row: the last stage of the cells that go by stages, and the outgoing paths of all open nodes, in one
-// launch. Paths of fused cells, whose H is there, keep the machine busy while the last stages end; paths of the others
-// begin node by node.
+// stage_paths: what ends a row: the last stage of the cells that go by stages, and the outgoing paths of all open
+// nodes, in one launch. Paths of fused cells, whose H is there, keep the machine busy while the last stages end; paths
+// of the others begin node by node.
 //
 // Work: a list of items, taken in order from a counter in device memory: the stages' tiles (sepconv_item.cuh), coarse
 // scales first; then the paths' (path_item.cuh), first of nodes whose H is there already. A block takes its next item
@@ -38,11 +38,11 @@ __device__ inline void wait_for(const int* counter, int count) {
 
 // By the first threads.
 template <class T>
-__device__ inline void list_items(const TailParams& p, PathList& list) {
+__device__ inline void list_items(const StagePathsParams& p, PathList& list) {
   if (threadIdx.x >= 2 * kScales) return;
   const int s = threadIdx.x % kScales, down = threadIdx.x / kScales;
   const int* counts = p.cells.row.counts;
-  const int of_sample = path_items(down ? p.down[s] : p.up[s], p.cells.level[s], down, kIsFloat<T>);
+  const int of_sample = path_items(down ? p.down[s] : p.up[s], p.cells.maps[s].shape, down, kIsFloat<T>);
   list.of_sample[down][s] = of_sample;
   list.all[down][s] = of_sample == 0 ? 0 : of_sample * counts[(down ? kDownOpen : kUpOpen) * kScales + s];
   if (down) return;
@@ -53,12 +53,12 @@ __device__ inline void list_items(const TailParams& p, PathList& list) {
 }
 
 template <class T>
-__device__ inline void tail(const TailParams& p) {
+__device__ inline void stage_paths(const StagePathsParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ PathList list;
   __shared__ SepconvItem stages[2];  // of either kind, this item and the next
   __shared__ PathItem paths[2];
-  static_assert(sizeof(list) + sizeof(stages) + sizeof(paths) <= kTailStatic, "the host knows of it");
+  static_assert(sizeof(list) + sizeof(stages) + sizeof(paths) <= kStagePathsStatic, "the host knows of it");
   const auto take_path = [&](int ticket, PathItem& item) {
     for (int s = 0; s < kScales; ++s) ticket -= list.stages[s];
     find_path_item<T>(p, list, ticket, item);
@@ -97,4 +97,4 @@ __device__ inline void tail(const TailParams& p) {
 }  // namespace dynroute::cuda
 
 using namespace dynroute::cuda;
-DYNROUTE_KERNEL(tail, TailParams, kThreads, kTailResident)
+DYNROUTE_KERNEL(stage_paths, StagePathsParams, kThreads, kStagePathsResident)

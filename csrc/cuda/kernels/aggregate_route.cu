@@ -1,4 +1,4 @@
-// aggregate: X of a row's present nodes, in the same pass their gates' sums, and at the end the row's routing.
+// aggregate_route: X of a row's present nodes, in the same pass their gates' sums, and at the end the row's routing.
 //
 // Work: tasks, runs of tiles of 16 to 64 pixels of one sample and scale; blocks of 4 warps take tasks with stride
 // gridDim.x, coarse scales first. Bound by memory. A tile: each thread pulls 2 x 2 pixels x 16 bytes at a time
@@ -10,10 +10,10 @@
 // Read: each source once, `up` 2.25 times (a tile's border), from L2; weights once per tile, from L2. Written: X.
 // Registers: 128, so that four blocks run at once. Shared memory: A and a ring of weights; of a C = 64 network at
 // 1024 x 2048 about 50 KB: A is 34 KB, 64 pixels at C = 256 or 32 at C = 512.
-#include "aggregate.h"
+#include "aggregate_route.h"
 #include "gate.cuh"
 #include "route.cuh"
-#include "schedule.cuh"
+#include "tile_scheduler.cuh"
 
 namespace dynroute::cuda {
 
@@ -114,9 +114,9 @@ __device__ inline void pull_tile(const Task<T>& task, int tile, int row, T* a, i
 // All of a task's tiles, and the gate's totals [kWarpRows][n_pad] over them. Returns the number of its pixels.
 template <class T>
 __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsigned char* memory, float*& totals) {
-  using H = Held<T>;
-  constexpr int BN = 64, BK = Tile<T>::BK, kChunk = Tile<T>::kChunk;
-  static_assert(kChunk * sizeof(T) == kAggregateChunk && Tile<T>::BN == BN);
+  using H = Fragment<T>;
+  constexpr int BN = 64, BK = GemmTile<T>::BK, kChunk = GemmTile<T>::kChunk;
+  static_assert(kChunk * sizeof(T) == kAggregateChunk && GemmTile<T>::BN == BN);
   static_assert(H::kWarpRows == aggregate_warp_rows(kAggregateType<T>));
   const int lda = row_of_a<T>(gate.k_pad), rows_of_a = aggregate_rows_of_a(task.blocks());
   T* const a = reinterpret_cast<T*>(memory);
@@ -134,7 +134,7 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
     store_group(a + i / beyond * lda + task.x.c + i % beyond * kVector<T>, uint4{});
 
   // all blocks of BN output channels, one after another, pass through the ring as one sequence of chunks
-  const int chunks = (gate.n_pad + BN - 1) / BN * (gate.k_pad / BK);
+  const int chunks = ceil_div(gate.n_pad, BN) * (gate.k_pad / BK);
   const bool stay = chunks <= length;
   const auto at = [=](int row, int k) { return a + row * lda + k; };
   int pixels = 0;
@@ -160,7 +160,7 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
     for (int i = 0; i < H::kRows; ++i) rows |= unsigned(task.is_gate_pixel(H::row(i), first, last)) << i;
     const bool any = __any_sync(~0u, rows);  // else this warp has nothing to multiply
 
-    typename Tile<T>::Accumulators sums;
+    typename GemmTile<T>::Accumulators sums;
     clear<T>(sums);
     for (int n = 0, k = 0, slot = 0; n < gate.n_pad;) {
       wait_for_oldest(length - 2);
@@ -179,16 +179,22 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
   return pixels;
 }
 
+// What scale `from` of the row before has handed on by a path.
 template <class T>
-__device__ inline void aggregate(const AggregateParams& p) {
+__device__ inline const T* handed_on(const AggregateRouteParams& p, int from, int path, int64_t sample) {
+  const int64_t size = p.maps[from].shape.size();
+  return static_cast<const T*>(p.maps[from].halves) + sample * size + in_halves(path, size);
+}
+
+template <class T>
+__device__ inline void aggregate_route(const AggregateRouteParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
-  static_assert(sizeof(RouteShared) <= kLeastChunks * kAggregateChunk);
+  static_assert(sizeof(RouteShared) <= kMinChunks * kAggregateChunk);
   const bool forced = p.io->gates;
   AggregateHead& head = *reinterpret_cast<AggregateHead*>(memory);
   unsigned char* const rest = memory + sizeof(AggregateHead);
   if (threadIdx.x < kScales) {
-    const Level& level = p.level[threadIdx.x];
-    head.tiling[threadIdx.x] = aggregate_tiling(level.h, level.w, level.c, kAggregateType<T>);
+    head.tiling[threadIdx.x] = aggregate_tiling(p.maps[threadIdx.x].shape, kAggregateType<T>);
     head.tasks[threadIdx.x] = head.tiling[threadIdx.x].tasks;
     head.counts[threadIdx.x] = p.row.counts[kPresent * kScales + threadIdx.x];
   }
@@ -197,31 +203,23 @@ __device__ inline void aggregate(const AggregateParams& p) {
   row.counts = head.counts;
   static_assert(kPresent == 0);
 
-  Work work;
-  for (int at = blockIdx.x; find_work(row, kPresent, head.tasks, p.n, at, work); at += gridDim.x) {
+  ScheduledTile work;  // its tile is a task
+  for (int at = blockIdx.x; find_tile(row, kPresent, head.tasks, p.n, at, work); at += gridDim.x) {
     const int s = work.scale;
-    const Level level = p.level[s];
+    const ScaleMaps maps = p.maps[s];
     const Matrix gate = p.gate[s];
     const Node node = p.row.nodes[work.sample * kScales + s];
     const bool gated = gate.weight && !forced;
     if (node.aliased && !gated) continue;
-    const int64_t size = int64_t(level.h) * level.w * level.c, sample = work.sample;
-    T* const x = static_cast<T*>(node.x_map ? level.map[1] : level.map[0]) + sample * size;
-    const T* const other = static_cast<const T*>(node.x_map ? level.map[0] : level.map[1]) + sample * size;
+    const int64_t size = maps.shape.size(), sample = work.sample;
+    T* const x = static_cast<T*>(node.x_map ? maps.map[1] : maps.map[0]) + sample * size;
+    const T* const other = static_cast<const T*>(node.x_map ? maps.map[0] : maps.map[1]) + sample * size;
     Task<T> task = {};
-    task.x = {nullptr,          node.aliased ? x : other, nullptr, node.source_down,
-              node.source_keep, node.source_up,           level.h, level.w,
-              level.c};
-    // neighbours' halves: up [h, w, c/2], and behind it down [h/2, w/2, 2c]
-    if (node.source_down != 0) {
-      const Level& from = p.level[s - 1];
-      const int64_t of_from = int64_t(from.h) * from.w * from.c;
-      task.x.down = static_cast<const T*>(from.halves) + sample * of_from + of_from / 2;
-    }
-    if (node.source_up != 0) {
-      const Level& from = p.level[s + 1];
-      task.x.up = static_cast<const T*>(from.halves) + sample * (int64_t(from.h) * from.w * from.c);
-    }
+    task.x = {nullptr,          node.aliased ? x : other, nullptr,      node.source_down,
+              node.source_keep, node.source_up,           maps.shape.h, maps.shape.w,
+              maps.shape.c};
+    if (node.source_down != 0) task.x.down = handed_on<T>(p, source_scale(s, kDown), kDown, sample);
+    if (node.source_up != 0) task.x.up = handed_on<T>(p, source_scale(s, kUp), kUp, sample);
     task.out = node.aliased ? nullptr : x;
     task.small = p.small_gate;
     task.tiling = head.tiling[s];
@@ -239,15 +237,16 @@ __device__ inline void aggregate(const AggregateParams& p) {
     for (int c = threadIdx.x; c < gate.n_pad; c += kThreads) {
       float sum = 0;
 #pragma unroll
-      for (int row = 0; row < Held<T>::kWarpRows; ++row) sum += totals[row * gate.n_pad + c];
+      for (int row = 0; row < Fragment<T>::kWarpRows; ++row) sum += totals[row * gate.n_pad + c];
       partial[c] = sum;
     }
     if (threadIdx.x == 0)
-      count(p.io->nodes + ((sample * p.rows + p.row_index) * kScales + s) * 5, int64_t(pixels) * gate.k * gate.n);
+      count(p.io->node_macs + node_index(sample, p.rows, p.row_index, s) * kNodeParts + kGatePart,
+            int64_t(pixels) * gate.k * gate.n);
     if (arrive_last(p.node_arrivals + work.sample * kScales + s, task.tiling.tasks, &head.last)) {
-      const int divide = p.small_gate ? 4 : 1;
-      finish_gate(p, *p.io, s, work.sample, task.tiling.tasks, float(level.h / divide) * float(level.w / divide),
-                  reinterpret_cast<float*>(rest));
+      const float pixels_of_gate =
+          float(gate_side(maps.shape.h, p.small_gate)) * float(gate_side(maps.shape.w, p.small_gate));
+      finish_gate(p, *p.io, s, work.sample, task.tiling.tasks, pixels_of_gate, reinterpret_cast<float*>(rest));
     }
     __syncthreads();
   }
@@ -258,4 +257,4 @@ __device__ inline void aggregate(const AggregateParams& p) {
 }  // namespace dynroute::cuda
 
 using namespace dynroute::cuda;
-DYNROUTE_KERNEL(aggregate, AggregateParams, kThreads, kAggregateBlocks)
+DYNROUTE_KERNEL(aggregate_route, AggregateRouteParams, kThreads, kAggregateBlocks)
