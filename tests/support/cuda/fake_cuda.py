@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dynroute.runtime.cuda.emulator import INCLUDE
-from dynroute.runtime.cuda.planned import Io
+from dynroute.runtime.cuda.listed import Io
 
 RUNTIME = """
 #include <cstddef>

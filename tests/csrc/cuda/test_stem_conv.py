@@ -1,15 +1,16 @@
-"""csrc/cuda/kernels/stem.cu on the emulator: values, edges, counted work, what it may not touch."""
+"""csrc/cuda/kernels/stem_conv.cu on the emulator: values, edges, counted work, what it may not touch."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import shapes
-import structs
 import torch
 import torch.nn.functional as F
 
 from dynroute.runtime.cuda import emulator
+from tests.support.cuda import matrices, structs
+from tests.support.cuda.devices import SMALL
+from tests.support.cuda.shapes import launch_shape
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")
 
@@ -22,28 +23,24 @@ def run(images: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, dtype: 
     """[n, 3, h, w], [width, 3, 3, 3] and [width] -> [n, h_out, w_out, width], multiply-accumulates, statistics."""
     samples, _, h, w = images.shape
     width, h_out, w_out = len(weight), (h - 3) // 2 + 1, (w - 3) // 2 + 1
-    n_pad = -(-width // 32) * 32
-    packed, padded_shift = torch.zeros(n_pad, 32), torch.full((n_pad,), 3.0)
-    packed[:width, :27] = weight.permute(0, 2, 3, 1).reshape(width, 27)
-    padded_shift[:width] = shift
-    packed = (packed.T if dtype == torch.float32 else packed).contiguous().to(dtype)
-    read_only = [emulator.array(t) for t in (images, packed, padded_shift)]
-    other = np.full((samples, 3), 5, np.int64)
-    io = structs.Io(images=read_only[0].ctypes.data, other=other.ctypes.data)
+    packed = matrices.pack(weight.permute(0, 2, 3, 1).reshape(width, 27).to(dtype), shift, beyond=3.0)
+    read_only = [emulator.array(t) for t in (images, *packed)]
+    macs = np.full((samples, 3), 5, np.int64)
+    io = structs.Io(images=read_only[0].ctypes.data, sample_macs=macs.ctypes.data)
     read_only.append(np.frombuffer(bytearray(bytes(io)), np.uint8))
     for array in read_only:
         array.flags.writeable = False
     out = torch.full((samples, h_out, w_out, width), float("nan"), dtype=dtype)
     out_array = emulator.array(out)
-    matrix = structs.Matrix(read_only[1].ctypes.data, read_only[2].ctypes.data, 27, width, 32, n_pad)
-    params = structs.StemParams(read_only[3].ctypes.data, matrix, out_array.ctypes.data, samples, h, w, h_out, w_out)
-    most, threads, shared = shapes.launch_shape("stem_conv", params, dtype)
-    assert shared <= shapes.SMALL.shared_per_block
-    statistics = emulator.launch(
-        "stem", dtype, bytes(params), (min(blocks, most), threads, shared), [*read_only, other, out_array],
-        name="stem_conv", **options,
-    )  # fmt: skip
-    return out, other, statistics
+    matrix = matrices.matrix(read_only[1].ctypes.data, read_only[2].ctypes.data, width, 27)
+    params = structs.StemConvParams(
+        read_only[3].ctypes.data, matrix, out_array.ctypes.data, samples, h, w, h_out, w_out
+    )
+    largest, threads, shared = launch_shape("stem_conv", params, dtype)
+    assert shared <= SMALL.shared_per_block
+    shape = (min(blocks, largest), threads, shared)
+    buffers = [*read_only, macs, out_array]
+    return out, macs, emulator.launch("stem_conv", dtype, bytes(params), shape, buffers, **options)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -54,13 +51,13 @@ def test_values(dtype, samples, h, w, width):
     torch.manual_seed(h * w)
     images, weight, shift = torch.randn(samples, 3, h, w), torch.randn(width, 3, 3, 3) / 5, torch.randn(width)
     order = ("fwd", "rev", "rand")[h % 3]
-    out, other, _ = run(images, weight, shift, dtype, 3, order=order)
+    out, macs, _ = run(images, weight, shift, dtype, 3, order=order)
     rounded = images.to(dtype).double(), weight.to(dtype).double(), shift.double()
     expected = F.conv2d(*rounded, stride=2).relu().permute(0, 2, 3, 1)
     error = (out.double() - expected).abs().max() / expected.abs().max()
     assert error <= TOLERANCE[dtype]
     h_out, w_out = expected.shape[1:3]
-    assert other.tolist() == [[5 + h_out * w_out * 27 * width, 5, 5]] * samples
+    assert macs.tolist() == [[5 + h_out * w_out * 27 * width, 5, 5]] * samples
 
 
 @pytest.mark.parametrize("dtype", TYPES)

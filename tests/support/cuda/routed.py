@@ -6,12 +6,14 @@ import ctypes
 from dataclasses import dataclass, field
 
 import numpy as np
-import structs
 import torch
-from shapes import shape
-from structs import DOWN, KEEP, LISTS, OPEN, PATHS, PRESENT, SCALES, UP
 
+from dynroute.native.contract import ACTIVATIONS
 from dynroute.runtime.cuda import emulator
+from tests.support.cuda import matrices, structs
+from tests.support.cuda.devices import A100
+from tests.support.cuda.shapes import launch_shape
+from tests.support.cuda.structs import DOWN, KEEP, LISTS, OPEN, PATHS, PRESENT, SCALES, UP
 
 THRESHOLD, NONE = np.float32(1e-4), np.float32(0)
 NODE = np.dtype(
@@ -79,30 +81,20 @@ def route(nodes: list[RoutedNode], alphas: np.ndarray, row: int, rows: int) -> l
     return following
 
 
-def pad(x: torch.Tensor, *sizes: int) -> torch.Tensor:
-    out = torch.zeros(sizes, dtype=x.dtype)
-    out[tuple(slice(n) for n in x.shape)] = x
-    return out
-
-
 class Gate:
     """Random weights of a node's gate; as the kernels want them and in float64."""
 
     def __init__(self, c: int, gates: int, dtype: torch.dtype, g: torch.Generator):
         n = c // 2
-        self.n, self.k_pad, self.n_pad = n, -(-c // 32) * 32, -(-n // 32) * 32
+        self.n_pad = matrices.padded(n)
         conv = (torch.randn(n, c, generator=g) / c**0.5).to(dtype)
         shift, fc = torch.randn(n, generator=g) * 0.3, torch.randn(gates, n, generator=g) * (4 / n) ** 0.5
         bias = torch.randn(gates, generator=g) * 0.5
-        packed = pad(conv, self.n_pad, self.k_pad)
-        packed = (packed.T if dtype == torch.float32 else packed).contiguous()
-        self.tensors = packed, pad(shift, self.n_pad), fc.contiguous(), bias
-        self.arrays = [emulator.array(x) for x in self.tensors]
+        self.arrays = [emulator.array(x) for x in (*matrices.pack(conv, shift), fc.contiguous(), bias)]
         for a in self.arrays:
             a.flags.writeable = False
         self.conv, self.shift, self.fc, self.bias = conv.double(), shift.double(), fc.double(), bias.double()
-        weight, shift_, *_ = (a.ctypes.data for a in self.arrays)
-        self.matrix = structs.Matrix(weight, shift_, c, n, self.k_pad, self.n_pad)
+        self.matrix = matrices.matrix(self.arrays[0].ctypes.data, self.arrays[1].ctypes.data, n, c)
 
     def __call__(self, x: torch.Tensor, activation: str, small: bool) -> torch.Tensor:
         """[h, w, c] float64 -> [gates]; in the order keep, up, down."""
@@ -115,11 +107,8 @@ class Gate:
         return {"tanh": y.tanh().clamp(min=0), "sigmoid": y.sigmoid(), "softmax": y.softmax(0)}[activation]
 
 
-ACTIVATIONS = ("tanh", "sigmoid", "softmax", "fixed")
-
-
 class Space:
-    """Maps, tables and gates of n samples; `begin` and `aggregate` launch the kernels."""
+    """Maps, tables and gates of n samples; `init_call` and `aggregate_route` launch the kernels of these names."""
 
     def __init__(
         self, n: int, h: int, w: int, c: int, dtype: torch.dtype, rows: int = 5, activation: str = "tanh",
@@ -136,12 +125,14 @@ class Space:
         self.half_arrays = [emulator.array(x) for x in self.halves]
         for x in self.half_arrays:
             x.flags.writeable = False
-        self.levels = (structs.Level * SCALES)()
+        self.scale_maps = (structs.ScaleMaps * SCALES)()
         for s in range(SCALES):
             pointers = (ctypes.c_void_p * 2)(*(a.ctypes.data for a in self.map_arrays[s]))
-            self.levels[s] = structs.Level(pointers, self.half_arrays[s].ctypes.data, *self.shapes[s])
+            self.scale_maps[s] = structs.ScaleMaps(
+                pointers, self.half_arrays[s].ctypes.data, structs.MapShape(*self.shapes[s])
+            )
 
-        # poisoned, for `begin` to clear
+        # poisoned, for `init_call` to clear
         self.nodes = [np.full((n, SCALES, NODE.itemsize), 0xFF, np.uint8) for _ in range(rows)]
         self.counts = [np.full((LISTS, SCALES), -7, np.int32) for _ in range(rows)]
         self.samples = [np.full((LISTS, SCALES, n), -7, np.int32) for _ in range(rows)]
@@ -152,8 +143,8 @@ class Space:
         self.rows_table.flags.writeable = False
         self.counters = np.full(rows * (n * SCALES + 1), -7, np.int32)
         self.alphas = np.full((n, rows, SCALES, PATHS), np.nan, np.float32)
-        self.macs = np.full((n, rows, SCALES, 5), -7, np.int64)
-        self.other = np.full((n, 3), -7, np.int64)
+        self.node_macs = np.full((n, rows, SCALES, 5), -7, np.int64)
+        self.sample_macs = np.full((n, 3), -7, np.int64)
         self.gates: np.ndarray | None = None
         self.io = np.zeros(ctypes.sizeof(structs.Io), np.uint8)
         self.gate_weights = {}
@@ -171,19 +162,29 @@ class Space:
     def tables(self) -> list[np.ndarray]:
         return [*self.nodes, *self.counts, *self.samples]
 
-    def begin(self, gates: np.ndarray | None = None, **options):
+    def init_call(self, gates: np.ndarray | None = None, **options):
         self.gates = gates
         pointer = lambda x: None if x is None else x.ctypes.data  # noqa: E731
-        value = structs.Io(None, pointer(gates), None, None, *map(pointer, (self.alphas, self.macs, self.other)))
-        params = structs.BeginParams(
+        value = structs.Io(
+            None, pointer(gates), None, None, *map(pointer, (self.alphas, self.node_macs, self.sample_macs))
+        )
+        params = structs.InitCallParams(
             value, self.io.ctypes.data, self.counters.ctypes.data, self.counters.size, self.rows_table.ctypes.data,
             self.n, self.rows,
         )  # fmt: skip
-        buffers = [self.io, self.counters, self.rows_table, self.alphas, self.macs, self.other, *self.tables()]
-        grid = shape("begin", params, self.dtype)
-        return emulator.launch("begin", self.dtype, bytes(params), grid, buffers, **options)
+        buffers = [
+            self.io,
+            self.counters,
+            self.rows_table,
+            self.alphas,
+            self.node_macs,
+            self.sample_macs,
+            *self.tables(),
+        ]
+        grid = launch_shape("init_call", params, self.dtype, A100)
+        return emulator.launch("init_call", self.dtype, bytes(params), grid, buffers, **options)
 
-    def params(self, row: int, tasks: list[int]) -> tuple[structs.AggregateParams, list[np.ndarray]]:
+    def params(self, row: int, tasks: list[int]) -> tuple[structs.AggregateRouteParams, list[np.ndarray]]:
         gates, buffers = (structs.Matrix * SCALES)(), []
         fc_weight, fc_bias, partials = ((ctypes.c_void_p * SCALES)() for _ in range(3))
         for s in range(scales_of_row(row)):
@@ -198,22 +199,22 @@ class Space:
         following = self.row_structs[row + 1] if row + 1 < self.rows else structs.Row()
         arrivals = self.counters.ctypes.data + 4 * row * (self.n * SCALES + 1)
         activation = ACTIVATIONS.index(self.activation)
-        params = structs.AggregateParams(
-            self.io.ctypes.data, self.row_structs[row], following, self.levels, gates, fc_weight, fc_bias, partials,
+        params = structs.AggregateRouteParams(
+            self.io.ctypes.data, self.row_structs[row], following, self.scale_maps, gates, fc_weight, fc_bias, partials,
             arrivals, arrivals + 4 * self.n * SCALES, activation, self.small, self.n, row, self.rows,
         )  # fmt: skip
         return params, buffers
 
-    def aggregate(self, row: int, tasks: list[int], blocks: int | None = None, **options):
+    def aggregate_route(self, row: int, tasks: list[int], blocks: int | None = None, **options):
         params, buffers = self.params(row, tasks)
-        grid = shape("aggregate", params, self.dtype)
+        grid = launch_shape("aggregate_route", params, self.dtype, A100)
         if blocks is not None:
             grid = (blocks, *grid[1:])
         buffers += [*(a for pair in self.map_arrays for a in pair), *self.half_arrays, *self.tables()]
-        buffers += [self.io, self.counters, self.alphas, self.macs]
+        buffers += [self.io, self.counters, self.alphas, self.node_macs]
         if self.gates is not None:
             buffers.append(self.gates)
-        return emulator.launch("aggregate", self.dtype, bytes(params), grid, buffers, **options)
+        return emulator.launch("aggregate_route", self.dtype, bytes(params), grid, buffers, **options)
 
     def view(self, row: int) -> np.ndarray:
         return self.nodes[row].view(NODE)[..., 0]
@@ -230,7 +231,7 @@ class Space:
         return self.halves[s][:, begin : begin + size].view(self.n, h // 2, w // 2, 2 * c)
 
     def run_cells(self, row: int, routed: list[list[RoutedNode]]):
-        """What the kernels behind `aggregate` would write; NaN wherever nothing may be read."""
+        """What the kernels behind `aggregate_route` would write; NaN wherever nothing may be read."""
         for s in range(scales_of_row(row)):
             fresh = self.random(self.n, *self.shapes[s])
             self.halves[s].fill_(float("nan"))

@@ -7,17 +7,17 @@ import shutil
 
 import pytest
 import torch
-from conftest import random_images, random_network
-from fake_cuda import FakeRuntime, FakeTorchCuda
 
 import dynroute
 from dynroute.runtime.cuda import emulator
 from dynroute.runtime.cuda import executor as cuda
-from dynroute.runtime.cuda.emulated import SOURCES, EmulatedExecutor
+from dynroute.runtime.cuda.emulated import EmulatedExecutor
 from dynroute.runtime.cuda.executor import CudaExecutor
-from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits, read_launches
-from dynroute.runtime.cuda.planned import Io
+from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits, LaunchList, read_launches
+from dynroute.runtime.cuda.listed import Io
 from dynroute.runtime.executor import Runtime
+from tests.support.cuda.fake_cuda import FakeRuntime, FakeTorchCuda
+from tests.support.networks import random_images, random_network
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ was not found")
 
@@ -46,11 +46,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> FakeTorchCuda
         cuda = made
         Tensor, device, dtype, empty, uint8 = torch.Tensor, torch.device, torch.dtype, torch.empty, torch.uint8
 
-        class ops:
-            class dynroute:
-                cuda_run = staticmethod(run)
-
     monkeypatch.setattr(cuda, "torch", Torch)
+    monkeypatch.setattr(torch.ops.dynroute, "cuda_run", run)
     monkeypatch.setattr(DeviceLimits, "of", staticmethod(lambda device: DeviceLimits()))
     runtime.on_launch = lambda *launch: None
     return made
@@ -61,13 +58,13 @@ def runtime_of(net, storage=torch.float32) -> Runtime:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_launches_are_the_plans(runtime: FakeRuntime, dtype: torch.dtype) -> None:
-    """Each kernel of the list by its name and type, with its shape, opted in to what it shares, `begin` with this
+def test_launches_are_those_of_the_list(runtime: FakeRuntime, dtype: torch.dtype) -> None:
+    """Each kernel of the list by its name and type, with its shape, opted in to what it shares, `init_call` with this
     call's addresses."""
     executor = EmulatedExecutor(random_network(channels=64), dtype)
-    plan = executor.plan(2, 64, 96, 60, 90)
-    addresses = [1 << 20] * len(plan.buffers()[0])
-    launches, _ = plan.launches(addresses, 1 << 30, executor.table)
+    launch_list = executor.launch_list(2, 64, 96, 60, 90)
+    addresses = [1 << 20] * len(launch_list.buffers()[0])
+    launches, _ = launch_list.launches(addresses, 1 << 30, executor.table)
     wanted = read_launches(launches)
     found = []
 
@@ -82,7 +79,7 @@ def test_launches_are_the_plans(runtime: FakeRuntime, dtype: torch.dtype) -> Non
     for (name, shape, opted_in, params), launch in zip(found, wanted):
         assert name == f"{launch.kernel}_{emulator.SUFFIX[dtype]}" and shape == launch[1:4]
         assert opted_in == (shape[2] if shape[2] > 48 << 10 else 0)
-        skip = 8 * len(io) if launch.kernel == "begin" else 0
+        skip = 8 * len(io) if launch.kernel == "init_call" else 0
         assert params[skip:] == launch.params[skip:]
     assert found[0][3][: 8 * len(io)] == b"".join(value.to_bytes(8, "little") for value in io)
     assert any(opted_in for _, _, opted_in, _ in found), "something should have needed more than 48 KB"
@@ -90,18 +87,18 @@ def test_launches_are_the_plans(runtime: FakeRuntime, dtype: torch.dtype) -> Non
 
 def test_broken_lists_are_refused(runtime: FakeRuntime) -> None:
     executor = EmulatedExecutor(random_network(), torch.float32)
-    plan = executor.plan(1, 32, 32, 32, 32)
-    launches, _ = plan.launches([0] * len(plan.buffers()[0]), 0, executor.table)
+    launch_list = executor.launch_list(1, 32, 32, 32, 32)
+    launches, _ = launch_list.launches([0] * len(launch_list.buffers()[0]), 0, executor.table)
     io = [0] * len(Io._fields)
     unknown = launches.clone()
-    unknown[0] = ord("B")
+    unknown[0] = ord("I")
     empty = launches.clone()
     empty[16:20] = 0  # blocks
     for broken, message in (
         (launches[:40], "the list ends within a record"),
         (launches[:20], "the list ends within a record"),
-        (unknown, "there is no kernel Begin"),
-        (empty, "begin, 0 blocks of 128 threads, 0 bytes of shared memory: invalid argument"),
+        (unknown, "there is no kernel Init_call"),
+        (empty, "init_call, 0 blocks of 128 threads, 0 bytes of shared memory: invalid argument"),
     ):
         with pytest.raises(RuntimeError, match=message):
             runtime.run(broken, 0, 0, 1 << 30, io)
@@ -109,22 +106,21 @@ def test_broken_lists_are_refused(runtime: FakeRuntime) -> None:
 
 @pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")
 def test_graph_and_direct_launches_compute_the_same(fake: FakeTorchCuda, runtime: FakeRuntime) -> None:
-    """The first call launches everything, later ones `begin` and the graph; inputs and outputs are each call's own."""
+    """The first call launches everything, later ones `init_call` and the graph; inputs and outputs are the call's."""
     net = random_network(gate_shift=-0.2, layers=4)
     run = runtime_of(net)
     executor = run.executor
     calls: list[Io] = []
     launch = executor._launch
-    executor._launch = lambda plan, io: (calls.append(io), launch(plan, io))
+    executor._launch = lambda launch_list, io: (calls.append(io), launch(launch_list, io))
 
     def emulate(name: str, shape: tuple[int, int, int], opted_in: int, params: int) -> None:
         kernel = name.rpartition("_")[0]
-        tensors = [executor._workspace, executor.weights, *(kept.rows for kept in executor._shapes.values())]
+        tensors = [executor._workspace, executor.weights, *(kept.rows for kept in executor._prepared.values())]
         tensors += [tensor for tensor in calls[-1] if tensor is not None]
-        source = SOURCES.get(kernel, kernel)
-        size = emulator.module(source, torch.float32).parameters(name)[0][2]
+        size = emulator.module(kernel, torch.float32).parameters(name)[0][2]
         arrays = [emulator.array(tensor) for tensor in tensors]
-        emulator.launch(source, torch.float32, ctypes.string_at(params, size), shape, arrays, kernel)
+        emulator.launch(kernel, torch.float32, ctypes.string_at(params, size), shape, arrays)
 
     runtime.on_launch = emulate
     batches = [random_images(2, 32, 64, seed=seed) for seed in range(3)]
@@ -136,7 +132,7 @@ def test_graph_and_direct_launches_compute_the_same(fake: FakeTorchCuda, runtime
         assert torch.equal(out.logits, other.logits) and torch.equal(out.executed_nodes, other.executed_nodes)
     assert torch.equal(labels, outs[1].logits.argmax(1).to(torch.uint8))
     assert fake.events.count("capture") == 1 and fake.events.count("replay") == 3
-    assert run.workspace_bytes == executor.plan(2, 32, 64, 32, 64).buffers()[1]
+    assert run.workspace_bytes == executor.launch_list(2, 32, 64, 32, 64).buffers()[1]
 
 
 def test_one_graph_for_each_shape_and_few_are_kept(fake: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +147,23 @@ def test_one_graph_for_each_shape_and_few_are_kept(fake: FakeTorchCuda, monkeypa
     assert captures == [1, 1, 1, 0, 1]  # the third call let the first shape's go
     fake.events.clear()
     run(random_images(2, 96, 96))  # a larger workspace: what held the old one's address goes
-    assert "synchronize" in fake.events and len(run.executor._shapes) == 1
+    assert "synchronize" in fake.events and len(run.executor._prepared) == 1
+
+
+def test_a_cold_call_asks_once_for_its_sizes_and_a_warm_one_for_nothing(
+    fake: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a warm one crosses into the CUDA library once, for `init_call`; the graph does the rest."""
+    asked = []
+    for name in ("buffers", "launches"):
+        method = getattr(LaunchList, name)
+        monkeypatch.setattr(LaunchList, name, lambda *a, name=name, method=method: (asked.append(name), method(*a))[1])
+    run = runtime_of(random_network())
+    run(random_images(1, 32, 32))
+    assert asked == ["buffers", "launches"]
+    asked.clear(), fake.events.clear()
+    run(random_images(1, 32, 32))
+    assert not asked and [event for event in fake.events if event[0] == "run"] == [("run", 0, 1)]
 
 
 def test_a_cropped_output_is_a_shape_of_its_own(fake: FakeTorchCuda) -> None:

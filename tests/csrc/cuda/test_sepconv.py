@@ -7,58 +7,18 @@ import dataclasses
 
 import numpy as np
 import pytest
-import shapes
-import structs
 import torch
-import torch.nn.functional as F
 
 from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda.launch_list import DTYPES
+from tests.support.cuda import structs
+from tests.support.cuda.devices import A100, H100, SMALL
+from tests.support.cuda.matrices import StageWeights, is_close
+from tests.support.cuda.shapes import launch_shape
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")
 
-TYPES = [torch.float32, torch.float16, torch.bfloat16]
-# of the largest value; a 16-bit type rounds the depthwise and the result
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 ROWS, ROW = 3, 1
-
-
-def pad32(size: int) -> int:
-    return -(-size // 32) * 32
-
-
-class Weights:
-    """Random weights of one stage, as the kernel wants them and as torch does."""
-
-    def __init__(self, c: int, n: int, dtype: torch.dtype):
-        self.c, self.n = c, n
-        self.depthwise = torch.randn(9, c) / 3
-        pointwise, self.shift = torch.zeros(pad32(n), pad32(c)), torch.zeros(pad32(n))
-        pointwise[:n, :c] = torch.randn(n, c) / c**0.5
-        self.shift[:n] = torch.randn(n)
-        self.pointwise = pointwise.to(dtype)
-        packed = (self.pointwise.T if dtype == torch.float32 else self.pointwise).contiguous()
-        self.arrays = [emulator.array(t) for t in (self.depthwise, packed, self.shift)]
-        for array in self.arrays:
-            array.flags.writeable = False
-
-    def matrix(self) -> structs.Matrix:
-        return structs.Matrix(self.arrays[1].ctypes.data, self.arrays[2].ctypes.data, self.c, self.n,
-                              pad32(self.c), pad32(self.n))  # fmt: skip
-
-    def reference(self, x: torch.Tensor, stride: int, residual: torch.Tensor | None, relu: bool) -> torch.Tensor:
-        """x, residual [n, h, w, c] -> the same in float64."""
-        depthwise = self.depthwise.double().T.reshape(self.c, 1, 3, 3)
-        y = F.conv2d(x.double().permute(0, 3, 1, 2), depthwise, stride=stride, padding=1, groups=self.c)
-        y = F.conv2d(y, self.pointwise[: self.n, : self.c].double()[:, :, None, None], self.shift[: self.n].double())
-        y = y.permute(0, 2, 3, 1)
-        if residual is not None:
-            y = y + residual.double()
-        return y.relu() if relu else y
-
-
-def close(out: torch.Tensor, expected: torch.Tensor) -> bool:
-    error = (out.double() - expected).abs().max() / expected.abs().max()
-    return bool(error <= TOLERANCE[out.dtype])  # false for NaN
 
 
 def random_maps(n: int, h: int, w: int, c: int, dtype: torch.dtype) -> torch.Tensor:
@@ -67,11 +27,11 @@ def random_maps(n: int, h: int, w: int, c: int, dtype: torch.dtype) -> torch.Ten
 
 def launch(params: structs.SepconvParams, dtype: torch.dtype, buffers: list, blocks: int, **options) -> dict:
     """Launches as the host would, but with few blocks, so that each has several work items."""
-    most, threads, shared = shapes.launch_shape("sepconv", params, dtype)
-    return emulator.launch("sepconv", dtype, bytes(params), (min(blocks, most), threads, shared), buffers, **options)
+    largest, threads, shared = launch_shape("sepconv", params, dtype)
+    return emulator.launch("sepconv", dtype, bytes(params), (min(blocks, largest), threads, shared), buffers, **options)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "h, w, c, n, stride",
     [
@@ -88,13 +48,13 @@ def test_plain(dtype, h, w, c, n, stride):
     """The stem's stages: any sizes, odd ones too; every sample is done."""
     torch.manual_seed(h * w + c)
     samples, h_out, w_out = 2, -(-h // stride), -(-w // stride)
-    weights = Weights(c, n, dtype)
+    weights = StageWeights(c, n, dtype)
     x = random_maps(samples, h, w, c, dtype)
     out = torch.full((samples, h_out, w_out, n), float("nan"), dtype=dtype)
-    other = np.full((samples, 3), 7, np.int64)
+    sample_macs = np.full((samples, 3), 7, np.int64)
     x_array, out_array = emulator.array(x), emulator.array(out)
     x_array.flags.writeable = False
-    io = np.frombuffer(bytearray(bytes(structs.Io(other=other.ctypes.data))), np.uint8)
+    io = np.frombuffer(bytearray(bytes(structs.Io(sample_macs=sample_macs.ctypes.data))), np.uint8)
     io.flags.writeable = False
     params = structs.SepconvParams(io=io.ctypes.data, n=samples, stem=1)
     params.stage[0] = structs.SepconvStage(
@@ -102,10 +62,10 @@ def test_plain(dtype, h, w, c, n, stride):
         x_array.ctypes.data, out_array.ctypes.data, 0, 1,
     )  # fmt: skip
     order = ("fwd", "rev", "rand")[(h + w) % 3]
-    launch(params, dtype, [io, other, x_array, out_array, *weights.arrays], 3, order=order)
-    assert close(out, weights.reference(x, stride, None, True))
+    launch(params, dtype, [io, sample_macs, x_array, out_array, *weights.arrays], 3, order=order)
+    assert is_close(out, weights.reference(x, stride, None, True))
     macs = h_out * w_out * (9 * c + c * n)
-    assert other.tolist() == [[7 + macs, 7, 7]] * samples
+    assert sample_macs.tolist() == [[7 + macs, 7, 7]] * samples
 
 
 @dataclasses.dataclass
@@ -118,7 +78,7 @@ class Cells:
     open_nodes: dict[int, list[int]]  # scale -> samples
 
     def __post_init__(self) -> None:
-        self.weights = {s: Weights(c, c, self.dtype) for s, (_, _, c) in self.sizes.items()}
+        self.weights = {s: StageWeights(c, c, self.dtype) for s, (_, _, c) in self.sizes.items()}
         self.map = {
             s: [random_maps(self.samples, *size, self.dtype) for _ in range(2)] for s, size in self.sizes.items()
         }
@@ -138,7 +98,7 @@ class Cells:
             node.out_map = 1 - node.x_map
         nodes_array = np.frombuffer(bytearray(bytes(nodes)), np.uint8)
         macs = np.zeros((self.samples, ROWS, structs.SCALES, 5), np.int64)
-        io = np.frombuffer(bytearray(bytes(structs.Io(nodes=macs.ctypes.data))), np.uint8)
+        io = np.frombuffer(bytearray(bytes(structs.Io(node_macs=macs.ctypes.data))), np.uint8)
         read_only = [io, nodes_array, counts, lists]
         for array in read_only:
             array.flags.writeable = False
@@ -148,11 +108,13 @@ class Cells:
         for s, (h, w, c) in self.sizes.items():
             arrays = [emulator.array(t) for t in (*self.map[s], self.halves[s])]
             pointers = [array.ctypes.data for array in arrays]
-            params.level[s] = structs.Level((ctypes.c_void_p * 2)(*pointers[:2]), pointers[2], h, w, c)
+            params.maps[s] = structs.ScaleMaps(
+                (ctypes.c_void_p * 2)(*pointers[:2]), pointers[2], structs.MapShape(h, w, c)
+            )
             weights = self.weights[s]
-            places = (structs.X, structs.BETWEEN) if first else (structs.BETWEEN, structs.OUT)
+            from_to = (structs.X, structs.BETWEEN) if first else (structs.BETWEEN, structs.OUT)
             params.stage[s] = structs.SepconvStage(
-                weights.arrays[0].ctypes.data, weights.matrix(), c, h, w, h, w, 1, *places, None, None,
+                weights.arrays[0].ctypes.data, weights.matrix(), c, h, w, h, w, 1, *from_to, None, None,
                 int(not first), 1,
             )  # fmt: skip
             buffers += [*arrays, *weights.arrays]
@@ -176,7 +138,7 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("first", [True, False])
 def test_open_samples(dtype, pattern, first):
@@ -196,14 +158,14 @@ def test_open_samples(dtype, pattern, first):
             else:
                 expected = cells.weights[s].reference(before[s][2][i : i + 1], 1, x, True)
                 out = cells.map[s][1 - cells.x_map[i][s]]
-            assert close(out[i : i + 1], expected)
+            assert is_close(out[i : i + 1], expected)
             before[s][2 if first else 1 - cells.x_map[i][s]][i] = out[i]  # the one change there may be
     for s, tensors in cells.snapshot().items():
         assert all(torch.equal(a, b) for a, b in zip(tensors, before[s], strict=True))
     assert (macs == expected_macs).all()
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_batch_changes_no_bit(dtype):
     """A sample alone, split by output channels, and in a batch with so many tiles that it is not."""
     outs = []
@@ -215,7 +177,7 @@ def test_batch_changes_no_bit(dtype):
     assert torch.equal(*outs)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_shape(dtype):
     """512 channels fit every device; grids are no larger than the work, nor than what is resident."""
     params = structs.SepconvParams(n=3)
@@ -224,11 +186,11 @@ def test_shape(dtype):
         params.stage[s] = structs.SepconvStage(
             1, matrix, c, 256 >> s, 512 >> s, 256 >> s, 512 >> s, 1, structs.X, structs.OUT, None, None, 1, 1
         )
-    for limits in (shapes.SMALL, shapes.A100, shapes.H100):
-        blocks, threads, shared = shapes.launch_shape("sepconv", params, dtype, limits)
+    for limits in (SMALL, A100, H100):
+        blocks, threads, shared = launch_shape("sepconv", params, dtype, limits)
         assert threads == 128 and shared + 512 <= limits.shared_per_block
         assert blocks == limits.multiprocessors * (limits.shared_per_multiprocessor // (shared + 1536))
     params.stage[0].h_out, params.stage[0].w_out = 1, 9  # two tiles for each sample
     for s in range(1, 4):
         params.stage[s].depthwise = None
-    assert shapes.launch_shape("sepconv", params, dtype)[0] == 6
+    assert launch_shape("sepconv", params, dtype)[0] == 6

@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import largest_error, random_gates, random_images, random_network
-from test_goldens import EVAL, check_eval, load
 
 import dynroute
 from dynroute.runtime.cuda import emulator
 from dynroute.runtime.cuda.emulated import EmulatedExecutor
 from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
 from dynroute.runtime.executor import Runtime
+from tests.support.cuda.devices import A100, H100
+from tests.support.goldens import EVAL, check_eval, load
+from tests.support.networks import largest_error, random_gates, random_images, random_network
 
 needs_emulator = pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")
 HALVES = DTYPES[1:]
 GOLDENS = [path for path, _ in EVAL if path.stem in ("public_l4", "public_l6_small", "public_l8_closed")]
 # With room for tiles of up to 32 channels: of 8 to 64 three scales are fused, and one is staged.
-MIXED = DeviceLimits(80, 108, 52 << 10, 164 << 10)
+MIXED = A100._replace(shared_per_block=52 << 10)
 WAYS: dict[str, dict[str, Any]] = {"fused": {}, "staged": {"fusion": "staged"}, "mixed": {"limits": MIXED}}
 FIELDS = ("logits", "gates", "executed_nodes", "executed_macs")
 
@@ -146,7 +147,7 @@ def test_wide_scales_run_stage_by_stage(fusion: str) -> None:
     run = emulated(net, torch.float16, fusion=fusion)
     out = run(x)
     found = [kernel for kernel, _ in run.executor.statistics]
-    assert found.count("cell") == found.count("tail") == 5
+    assert found.count("cell") == found.count("stage_paths") == 5
     assert found.count("sepconv") - 2 == (4 if fusion == "auto" else 3)  # rows with staged scales
     with torch.no_grad():
         assert largest_error(out.logits, net(x).logits) < 5e-3
@@ -190,7 +191,7 @@ def test_a_device_changes_no_bit(fusion: str) -> None:
     net = random_network(gate_shift=-0.2, layers=4, channels=16)
     x = random_images(2, 64, 64)
     wanted = emulated(net, fusion=fusion)(x)
-    for limits in (DeviceLimits(80, 3, 99 << 10, 100 << 10), DeviceLimits(90, 132, 227 << 10, 228 << 10)):
+    for limits in (DeviceLimits(80, 3, 99 << 10, 100 << 10), H100):
         same_bits(wanted, emulated(net, fusion=fusion, limits=limits)(x))
 
 

@@ -11,33 +11,21 @@ from pathlib import Path
 import torch
 
 from dynroute.runtime.cuda.emulator import INCLUDE
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # as in enum class DType
-
-
-class DeviceLimits(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_int)
-        for name in ("capability", "multiprocessors", "shared_per_block", "shared_per_multiprocessor")
-    ]
-
-
-A100 = DeviceLimits(80, 108, 163 << 10, 164 << 10)
-SMALL = DeviceLimits(86, 84, 99 << 10, 100 << 10)  # sm_86 and sm_89
-ONE = DeviceLimits(86, 1, 99 << 10, 100 << 10)  # of one multiprocessor: few blocks take all the tiles
-H100 = DeviceLimits(90, 132, 227 << 10, 228 << 10)
+from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
+from tests.support.cuda.devices import H100
 
 
 @functools.cache
 def library(name: str, more: str = "") -> ctypes.CDLL:
     """<name>_shape as the C function `shape`, and whatever else the test wants to call."""
-    header = "stem" if name == "stem_conv" else name
+    params = "".join(word.capitalize() for word in name.split("_")) + "Params"
     code = f"""
-    #include "cuda/kernels/{header}.h"
+    #include "cuda/kernels/{name}.h"
+    using namespace dynroute;
     using namespace dynroute::cuda;
-    extern "C" void shape(const {header.capitalize()}Params* params, int dtype, const DeviceLimits* limits,
+    extern "C" void shape(const {params}* params, int dtype, const DeviceLimits* limits,
                           LaunchShape* out) {{
-      *out = {header}_shape(*params, DType(dtype), *limits);
+      *out = {name}_shape(*params, DType(dtype), *limits);
     }}
     {more}"""
     with tempfile.TemporaryDirectory() as folder:
@@ -64,12 +52,7 @@ def launch_shape(
     name: str, params: ctypes.Structure, dtype: torch.dtype, limits: DeviceLimits = H100
 ) -> tuple[int, int, int]:
     """Blocks, threads, bytes of shared memory for kernel `name`."""
-    shape = (ctypes.c_int * 3)()  # LaunchShape
-    library(name).shape(ctypes.byref(params), DTYPES.index(dtype), ctypes.byref(limits), shape)
+    shape, device = (ctypes.c_int * 3)(), (ctypes.c_int * 4)(*limits)  # LaunchShape, DeviceLimits
+    library(name).shape(ctypes.byref(params), DTYPES.index(dtype), device, shape)
     assert shape[2] <= limits.shared_per_block
     return shape[0], shape[1], shape[2]
-
-
-def shape(name: str, params: ctypes.Structure, dtype: torch.dtype) -> tuple[int, int, int]:
-    """The same for an A100."""
-    return launch_shape(name, params, dtype, A100)

@@ -8,15 +8,19 @@ from ctypes import c_float, c_int, c_void_p
 SCALES, PATHS, LISTS = 4, 3, 4
 UP, KEEP, DOWN = 0, 1, 2
 PRESENT, OPEN, UP_OPEN, DOWN_OPEN = range(4)
-X, OUT, BETWEEN, PLAIN = range(4)  # Place
+X, OUT, BETWEEN, PLAIN = range(4)  # StageMap
 
 
 class Matrix(ctypes.Structure):
     _fields_ = [("weight", c_void_p), ("shift", c_void_p), *((name, c_int) for name in ("k", "n", "k_pad", "n_pad"))]
 
 
-class Level(ctypes.Structure):
-    _fields_ = [("map", c_void_p * 2), ("halves", c_void_p), *((name, c_int) for name in ("h", "w", "c"))]
+class MapShape(ctypes.Structure):  # of csrc/contract/geometry.h
+    _fields_ = [(name, c_int) for name in ("h", "w", "c")]
+
+
+class ScaleMaps(ctypes.Structure):
+    _fields_ = [("map", c_void_p * 2), ("halves", c_void_p), ("shape", MapShape)]
 
 
 class Node(ctypes.Structure):
@@ -34,17 +38,19 @@ class Row(ctypes.Structure):
 
 
 class Io(ctypes.Structure):
-    _fields_ = [(name, c_void_p) for name in ("images", "gates", "logits", "labels", "alphas", "nodes", "other")]
+    _fields_ = [
+        (name, c_void_p) for name in ("images", "gates", "logits", "labels", "alphas", "node_macs", "sample_macs")
+    ]
 
 
-class BeginParams(ctypes.Structure):
+class InitCallParams(ctypes.Structure):
     _fields_ = [
         ("value", Io), ("io", c_void_p), ("counters", c_void_p), ("counter_count", c_int), ("rows_table", c_void_p),
         ("n", c_int), ("rows", c_int),
     ]  # fmt: skip
 
 
-class StemParams(ctypes.Structure):
+class StemConvParams(ctypes.Structure):
     _fields_ = [
         ("io", c_void_p), ("weight", Matrix), ("out", c_void_p),
         *((name, c_int) for name in ("n", "h_in", "w_in", "h_out", "w_out")),
@@ -61,28 +67,28 @@ class SepconvStage(ctypes.Structure):
 
 class SepconvParams(ctypes.Structure):
     _fields_ = [
-        ("io", c_void_p), ("row", Row), ("level", Level * SCALES), ("stage", SepconvStage * SCALES),
+        ("io", c_void_p), ("row", Row), ("maps", ScaleMaps * SCALES), ("stage", SepconvStage * SCALES),
         *((name, c_int) for name in ("n", "row_index", "rows", "stem")),
     ]  # fmt: skip
 
 
 class CellParams(ctypes.Structure):
     _fields_ = [
-        ("io", c_void_p), ("row", Row), ("level", Level * SCALES), ("depthwise", (c_void_p * 2) * SCALES),
+        ("io", c_void_p), ("row", Row), ("maps", ScaleMaps * SCALES), ("depthwise", (c_void_p * 2) * SCALES),
         ("pointwise", (Matrix * 2) * SCALES), *((name, c_int) for name in ("n", "row_index", "rows")),
     ]  # fmt: skip
 
 
-class AggregateParams(ctypes.Structure):
+class AggregateRouteParams(ctypes.Structure):
     _fields_ = [
-        ("io", c_void_p), ("row", Row), ("next", Row), ("level", Level * SCALES), ("gate", Matrix * SCALES),
+        ("io", c_void_p), ("row", Row), ("next", Row), ("maps", ScaleMaps * SCALES), ("gate", Matrix * SCALES),
         ("fc_weight", c_void_p * SCALES), ("fc_bias", c_void_p * SCALES), ("partials", c_void_p * SCALES),
         ("node_arrivals", c_void_p), ("row_arrivals", c_void_p),
         *((name, c_int) for name in ("activation", "small_gate", "n", "row_index", "rows")),
     ]  # fmt: skip
 
 
-class TailParams(ctypes.Structure):
+class StagePathsParams(ctypes.Structure):
     _fields_ = [
         ("cells", SepconvParams), ("up", Matrix * SCALES), ("down", Matrix * SCALES), ("finished", c_void_p),
         ("ticket", c_void_p),
@@ -91,7 +97,7 @@ class TailParams(ctypes.Structure):
 
 class MergeParams(ctypes.Structure):
     _fields_ = [
-        ("io", c_void_p), ("row", Row), ("level", Level), ("scale", c_int), ("coarse", c_void_p), ("weight", Matrix),
+        ("io", c_void_p), ("row", Row), ("maps", ScaleMaps), ("scale", c_int), ("coarse", c_void_p), ("weight", Matrix),
         ("out", c_void_p), ("n", c_int),
     ]  # fmt: skip
 

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,55 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynroute.runtime.cuda import emulator
-
-sys.path.insert(0, str(Path(__file__).parent))
-from structs import LISTS, OPEN, SCALES, CellParams, Io, Level, Matrix, Node, Row
+from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
+from tests.support.cuda import matrices
+from tests.support.cuda.devices import A100, ADA, H100
+from tests.support.cuda.shapes import launch_shape, library
+from tests.support.cuda.structs import LISTS, OPEN, SCALES, CellParams, Io, MapShape, Node, Row, ScaleMaps
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")
 
-TYPES = [torch.float32, torch.float16, torch.bfloat16]
-CODE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-H100 = (90, 132, 227 << 10, 228 << 10)
-A100 = (80, 108, 163 << 10, 164 << 10)
-ADA = (89, 128, 99 << 10, 100 << 10)
 ROWS, ROW = 3, 1
 
 
-@functools.cache
-def host() -> ctypes.CDLL:
-    """cell.h as the host sees it: plain C++."""
-    code = """
-    #include "cuda/kernels/cell.h"
-    using namespace dynroute::cuda;
-    extern "C" void shape(const CellParams* p, int dtype, const int* limits, int* out) {
-      const LaunchShape s = cell_shape(*p, DType(dtype), {limits[0], limits[1], limits[2], limits[3]});
-      out[0] = s.blocks, out[1] = s.threads, out[2] = s.shared;
-    }
-    extern "C" int fits(int c, int dtype, const int* limits) {
-      return cell_fits(c, DType(dtype), {limits[0], limits[1], limits[2], limits[3]});
-    }
-    """
-    library = Path(tempfile.mkdtemp()) / "cell_host.so"
-    subprocess.run(
-        ["g++", "-std=c++17", "-Wall", "-Werror", f"-I{emulator.INCLUDE}", "-shared", "-fPIC", "-x", "c++", "-",
-         "-o", library],
-        input=code, text=True, check=True,
-    )  # fmt: skip
-    return ctypes.CDLL(str(library))
+FITS = """extern "C" int fits(int c, int dtype, const DeviceLimits* limits) {
+  return cell_fits(c, DType(dtype), *limits);
+}"""
 
 
-def ints(values: tuple[int, ...]) -> ctypes.Array:
-    return (ctypes.c_int * len(values))(*values)
-
-
-def shape_of(params: CellParams, dtype: torch.dtype, limits: tuple[int, ...]) -> tuple[int, int, int]:
-    out = ints((0, 0, 0))
-    host().shape(ctypes.byref(params), CODE[dtype], ints(limits), out)
-    return tuple(out)
-
-
-def fits(c: int, dtype: torch.dtype, limits: tuple[int, ...]) -> bool:
-    return bool(host().fits(c, CODE[dtype], ints(limits)))
+def fits(c: int, dtype: torch.dtype, limits: DeviceLimits) -> bool:
+    return bool(library("cell", FITS).fits(c, DTYPES.index(dtype), (ctypes.c_int * 4)(*limits)))
 
 
 @dataclass
@@ -105,21 +69,17 @@ class Scale:
         return y.permute(0, 2, 3, 1)
 
 
-def pad(size: int) -> int:
-    return -(-size // 32) * 32
-
-
 class Run:
     """Buffers and parameters of one launch over several scales."""
 
-    def __init__(self, scales: list[Scale], n: int, dtype: torch.dtype, limits: tuple[int, ...] = H100):
+    def __init__(self, scales: list[Scale], n: int, dtype: torch.dtype, limits: DeviceLimits = H100):
         self.scales, self.n, self.dtype = scales, n, dtype
         self.buffers: list[np.ndarray] = []
-        self.nodes, self.other = (
+        self.node_macs, self.sample_macs = (
             torch.zeros(n, ROWS, SCALES, 5, dtype=torch.int64),
             torch.zeros(n, 3, dtype=torch.int64),
         )
-        io = Io(nodes=self.keep(self.nodes), other=self.keep(self.other))
+        io = Io(node_macs=self.keep(self.node_macs), sample_macs=self.keep(self.sample_macs))
         table = ((Node * SCALES) * n)()
         counts, samples = (
             torch.zeros(LISTS, SCALES, dtype=torch.int32),
@@ -134,24 +94,18 @@ class Run:
             maps = [self.keep(scale.x, read_only=True), self.keep(out)]
             if x_map == 1:
                 maps.reverse()
-            p.level[s] = Level((ctypes.c_void_p * 2)(*maps), None, scale.h, scale.w, scale.c)
+            p.maps[s] = ScaleMaps((ctypes.c_void_p * 2)(*maps), None, MapShape(scale.h, scale.w, scale.c))
             counts[OPEN, s] = len(scale.open)
             samples[OPEN, s, : len(scale.open)] = torch.tensor(scale.open, dtype=torch.int32)
             for i in range(n):
                 table[i][s].x_map, table[i][s].out_map = x_map, 1 - x_map
             for stage, (depthwise, pointwise, shift) in enumerate(scale.weights if scale.fused else ()):
-                k = pad(scale.c)
-                packed, padded_shift = torch.zeros(k, k, dtype=dtype), torch.zeros(k)
-                packed[: scale.c, : scale.c] = pointwise.T if dtype == torch.float32 else pointwise
-                padded_shift[: scale.c] = shift
                 p.depthwise[s][stage] = self.keep(depthwise, read_only=True)
-                p.pointwise[s][stage] = Matrix(
-                    self.keep(packed, read_only=True), self.keep(padded_shift, read_only=True), scale.c, scale.c, k, k
-                )
+                addresses = (self.keep(tensor, read_only=True) for tensor in matrices.pack(pointwise, shift))
+                p.pointwise[s][stage] = matrices.matrix(*addresses, scale.c, scale.c)
         p.row = Row(self.keep_bytes(table), self.keep(counts, read_only=True), self.keep(samples, read_only=True))
         p.io = self.keep_bytes(io)
-        self.shape = shape_of(p, dtype, limits)
-        assert self.shape[2] <= limits[2]
+        self.shape = launch_shape("cell", p, dtype, limits)
 
     def keep_array(self, array: np.ndarray, read_only: bool) -> int:
         if read_only:
@@ -172,7 +126,7 @@ class Run:
 
     def check(self) -> None:
         tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[self.dtype]
-        nodes, halo = torch.zeros_like(self.nodes), torch.zeros_like(self.other)
+        nodes, halo = torch.zeros_like(self.node_macs), torch.zeros_like(self.sample_macs)
         for s, scale in enumerate(self.scales):
             wanted = scale.reference()
             done = scale.open if scale.fused else ()
@@ -185,8 +139,8 @@ class Run:
                 c = scale.c
                 nodes[i, ROW, s, 1] = scale.h * scale.w * (2 * 9 * c + 2 * c * c)
                 halo[i, 2] += self.halo(scale) * (9 * c + c * c)
-        assert torch.equal(self.nodes, nodes)
-        assert torch.equal(self.other, halo)
+        assert torch.equal(self.node_macs, nodes)
+        assert torch.equal(self.sample_macs, halo)
 
     def halo(self, scale: Scale) -> int:
         """Pixels of stage 1 that are made more than once."""
@@ -221,7 +175,7 @@ def run(scales: list[Scale], n: int, dtype: torch.dtype, limits=H100, blocks=Non
     return result
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_channels(dtype):
     """Every number of channels that fits, and maps that end inside tiles."""
     for c in (8, 24, 32, 40, 64):
@@ -231,7 +185,7 @@ def test_channels(dtype):
             run([Scale(c, 11, 18, (0,))], 1, dtype)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_map_sizes(dtype):
     for h, w in ((1, 1), (1, 40), (40, 1), (2, 3), (16, 16), (17, 33), (35, 15)):
         run([Scale(16, h, w, (0,))], 1, dtype)
@@ -245,7 +199,7 @@ def test_devices(limits):
             run([Scale(c, 30, 17, (0,))], 1, dtype, limits)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_open_lists(dtype):
     """Several scales of a batch in one launch; closed samples and scales of other launches stay untouched."""
     for lists in (((0, 2), (1,), (), (0, 1, 2)), ((), (), (), ()), ((0, 1, 2), (0, 1, 2), (2,), (1,))):
@@ -261,7 +215,7 @@ def test_schedules(order):
         run([Scale(32, 33, 20, (0, 1)), Scale(64, 18, 17, (1,))], 2, dtype, blocks=2, order=order, global_races=True)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_batch_never_changes_a_sample(dtype):
     batch = run([Scale(40, 21, 19, (0, 1, 2))], 3, dtype)
     for i in range(3):
@@ -292,7 +246,7 @@ def test_bytes_and_bank_conflicts(dtype):
 def test_fits():
     half, single = torch.float16, torch.float32
     for limits in (H100, A100, ADA):
-        assert all(fits(c, dtype, limits) for c in range(8, 65, 8) for dtype in TYPES)
+        assert all(fits(c, dtype, limits) for c in range(8, 65, 8) for dtype in DTYPES)
         assert not fits(12, half, limits) and not fits(0, half, limits) and not fits(72, single, limits)
         assert not fits(136, half, limits) and not fits(256, half, limits)
     assert fits(128, half, H100) and fits(128, torch.bfloat16, A100) and not fits(128, half, ADA)
@@ -301,17 +255,21 @@ def test_fits():
 def test_shapes():
     """The launch of 1024 x 2048 pixels' finest scale, and one without work."""
     params = CellParams(n=1)
-    params.level[0] = Level((ctypes.c_void_p * 2)(), None, 256, 512, 64)
-    assert shape_of(params, torch.float16, H100)[0] == 0
+    params.maps[0] = ScaleMaps((ctypes.c_void_p * 2)(), None, MapShape(256, 512, 64))
+    assert launch_shape("cell", params, torch.float16, H100)[0] == 0
     params.depthwise[0][0] = 1
-    assert shape_of(params, torch.float16, H100) == (264, 256, 114432)  # 512 tiles for two blocks per multiprocessor
-    assert H100[3] >= 2 * (114432 + 1024)
-    assert shape_of(params, torch.float16, ADA) == (128, 512, 85248)
+    assert launch_shape("cell", params, torch.float16, H100) == (
+        264,
+        256,
+        114432,
+    )  # 512 tiles for two blocks per multiprocessor
+    assert H100.shared_per_multiprocessor >= 2 * (114432 + 1024)
+    assert launch_shape("cell", params, torch.float16, ADA) == (128, 512, 85248)
 
 
 def test_assembler():
     """No spills, and the registers for 512 threads per multiprocessor."""
-    for dtype in TYPES:
+    for dtype in DTYPES:
         for arch in ("sm_80", "sm_90"):
             for name, use in emulator._ptxsim().ptxas(emulator.ptx("cell", dtype), arch=arch).items():
                 assert use["regs"] <= 128 and use["spill_stores"] == 0, (name, use)

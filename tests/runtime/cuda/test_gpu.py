@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import largest_error, random_gates, random_images, random_network
-from test_goldens import EVAL, check_eval, load
 
 import dynroute
 from dynroute.native import library
 from dynroute.runtime.cuda.executor import CudaExecutor
 from dynroute.runtime.cuda.launch_list import DTYPES
 from dynroute.runtime.executor import Runtime
+from tests.support.goldens import EVAL, check_eval, load
+from tests.support.networks import largest_error, random_gates, random_images, random_network
 
 pytestmark = pytest.mark.skipif(library.why_not_cuda() is not None, reason=library.why_not_cuda() or "")
 FIELDS = ("logits", "gates", "executed_nodes", "executed_macs")

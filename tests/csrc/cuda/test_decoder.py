@@ -6,14 +6,27 @@ import ctypes
 
 import numpy as np
 import pytest
-import shapes
 import torch
-from buffers import Buffers, assert_close, poisoned
-from structs import KEEP, SCALES, Io, Level, MergeParams, Node, PredictorParams, Row, UpsampleParams
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate
 
 from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda.launch_list import DTYPES
+from tests.support.cuda.buffers import Buffers, assert_close, poisoned
+from tests.support.cuda.devices import H100, ONE
+from tests.support.cuda.shapes import launch_shape
+from tests.support.cuda.structs import (
+    KEEP,
+    SCALES,
+    Io,
+    MapShape,
+    MergeParams,
+    Node,
+    PredictorParams,
+    Row,
+    ScaleMaps,
+    UpsampleParams,
+)
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
 SCHEDULES = ({"order": "rev"}, {"order": "rand", "seed": 5})
@@ -39,7 +52,7 @@ class Merge:
         # sample 0 is closed (weight 1), 1 is absent, 2 has no keep path, others are open
         self.keep = [(1.0, 0.0, 0.0)[i] if i < 3 else 0.25 + 0.1 * i for i in range(n)]
 
-    def run(self, samples=None, device=shapes.ONE, **options):
+    def run(self, samples=None, device=ONE, **options):
         samples = list(range(self.n)) if samples is None else samples
         n, b = len(samples), Buffers()
         _, h, w, c = self.map.shape
@@ -55,16 +68,16 @@ class Merge:
         out = poisoned(n, h, w, len(self.weight), dtype=self.dtype)
         macs = torch.zeros(n, 3, dtype=torch.int64)
         params = MergeParams(
-            io=b.struct(Io(other=b.write(macs))),
+            io=b.struct(Io(sample_macs=b.write(macs))),
             row=Row(b.struct(nodes), None, None),
-            level=Level((ctypes.c_void_p * 2)(*map(b.read, maps)), None, h, w, c),
+            level=ScaleMaps((ctypes.c_void_p * 2)(*map(b.read, maps)), None, MapShape(h, w, c)),
             scale=self.scale,
             coarse=None if self.coarse is None else b.read(self.coarse[samples]),
             weight=b.matrix(self.weight, self.shift),
             out=b.write(out),
             n=n,
         )
-        shape = shapes.launch_shape("merge", params, self.dtype, device)
+        shape = launch_shape("merge", params, self.dtype, device)
         return out, macs, emulator.launch("merge", self.dtype, bytes(params), shape, b.arrays, **options)
 
     def check(self, out: Tensor, macs: Tensor) -> None:
@@ -77,7 +90,7 @@ class Merge:
         assert macs.tolist() == [[0, want[0].numel() * x.shape[-1], 0]] * self.n
 
 
-@pytest.mark.parametrize("dtype", shapes.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("n", "h", "w", "c", "c_out"),
     [(5, 6, 10, 8, 8), (4, 2, 2, 24, 16), (1, 18, 8, 64, 64), (2, 4, 6, 160, 80), (1, 2, 4, 512, 256)],
@@ -87,7 +100,7 @@ def test_merge(n: int, h: int, w: int, c: int, c_out: int, dtype: torch.dtype) -
     case.check(*case.run()[:2])
 
 
-@pytest.mark.parametrize("dtype", shapes.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_merge_at_the_coarsest_scale(dtype: torch.dtype) -> None:
     """Nothing to add, and sizes are any."""
     for h, w in ((1, 1), (3, 9)):
@@ -108,7 +121,7 @@ def test_merge_is_the_same_however_it_runs(dtype: torch.dtype) -> None:
     out, macs, _ = case.run()
     case.check(out, macs)
     for options in SCHEDULES:
-        assert torch.equal(case.run(device=shapes.H100, **options)[0], out)
+        assert torch.equal(case.run(device=H100, **options)[0], out)
     for i in range(4):
         assert torch.equal(case.run(samples=[i])[0][0], out[i])
 
@@ -138,13 +151,13 @@ class Predictor:
         out = poisoned(n, h, w, len(self.weight), dtype=torch.float32)
         macs = torch.zeros(n, 3, dtype=torch.int64)
         params = PredictorParams(
-            io=b.struct(Io(other=b.write(macs))),
+            io=b.struct(Io(sample_macs=b.write(macs))),
             x=b.read(self.x[samples]),
             weight=b.matrix(self.weight.flatten(1), self.bias),
             out=b.write(out),
             n=n, h=h, w=w, c=c,
         )  # fmt: skip
-        shape = shapes.launch_shape("predictor", params, self.dtype, shapes.ONE)
+        shape = launch_shape("predictor", params, self.dtype, ONE)
         return out, macs, emulator.launch("predictor", self.dtype, bytes(params), shape, b.arrays, **options)
 
     def check(self, out: Tensor, macs: Tensor) -> None:
@@ -154,7 +167,7 @@ class Predictor:
         assert macs.tolist() == [[0, want[0].numel() * 9 * self.x.shape[-1], 0]] * self.n
 
 
-@pytest.mark.parametrize("dtype", shapes.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("n", "h", "w", "c", "classes"),
     [(2, 9, 18, 8, 19), (1, 1, 1, 24, 2), (3, 3, 5, 40, 1), (1, 8, 16, 64, 19), (1, 5, 7, 16, 150), (1, 2, 33, 72, 32)],
@@ -174,7 +187,7 @@ def test_predictor_is_the_same_however_it_runs(dtype: torch.dtype) -> None:
         assert torch.equal(case.run(samples=[i])[0][0], out[i])
 
 
-@pytest.mark.parametrize("dtype", shapes.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("c", [24, 64])
 def test_predictor_traffic(dtype: torch.dtype, c: int) -> None:
     _, _, info = Predictor(1, 16, 32, c, 19, dtype).run(counters=True)
@@ -204,7 +217,7 @@ class Upsample:
             io=b.struct(io), x=b.read(self.x[samples]), n=n, h=h, w=w, classes=classes, out_h=self.out_h,
             out_w=self.out_w,
         )  # fmt: skip
-        shape = shapes.launch_shape("upsample", params, torch.float32, shapes.ONE)
+        shape = launch_shape("upsample", params, torch.float32, ONE)
         return planes, classes_of, emulator.launch("upsample", torch.float32, bytes(params), shape, b.arrays, **options)
 
     def check(self, planes: Tensor, labels: Tensor) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
-import structs
 import torch
 
 from dynroute.runtime.cuda import emulator
+from tests.support.cuda import matrices, structs
 
 
 class Buffers:
@@ -35,15 +35,7 @@ class Buffers:
 
     def matrix(self, weight: torch.Tensor, shift: torch.Tensor) -> structs.Matrix:
         """Packs a rounded [n, k] weight."""
-        n, k = weight.shape
-        k_pad, n_pad = -(-k // 32) * 32, -(-n // 32) * 32
-        packed = torch.zeros(n_pad, k_pad, dtype=weight.dtype)
-        packed[:n, :k] = weight
-        padded_shift = torch.zeros(n_pad)
-        padded_shift[:n] = shift
-        if weight.dtype == torch.float32:
-            packed = packed.T.contiguous()
-        return structs.Matrix(self.read(packed), self.read(padded_shift), k, n, k_pad, n_pad)
+        return matrices.matrix(*map(self.read, matrices.pack(weight, shift)), *weight.shape)
 
 
 def poisoned(*shape: int, dtype: torch.dtype) -> torch.Tensor:

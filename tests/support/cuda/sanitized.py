@@ -1,18 +1,13 @@
 """What compute-sanitizer watches (`make gpu-check`): every kernel in every storage type, a graph captured and replayed.
 
-A script, not a test: small maps, as the tools slow kernels down a hundredfold.
+A script (`python -m tests.support.cuda.sanitized`), not a test: maps are small, as the tools slow kernels down a
+hundredfold.
 """
-
-import sys
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from conftest import random_gates, random_images, random_network
-
 import dynroute
+from tests.support.networks import random_gates, random_images, random_network
 
 for settings in ({"gate_shift": -0.3}, {"small_gate": True, "channels": 16}):
     net = random_network(**settings)

@@ -1,4 +1,4 @@
-"""csrc/cuda/kernels/tail.cu on the emulator: the last stage of staged cells, and the paths that wait for it."""
+"""csrc/cuda/kernels/stage_paths.cu on the emulator: the last stage of staged cells, and the paths that wait for it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,32 @@ import ctypes
 import itertools
 
 import pytest
-import shapes
-import structs
 import torch
-from buffers import Buffers, assert_close, poisoned
-from structs import DOWN, DOWN_OPEN, KEEP, LISTS, OPEN, SCALES, UP, UP_OPEN, Io, Level, Matrix, Node, Row, TailParams
-from test_sepconv import Weights, close
 
 from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda.launch_list import DTYPES
+from tests.support.cuda import structs
+from tests.support.cuda.buffers import Buffers, assert_close, poisoned
+from tests.support.cuda.devices import A100, H100, ONE
+from tests.support.cuda.matrices import StageWeights, is_close
+from tests.support.cuda.shapes import launch_shape
+from tests.support.cuda.structs import (
+    DOWN,
+    DOWN_OPEN,
+    KEEP,
+    LISTS,
+    OPEN,
+    SCALES,
+    UP,
+    UP_OPEN,
+    Io,
+    MapShape,
+    Matrix,
+    Node,
+    Row,
+    ScaleMaps,
+    StagePathsParams,
+)
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
 ROWS, ROW = 5, 3
@@ -31,7 +49,7 @@ class Case:
         torch.manual_seed(n + c + h)
         self.n, self.dtype, self.scales = n, dtype, scales
         self.shapes = [(h >> s, w >> s, c << s) for s in range(scales)]
-        self.stages = {s: Weights(c << s, c << s, dtype) for s in staged}
+        self.stages = {s: StageWeights(c << s, c << s, dtype) for s in staged}
         self.x, self.between = ([torch.randn(n, *shape, generator=g).to(dtype) for shape in self.shapes] for _ in "ab")
         self.maps = [x.relu() for x in self.x]
         self.weights: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -42,7 +60,7 @@ class Case:
                     self.weights[s, path] = weight, torch.randn(c_out, generator=g)
         self.out_map = [[(i + s) % 2 for s in range(SCALES)] for i in range(n)]
 
-    def run(self, opened, samples=None, device=shapes.ONE, **options):
+    def run(self, opened, samples=None, device=ONE, **options):
         """opened(sample, scale, path) -> bool. Returns maps and halves per scale, counts [n, ROWS, 4, 5] and
         statistics."""
         samples = list(range(self.n)) if samples is None else samples
@@ -60,10 +78,10 @@ class Case:
                         counts[at, s] += 1
         macs = torch.zeros(n, ROWS, SCALES, 5, dtype=torch.int64)
         finished, ticket = torch.zeros(n, SCALES, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-        params = TailParams(finished=b.write(finished), ticket=b.write(ticket))
+        params = StagePathsParams(finished=b.write(finished), ticket=b.write(ticket))
         cells = params.cells
         cells.n, cells.row_index, cells.rows = n, ROW, ROWS
-        cells.io = b.struct(Io(nodes=b.write(macs)))
+        cells.io = b.struct(Io(node_macs=b.write(macs)))
         cells.row = Row(b.struct(nodes), b.read(counts), b.read(lists))
         maps, halves = [], []
         for s, (h, w, c) in enumerate(self.shapes):
@@ -76,7 +94,7 @@ class Case:
                 else:
                     maps[s][self.out_map[sample][s]][i] = self.maps[s][sample]
             use = b.write if s in self.stages else b.read
-            cells.level[s] = Level((ctypes.c_void_p * 2)(*map(use, maps[s])), b.write(halves[s]), h, w, c)
+            cells.maps[s] = ScaleMaps((ctypes.c_void_p * 2)(*map(use, maps[s])), b.write(halves[s]), MapShape(h, w, c))
             for path, field in ((UP, params.up), (DOWN, params.down)):
                 field[s] = b.matrix(*self.weights[s, path]) if (s, path) in self.weights else Matrix()
             if s in self.stages:
@@ -86,8 +104,8 @@ class Case:
                     None, None, 1, 1,
                 )  # fmt: skip
                 b.arrays += weights.arrays
-        shape = shapes.launch_shape("tail", params, self.dtype, device)
-        info = emulator.launch("tail", self.dtype, bytes(params), shape, b.arrays, **options)
+        shape = launch_shape("stage_paths", params, self.dtype, device)
+        info = emulator.launch("stage_paths", self.dtype, bytes(params), shape, b.arrays, **options)
         info["blocks"], info["taken"], info["finished"] = shape[0], int(ticket), finished
         return maps, halves, macs, info
 
@@ -103,7 +121,7 @@ class Case:
                     assert torch.equal(maps[s][1 - out][i], self.x[s][sample])
                     if any(opened(sample, s, path) for path in range(3)):
                         between, residual = (t[s][sample : sample + 1] for t in (self.between, self.x))
-                        assert close(h_map[None], self.stages[s].reference(between, 1, residual, True))
+                        assert is_close(h_map[None], self.stages[s].reference(between, 1, residual, True))
                         want_macs[i, ROW, s, 1] = h * w * (9 * c + c * c)
                         x = h_map
                     else:
@@ -136,7 +154,7 @@ def everything(sample: int, scale: int, path: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("dtype", shapes.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "c", "h", "w"), [(3, 8, 8, 24), (2, 16, 16, 8), (1, 24, 8, 16), (2, 64, 8, 8)])
 def test_paths(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> None:
     case = Case(n, c, h, w, dtype)
@@ -145,7 +163,7 @@ def test_paths(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> None:
         case.check(opened, *made)
 
 
-@pytest.mark.parametrize("dtype", shapes.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_odd_sizes(dtype: torch.dtype) -> None:
     """Only sizes that have a down path are even."""
     for h, w in ((1, 1), (5, 7), (26, 6)):
@@ -178,12 +196,12 @@ def test_nothing_open() -> None:
 STAGED = [(0, 1, 2, 3), (1, 2, 3), (3,), (0, 2)]
 
 
-@pytest.mark.parametrize("dtype", shapes.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("staged", STAGED, ids=str)
 def test_stages_and_their_paths(staged: tuple[int, ...], dtype: torch.dtype) -> None:
     """A block alone, which takes all items one after another, and several at once."""
     case = Case(3, 16, 16, 24, dtype, staged=staged)
-    for opened, options in ((everything, {}), (some, {"device": shapes.A100, "resident": 5})):
+    for opened, options in ((everything, {}), (some, {"device": A100, "resident": 5})):
         *made, info = case.run(opened, **options)
         case.check(opened, *made)
         for i in range(3):
@@ -198,9 +216,9 @@ def test_schedules_and_grids_do_not_matter(dtype: torch.dtype) -> None:
     first = case.run(some)
     case.check(some, *first[:3])
     for device, options in (
-        (shapes.ONE, {"order": "rev"}),
-        (shapes.ONE, {"order": "rand", "seed": 3}),
-        (shapes.H100, {"global_races": True}),
+        (ONE, {"order": "rev"}),
+        (ONE, {"order": "rand", "seed": 3}),
+        (H100, {"global_races": True}),
     ):
         same(first, case.run(some, device=device, **options))
 
@@ -209,7 +227,7 @@ def test_stages_do_not_race() -> None:
     """Without paths. With both, the check would need to know that a path waits: it reads what other blocks wrote."""
     case = Case(2, 16, 16, 24, torch.float16, staged=(0, 1, 2, 3))
     case.weights.clear()
-    *made, _ = case.run(some, device=shapes.A100, resident=7, global_races=True)
+    *made, _ = case.run(some, device=A100, resident=7, global_races=True)
     case.check(some, *made)
 
 
@@ -232,7 +250,7 @@ def test_paths_wait(c: int, h: int, w: int, resident: int) -> None:
     spun = 0
     for seed, order in enumerate(("fwd", "rev", "rand", "rand")):
         options = {"resident": resident, "order": order, "seed": seed, "counters": True}
-        found = case.run(opened, device=shapes.A100, **options)
+        found = case.run(opened, device=A100, **options)
         same(first, found)
         assert found[3]["finished"].equal(first[3]["finished"])
         # each block takes one more than there are

@@ -1,4 +1,4 @@
-"""The plan of a call: how many launches, and memory that is shared only by what is never in use at once."""
+"""A call's launch list: how many launches, and memory that is shared only by what is never in use at once."""
 
 from __future__ import annotations
 
@@ -6,47 +6,46 @@ import itertools
 
 import pytest
 import torch
-from structs import SCALES, AggregateParams, BeginParams, CellParams, TailParams
 
+from dynroute.native.contract import ConfigNumbers
 from dynroute.native.network import TABLE_FIELDS, table_rows
-from dynroute.runtime.cuda.launch_list import DTYPES, FUSIONS, DeviceLimits, Launch, NetworkPlan, read_launches
+from dynroute.runtime.cuda.launch_list import DTYPES, FUSIONS, DeviceLimits, Launch, LaunchList, read_launches
+from tests.support.cuda.devices import A100, ADA, H100
+from tests.support.cuda.structs import SCALES, AggregateRouteParams, CellParams, InitCallParams, StagePathsParams
 
-A100, RTX, H100 = (
-    DeviceLimits(),
-    DeviceLimits(89, 128, 99 << 10, 100 << 10),
-    DeviceLimits(90, 132, 227 << 10, 228 << 10),
-)
 BASE = 1 << 40  # of pretended addresses
 
 
-def config(layers: int = 16, channels: int = 64, classes: int = 19, activation: int = 0, stacks: int = 2) -> list[int]:
-    return [layers, channels, 64, classes, activation, 0, stacks, 0]
+def config(
+    layers: int = 16, channels: int = 64, classes: int = 19, activation: int = 0, stacks: int = 2
+) -> ConfigNumbers:
+    return ConfigNumbers(layers, channels, 64, classes, activation, small_gate=0, cell_stacks=stacks, bf16_storage=0)
 
 
-def plan_of(fusion: str, dtype: torch.dtype = torch.float16, device: DeviceLimits = A100, image=(1, 1024, 2048), **c):
-    return NetworkPlan(config(**c), [*image, *image[1:]], dtype, fusion, device)
+def list_of(fusion: str, dtype: torch.dtype = torch.float16, device: DeviceLimits = A100, image=(1, 1024, 2048), **c):
+    return LaunchList(config(**c), [*image, *image[1:]], dtype, fusion, device)
 
 
-def launches(plan: NetworkPlan) -> list[Launch]:
-    buffers, _ = plan.buffers()
-    table = torch.arange(table_rows(plan.config[0]) * TABLE_FIELDS).view(-1, TABLE_FIELDS) * 256
-    return list(read_launches(plan.launches([BASE + (i << 32) for i in range(len(buffers))], BASE, table)[0]))
+def launches(launch_list: LaunchList) -> list[Launch]:
+    buffers, _ = launch_list.buffers()
+    table = torch.arange(table_rows(launch_list.config.layers) * TABLE_FIELDS).view(-1, TABLE_FIELDS) * 256
+    return list(read_launches(launch_list.launches([BASE + (i << 32) for i in range(len(buffers))], BASE, table)[0]))
 
 
-def kernels(plan: NetworkPlan) -> list[str]:
-    return [launch.kernel for launch in launches(plan)]
+def kernels(launch_list: LaunchList) -> list[str]:
+    return [launch.kernel for launch in launches(launch_list)]
 
 
 def rhythm(found: list[str]) -> list[int]:
-    """How many `cell`, `sepconv` and `tail` are between stem and decoder; and that nothing else is but `aggregate`."""
-    assert found[:4] == ["begin", "stem_conv", "sepconv", "sepconv"]
+    """How many `cell`, `sepconv`, `stage_paths` are between stem and decoder; all else is `aggregate_route`."""
+    assert found[:4] == ["init_call", "stem_conv", "sepconv", "sepconv"]
     assert found[-6:] == ["merge"] * 4 + ["predictor", "upsample"]
     space = found[4:-6]
-    assert space.count("aggregate") == 17 and set(space) <= {"aggregate", "cell", "sepconv", "tail"}
-    return [space.count(kernel) for kernel in ("cell", "sepconv", "tail")]
+    assert space.count("aggregate_route") == 17 and set(space) <= {"aggregate_route", "cell", "sepconv", "stage_paths"}
+    return [space.count(kernel) for kernel in ("cell", "sepconv", "stage_paths")]
 
 
-DEVICES = pytest.mark.parametrize("device", [A100, RTX, H100], ids=["sm_80", "sm_89", "sm_90"])
+DEVICES = pytest.mark.parametrize("device", [A100, ADA, H100], ids=["sm_80", "sm_89", "sm_90"])
 
 
 @DEVICES
@@ -54,10 +53,10 @@ DEVICES = pytest.mark.parametrize("device", [A100, RTX, H100], ids=["sm_80", "sm
 def test_launches_of_sixteen_layers(dtype: torch.dtype, device: DeviceLimits) -> None:
     """80 is the limit. The last row has no paths, but a last stage where scales are staged."""
     for fusion in FUSIONS:
-        assert len(kernels(plan_of(fusion, dtype, device))) <= 77
-    found = kernels(plan_of("staged", dtype, device))
+        assert len(kernels(list_of(fusion, dtype, device))) <= 77
+    found = kernels(list_of("staged", dtype, device))
     assert len(found) == 61 and rhythm(found) == [0, 17, 17]
-    found = kernels(plan_of("fused", dtype, device, channels=8))  # all scales fit
+    found = kernels(list_of("fused", dtype, device, channels=8))  # all scales fit
     assert len(found) == 60 and rhythm(found) == [17, 0, 16]
 
 
@@ -65,60 +64,61 @@ def test_launches_of_sixteen_layers(dtype: torch.dtype, device: DeviceLimits) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_scales_differ_in_fusion(dtype: torch.dtype, device: DeviceLimits) -> None:
     """64 to 512 channels: the first scale is fused where that pays, so that rows but the first have both."""
-    found = kernels(plan_of("auto", dtype, device))
+    found = kernels(list_of("auto", dtype, device))
     if dtype == torch.float32 and device is not H100:  # too little room for tiles in float
         assert rhythm(found) == [0, 17, 17]
     else:
         assert len(found) == 77 and rhythm(found) == [17, 16, 17]
-        assert found[4:7] == ["aggregate", "cell", "tail"]
-        assert found[7:11] == found[-10:-6] == ["aggregate", "cell", "sepconv", "tail"]
+        assert found[4:7] == ["aggregate_route", "cell", "stage_paths"]
+        assert found[7:11] == found[-10:-6] == ["aggregate_route", "cell", "sepconv", "stage_paths"]
     # 128 channels, if that is asked for and fits: then row 1 is all fused
-    wide = dtype != torch.float32 and device is not RTX
-    assert rhythm(kernels(plan_of("fused", dtype, device))) == [17, 15 if wide else 16, 17]
+    wide = dtype != torch.float32 and device is not ADA
+    assert rhythm(kernels(list_of("fused", dtype, device))) == [17, 15 if wide else 16, 17]
 
 
 def test_what_is_fused() -> None:
     """By the parameters of each row's launches."""
     for channels, fused in ((8, 4), (16, 3), (24, 2), (32, 2), (64, 1), (72, 0)):  # up to 64 channels
-        plan = plan_of("auto", channels=channels)
-        last = {launch.kernel: launch.params for launch in launches(plan)}
+        launch_list = list_of("auto", channels=channels)
+        last = {launch.kernel: launch.params for launch in launches(launch_list)}
         cells = [s for s in range(SCALES) if fused and CellParams.from_buffer_copy(last["cell"]).depthwise[s][0]]
-        stages = TailParams.from_buffer_copy(last["tail"]).cells.stage
+        stages = StagePathsParams.from_buffer_copy(last["stage_paths"]).cells.stage
         assert cells == list(range(fused))
         assert [s for s in range(SCALES) if stages[s].depthwise] == ([] if fused == 4 else list(range(fused, SCALES)))
 
 
 def test_nothing_is_fused_where_nothing_fits() -> None:
-    assert rhythm(kernels(plan_of("fused", channels=136, device=H100))) == [0, 17, 17]
+    assert rhythm(kernels(list_of("fused", channels=136, device=H100))) == [0, 17, 17]
 
 
 @pytest.mark.parametrize(("stacks", "launches"), [(1, 10 + 17 * 2), (3, 10 + 17 * 4)])
 def test_cells_of_one_and_three_stages_are_never_fused(stacks: int, launches: int) -> None:
     for fusion in FUSIONS:
-        assert len(kernels(plan_of(fusion, stacks=stacks))) == launches
+        assert len(kernels(list_of(fusion, stacks=stacks))) == launches
 
 
 def test_counters_are_apart() -> None:
-    """Of each row, and cleared by `begin`: aggregate's of nodes and of the row, tail's of nodes and its ticket."""
+    """Of each row, and cleared by `init_call`: aggregate_route's of nodes and of the row, stage_paths' of
+    nodes and its ticket."""
     n, nodes = 3, 3 * SCALES
-    plan = plan_of("auto", image=(n, 64, 64))
-    found = launches(plan)
-    begin = BeginParams.from_buffer_copy(found[0].params)
+    launch_list = list_of("auto", image=(n, 64, 64))
+    found = launches(launch_list)
+    first = InitCallParams.from_buffer_copy(found[0].params)
     ranges = []
     for launch in found:
-        if launch.kernel == "aggregate":
-            p = AggregateParams.from_buffer_copy(launch.params)
+        if launch.kernel == "aggregate_route":
+            p = AggregateRouteParams.from_buffer_copy(launch.params)
             ranges += [(p.node_arrivals, nodes), (p.row_arrivals, 1)]
-        if launch.kernel == "tail":
-            q = TailParams.from_buffer_copy(launch.params)
+        if launch.kernel == "stage_paths":
+            q = StagePathsParams.from_buffer_copy(launch.params)
             ranges += [(q.finished, nodes), (q.ticket, 1)]
-    end = begin.counters
+    end = first.counters
     for start, count in sorted(ranges):
         assert start >= end
         end = start + 4 * count
-    assert end <= begin.counters + 4 * begin.counter_count
-    buffers, _ = plan.buffers()
-    assert next(buffer.bytes for buffer in buffers if buffer.name == "arrivals") == 4 * begin.counter_count
+    assert end <= first.counters + 4 * first.counter_count
+    buffers, _ = launch_list.buffers()
+    assert next(buffer.bytes for buffer in buffers if buffer.name == "arrivals") == 4 * first.counter_count
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_counters_are_apart() -> None:
 )
 def test_a_kernel_that_does_not_fit_is_named(shared: int, message: str) -> None:
     with pytest.raises(RuntimeError, match="cuda_launches: " + message):
-        kernels(plan_of("auto", device=DeviceLimits(80, 108, shared, 164 << 10)))
+        kernels(list_of("auto", device=DeviceLimits(80, 108, shared, 164 << 10)))
 
 
 # Which buffers are in use at once: in the space, while the stem runs, while the decoder ends.
@@ -144,7 +144,7 @@ TOGETHER += [[*ALWAYS, "small_logits", "halves_0"]]
 @pytest.mark.parametrize("channels", [8, 64])
 @pytest.mark.parametrize("image", [(1, 32, 32), (3, 64, 96), (1, 1024, 2048)], ids=str)
 def test_what_is_in_use_at_once_does_not_overlap(image, channels: int, classes: int) -> None:
-    buffers, workspace = plan_of("auto", image=image, channels=channels, classes=classes).buffers()
+    buffers, workspace = list_of("auto", image=image, channels=channels, classes=classes).buffers()
     by_name = {buffer.name: buffer for buffer in buffers}
     assert sorted(by_name) == sorted({*itertools.chain(*TOGETHER), "rows"})
     assert by_name["rows"].offset == -1
@@ -158,14 +158,14 @@ def test_what_is_in_use_at_once_does_not_overlap(image, channels: int, classes: 
 
 def test_memory_at_full_size() -> None:
     """The stem's two maps at half the image's size are the peak: 8 maps of scale 1/4, of which the space needs 5.6."""
-    _, workspace = plan_of("auto").buffers()
+    _, workspace = list_of("auto").buffers()
     assert workspace < 8.1 * 256 * 512 * 64 * 2
-    _, batch = plan_of("auto", image=(4, 1024, 2048)).buffers()
+    _, batch = list_of("auto", image=(4, 1024, 2048)).buffers()
     assert 3.9 * workspace < batch < 4.1 * workspace
 
 
 def test_fixed_gates_have_no_sums() -> None:
-    buffers, _ = plan_of("auto", activation=3).buffers()
+    buffers, _ = list_of("auto", activation=3).buffers()
     assert all(buffer.bytes == 0 for buffer in buffers if buffer.name.startswith("partials"))
 
 
@@ -176,4 +176,4 @@ def test_errors_name_the_argument() -> None:
         ({"device": DeviceLimits(75, 40, 64 << 10, 64 << 10)}, r"wanted compute capability 8\.0 or higher, got 7\.5"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            plan_of("auto", **wrong).buffers()
+            list_of("auto", **wrong).buffers()

@@ -1,24 +1,22 @@
-"""begin and aggregate, emulated: X, gates, routing tables and counts, against the rules restated in `routed.py`."""
+"""init_call and aggregate_route, emulated: X, gates, routing tables, counts, against the rules as `routed.py` has them."""
 
 from __future__ import annotations
 
 import ctypes
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import routed
-from routed import NODE, PATHS, SCALES, Space, first_row, path_exists, scales_of_row
-from shapes import DTYPES, SMALL, launch_shape, library
-
 from dynroute import ops
 from dynroute.native import library as native
 from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda.launch_list import DTYPES
 from dynroute.space.wiring import build_space
+from tests.support.cuda import routed
+from tests.support.cuda.devices import SMALL
+from tests.support.cuda.routed import NODE, PATHS, SCALES, Space, first_row, path_exists, scales_of_row
+from tests.support.cuda.shapes import launch_shape, library
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
 
@@ -27,9 +25,9 @@ EPS = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 def tasks_of(space: Space) -> list[int]:
     more = """extern "C" int tasks(int h, int w, int c, int type) {
-      return aggregate_tiling(h, w, c, DType(type)).tasks;
+      return aggregate_tiling({h, w, c}, DType(type)).tasks;
     }"""
-    return [library("aggregate", more).tasks(*x, DTYPES.index(space.dtype)) for x in space.shapes]
+    return [library("aggregate_route", more).tasks(*x, DTYPES.index(space.dtype)) for x in space.shapes]
 
 
 def random_gates(n: int, rows: int, seed: int = 0, share: float = 0.7) -> np.ndarray:
@@ -85,32 +83,37 @@ def check_row(space: Space, row: int, nodes, before, tasks: list[int]):
             h, w, c = space.shapes[s]
             pixels = (h // 4) * (w // 4) if space.small else h * w
             macs[s, 0] = pixels * c * (c // 2) + (c // 2) * len(order)
-        assert (space.macs[i, row] == macs).all(), i
+        assert (space.node_macs[i, row] == macs).all(), i
         following.append(routed.route(nodes[i], space.alphas[i, row], row, space.rows))
     routed.check_tables(space, row, nodes, following)
     return following
 
 
 def run(space: Space, gates=None, rows=None, blocks=None, **options):
-    """begin, then rows of aggregate, each checked. Returns what the last launch counted."""
-    space.begin(gates, **{k: v for k, v in options.items() if k in ("order", "seed")})
+    """init_call, then rows of aggregate_route, each checked. Returns what the last launch counted."""
+    space.init_call(gates, **{k: v for k, v in options.items() if k in ("order", "seed")})
     tasks = tasks_of(space)
     nodes = [first_row() for _ in range(space.n)]
     routed.check_present(space, 0, nodes)
     stats = None
     for row in range(space.rows if rows is None else rows):
         before = [[m.clone() for m in pair] for pair in space.maps]
-        stats = space.aggregate(row, tasks, blocks, **options)
+        stats = space.aggregate_route(row, tasks, blocks, **options)
         following = check_row(space, row, nodes, before, tasks)
         space.run_cells(row, nodes)
         nodes = following
     return stats
 
 
-def test_begin_clears_everything():
+def test_init_call_clears_everything():
     space = Space(3, 8, 8, 8, torch.float32, rows=9)
-    space.begin(global_races=True, order="rand")
-    assert not space.alphas.any() and not space.macs.any() and not space.other.any() and not space.counters.any()
+    space.init_call(global_races=True, order="rand")
+    assert (
+        not space.alphas.any()
+        and not space.node_macs.any()
+        and not space.sample_macs.any()
+        and not space.counters.any()
+    )
     for row in range(9):
         counts = space.counts[row].copy()
         assert counts[0, 0] == (3 if row == 0 else 0)
@@ -118,7 +121,7 @@ def test_begin_clears_everything():
         assert not counts.any()
     assert space.samples[0][0, 0].tolist() == [0, 1, 2]
     value = np.frombuffer(space.io, np.uint64)
-    assert value.tolist() == [0, 0, 0, 0, *(x.ctypes.data for x in (space.alphas, space.macs, space.other))]
+    assert value.tolist() == [0, 0, 0, 0, *(x.ctypes.data for x in (space.alphas, space.node_macs, space.sample_macs))]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -142,10 +145,10 @@ def test_forced_alphas(dtype):
 def test_x_has_the_bits_of_the_cpu():
     space, rows = Space(2, 16, 24, 8, torch.float32, seed=9), 4
     gates = np.random.default_rng(9).random((2, 5, SCALES, PATHS)).astype(np.float32)
-    space.begin(gates)
+    space.init_call(gates)
     nodes = [first_row(), first_row()]
     for row in range(rows):
-        space.aggregate(row, tasks_of(space))
+        space.aggregate_route(row, tasks_of(space))
         if row == rows - 1:
             break
         following = [routed.route(nodes[i], space.alphas[i, row], row, 5) for i in range(2)]
@@ -245,10 +248,10 @@ def test_launch_shape():
     space = Space(1, 8, 8, 64, torch.float16)
     params, _ = space.params(4, [1] * SCALES)
     for s, (h, w) in enumerate(((256, 512), (128, 256), (64, 128), (32, 64))):
-        params.level[s].h, params.level[s].w = h, w
-    blocks, threads, shared = launch_shape("aggregate", params, torch.float16)
+        params.maps[s].shape.h, params.maps[s].shape.w = h, w
+    blocks, threads, shared = launch_shape("aggregate_route", params, torch.float16)
     assert (blocks, threads) == (528, 128) and shared <= 56 << 10
-    assert launch_shape("aggregate", params, torch.float16, SMALL)[2] <= 99 << 10
+    assert launch_shape("aggregate_route", params, torch.float16, SMALL)[2] <= 99 << 10
     params.n = 0
-    assert launch_shape("aggregate", params, torch.float16)[0] == 1
+    assert launch_shape("aggregate_route", params, torch.float16)[0] == 1
     assert ctypes.sizeof(routed.structs.Node) == NODE.itemsize and scales_of_row(0) == 1
