@@ -29,8 +29,8 @@ constexpr MapShape scale_shape(const NetworkConfig& config, int h, int w, int sc
   return {h >> (scale + 2), w >> (scale + 2), config.channels << scale};
 }
 
-// The stem: a 3x3 convolution of stride 2 without padding, a depthwise stage of stride 1, and one of stride 2 that makes
-// the map of scale 0. What lies between has this shape.
+// The stem: a 3x3 convolution of stride 2 without padding, a depthwise stage of stride 1, and one of stride 2 that
+// makes the map of scale 0. What lies between has this shape.
 constexpr int kStemInputs = 27;  // 3x3 of 3 channels
 constexpr int stem_side(int side) { return (side - 3) / 2 + 1; }
 constexpr MapShape stem_shape(const NetworkConfig& config, int h, int w) {
@@ -43,8 +43,8 @@ constexpr int strided(int side, int stride) { return (side - 1) / stride + 1; }
 // A side of the map that a gate reads: X's own, or a quarter of it.
 DYNROUTE_DEVICE_TOO constexpr int gate_side(int side, bool small_gate) { return small_gate ? side / 4 : side; }
 
-// Output channels of what leaves a scale of c channels: up halves, down doubles. The decoder's merges halve, but for the
-// last.
+// Output channels of what leaves a scale of c channels: up halves, down doubles. The decoder's merges halve, but for
+// the last.
 constexpr int path_channels(int c, int path) { return path == kUp ? c / 2 : path == kDown ? 2 * c : c; }
 DYNROUTE_DEVICE_TOO constexpr int gate_channels(int c) { return c / 2; }
 constexpr int merge_channels(int c, int scale) { return scale == 0 ? c : c / 2; }

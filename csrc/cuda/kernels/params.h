@@ -70,12 +70,12 @@ struct Row {
 
 // Where a call's inputs and outputs are; itself in device memory, so that a captured graph serves every call.
 struct Io {
-  const float* images;  // [n, 3, h, w]
-  const float* gates;   // [n, rows, 4, 3] forced alphas, or null
-  float* logits;        // [n, classes, out_h, out_w], or null
-  uint8_t* labels;      // [n, out_h, out_w] the class of the largest logit (the first of equal ones), or null
-  float* alphas;        // [n, rows, 4, 3] by Path
-  int64_t* node_macs;   // [n, rows, 4, 5] executed multiply-accumulates by NodePart
+  const float* images;   // [n, 3, h, w]
+  const float* gates;    // [n, rows, 4, 3] forced alphas, or null
+  float* logits;         // [n, classes, out_h, out_w], or null
+  uint8_t* labels;       // [n, out_h, out_w] the class of the largest logit (the first of equal ones), or null
+  float* alphas;         // [n, rows, 4, 3] by Path
+  int64_t* node_macs;    // [n, rows, 4, 5] executed multiply-accumulates by NodePart
   int64_t* sample_macs;  // [n, 3] by SamplePart
 };
 // Counting: one thread of a block adds a tile's multiply-accumulates (true output sizes, taps on padding counted, halo

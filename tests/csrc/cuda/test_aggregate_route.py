@@ -1,4 +1,4 @@
-"""init_call and aggregate_route, emulated: X, gates, routing tables, counts, against the rules as `routed.py` has them."""
+"""init_call and aggregate_route, emulated: X, gates, routing tables, counts, held to the rules in `routed.py`."""
 
 from __future__ import annotations
 
