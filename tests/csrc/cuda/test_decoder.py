@@ -70,7 +70,7 @@ class Merge:
         params = MergeParams(
             io=b.struct(Io(sample_macs=b.write(macs))),
             row=Row(b.struct(nodes), None, None),
-            level=ScaleMaps((ctypes.c_void_p * 2)(*map(b.read, maps)), None, MapShape(h, w, c)),
+            maps=ScaleMaps((ctypes.c_void_p * 2)(*map(b.read, maps)), None, MapShape(h, w, c)),
             scale=self.scale,
             coarse=None if self.coarse is None else b.read(self.coarse[samples]),
             weight=b.matrix(self.weight, self.shift),

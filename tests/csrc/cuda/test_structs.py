@@ -17,7 +17,7 @@ from tests.support.cuda import structs
 
 HEADER = INCLUDE / "cuda" / "kernels" / "params.h"
 STRUCTS = {name: s for name, s in vars(structs).items() if isinstance(s, type) and issubclass(s, ctypes.Structure)}
-STRUCTS = {name: s for name, s in STRUCTS.items() if s is not ctypes.Structure}
+STRUCTS = {name: s for name, s in STRUCTS.items() if s not in (ctypes.Structure, structs.Struct)}
 CPP_NAMES = {"from_place": "from", "to_place": "to"}  # `from` is a word of Python's
 
 

@@ -11,19 +11,29 @@ PRESENT, OPEN, UP_OPEN, DOWN_OPEN = range(4)
 X, OUT, BETWEEN, PLAIN = range(4)  # StageMap
 
 
-class Matrix(ctypes.Structure):
+class Struct(ctypes.Structure):
+    """Refuses what is no field; ctypes would keep it as an attribute."""
+
+    def __init__(self, *values: object, **fields: object) -> None:
+        unknown = fields.keys() - {name for name, *_ in self._fields_}
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
+        super().__init__(*values, **fields)
+
+
+class Matrix(Struct):
     _fields_ = [("weight", c_void_p), ("shift", c_void_p), *((name, c_int) for name in ("k", "n", "k_pad", "n_pad"))]
 
 
-class MapShape(ctypes.Structure):  # of csrc/contract/geometry.h
+class MapShape(Struct):  # of csrc/contract/geometry.h
     _fields_ = [(name, c_int) for name in ("h", "w", "c")]
 
 
-class ScaleMaps(ctypes.Structure):
+class ScaleMaps(Struct):
     _fields_ = [("map", c_void_p * 2), ("halves", c_void_p), ("shape", MapShape)]
 
 
-class Node(ctypes.Structure):
+class Node(Struct):
     _fields_ = [
         *((name, c_int) for name in ("present", "aliased", "x_map")),
         *((name, c_float) for name in ("source_down", "source_keep", "source_up")),
@@ -33,31 +43,31 @@ class Node(ctypes.Structure):
     ]
 
 
-class Row(ctypes.Structure):
+class Row(Struct):
     _fields_ = [(name, c_void_p) for name in ("nodes", "counts", "samples")]
 
 
-class Io(ctypes.Structure):
+class Io(Struct):
     _fields_ = [
         (name, c_void_p) for name in ("images", "gates", "logits", "labels", "alphas", "node_macs", "sample_macs")
     ]
 
 
-class InitCallParams(ctypes.Structure):
+class InitCallParams(Struct):
     _fields_ = [
         ("value", Io), ("io", c_void_p), ("counters", c_void_p), ("counter_count", c_int), ("rows_table", c_void_p),
         ("n", c_int), ("rows", c_int),
     ]  # fmt: skip
 
 
-class StemConvParams(ctypes.Structure):
+class StemConvParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("weight", Matrix), ("out", c_void_p),
         *((name, c_int) for name in ("n", "h_in", "w_in", "h_out", "w_out")),
     ]  # fmt: skip
 
 
-class SepconvStage(ctypes.Structure):
+class SepconvStage(Struct):
     _fields_ = [
         ("depthwise", c_void_p), ("pointwise", Matrix),
         *((name, c_int) for name in ("c_in", "h_in", "w_in", "h_out", "w_out", "stride", "from_place", "to_place")),
@@ -65,21 +75,21 @@ class SepconvStage(ctypes.Structure):
     ]  # fmt: skip
 
 
-class SepconvParams(ctypes.Structure):
+class SepconvParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("row", Row), ("maps", ScaleMaps * SCALES), ("stage", SepconvStage * SCALES),
         *((name, c_int) for name in ("n", "row_index", "rows", "stem")),
     ]  # fmt: skip
 
 
-class CellParams(ctypes.Structure):
+class CellParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("row", Row), ("maps", ScaleMaps * SCALES), ("depthwise", (c_void_p * 2) * SCALES),
         ("pointwise", (Matrix * 2) * SCALES), *((name, c_int) for name in ("n", "row_index", "rows")),
     ]  # fmt: skip
 
 
-class AggregateRouteParams(ctypes.Structure):
+class AggregateRouteParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("row", Row), ("next", Row), ("maps", ScaleMaps * SCALES), ("gate", Matrix * SCALES),
         ("fc_weight", c_void_p * SCALES), ("fc_bias", c_void_p * SCALES), ("partials", c_void_p * SCALES),
@@ -88,28 +98,28 @@ class AggregateRouteParams(ctypes.Structure):
     ]  # fmt: skip
 
 
-class StagePathsParams(ctypes.Structure):
+class StagePathsParams(Struct):
     _fields_ = [
         ("cells", SepconvParams), ("up", Matrix * SCALES), ("down", Matrix * SCALES), ("finished", c_void_p),
         ("ticket", c_void_p),
     ]  # fmt: skip
 
 
-class MergeParams(ctypes.Structure):
+class MergeParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("row", Row), ("maps", ScaleMaps), ("scale", c_int), ("coarse", c_void_p), ("weight", Matrix),
         ("out", c_void_p), ("n", c_int),
     ]  # fmt: skip
 
 
-class PredictorParams(ctypes.Structure):
+class PredictorParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("x", c_void_p), ("weight", Matrix), ("out", c_void_p),
         *((name, c_int) for name in ("n", "h", "w", "c")),
     ]  # fmt: skip
 
 
-class UpsampleParams(ctypes.Structure):
+class UpsampleParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("x", c_void_p), *((name, c_int) for name in ("n", "h", "w", "classes", "out_h", "out_w")),
     ]  # fmt: skip
