@@ -29,7 +29,7 @@ STEPS = ("build", "tests", "sanitizer", "benchmarks")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # A few layers with gates that open and close, every kernel, a graph captured and replayed.
 SANITIZED = "tests.support.cuda.sanitized"
-TESTS = ("tests/csrc/cuda", "tests/runtime/cuda", "tests/test_runtime.py", "tests/test_goldens.py")
+TESTS = ("tests/csrc/cuda", "tests/runtime")
 
 
 def missing() -> list[str]:
