@@ -144,7 +144,9 @@ def test_doctor_gives_a_reason_for_what_does_not_run(tmp_path: Path, capsys: pyt
     assert found["backends"]["reference"] is None
     assert found["backends"]["cuda"] and found["backends"]["triton"]
     assert (found["native"] is None) == bool(found["native_reason"])
-    assert found["auto"] in capsys.readouterr().out
+    assert found["operators"]["sepconv"]["reference"] is None and found["operators"]["sepconv"]["triton"]
+    taken = found["auto"]["cpu"]
+    assert f"takes {taken['backend']} for a network on the CPU: {taken['reason']}" in capsys.readouterr().out
 
 
 needs_planner = pytest.mark.skipif(planner.why_not() is not None, reason=str(planner.why_not()))

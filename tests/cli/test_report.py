@@ -62,7 +62,7 @@ def test_report_is_one_whole_file(tiny_run: Path, tmp_path: Path) -> None:
 def test_report_takes_the_timings_it_finds(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = tiny_run / "bench.json"
     assert main(["bench", str(tiny_run), "--repeats", "1", "--batch", "3", "--json", str(bench)]) == 0
-    monkeypatch.setattr("dynroute.cli.bench.measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("dynroute.cli.report.bench", lambda *_: pytest.fail("measured again"))
     out = tmp_path / "r.html"
     try:
         assert main(["report", str(tiny_run), "--images", "1", "--observe", "2", "--out", str(out)]) == 0

@@ -20,13 +20,13 @@ def test_evaluate_flips_scales_and_runtimes() -> None:
     source, normalise = ScenesDataset(3, 64), normalisation(small(Path("unused")).data)
     plain = evaluate(net, source, normalise)
     assert net.training
-    assert plain["passes"] == 1 and plain["images"] == 3 and len(plain["per_image"]) == 3
-    assert plain["real_mflops"] <= plain["all_open_real_mflops"]
-    assert len(plain["gates"]["open_probability"]) == 5
-    json.dumps(plain, allow_nan=False)
+    assert plain.passes == 1 and plain.images == 3 and len(plain.per_image) == 3
+    assert plain.costs["real_mflops"] <= plain.costs["all_open_real_mflops"]
+    assert len(plain.gates.open_probability) == 5
+    json.dumps(plain.to_json(), allow_nan=False)
     many = evaluate(net, source, normalise, flip=True, scales=(1.0, 1.5), max_images=2)
-    assert many["passes"] == 4 and many["images"] == 2
-    assert many["real_mflops"] > 2 * plain["real_mflops"]
+    assert many.passes == 4 and many.images == 2
+    assert many.costs["real_mflops"] > 2 * plain.costs["real_mflops"]
 
     def runtime(images: torch.Tensor) -> Any:
         out = net.eval()(images)
@@ -35,6 +35,6 @@ def test_evaluate_flips_scales_and_runtimes() -> None:
         return out
 
     counted = evaluate(runtime, source, normalise, batch=2)
-    assert counted["executed_macs"] == 1000
+    assert counted.costs["executed_macs"] == 1000
     # 5 rows of 4 nodes, 4 kinds that are no gate, less the 4 cells of row 0
-    assert counted["executed_space_macs"] == 5 * 4 * 4 - 4
+    assert counted.costs["executed_space_macs"] == 5 * 4 * 4 - 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dynroute.measure.opened import space_macs
+from dynroute.cost import space_macs
 
 
 def test_space_macs_leaves_gates_and_the_init_cell_out() -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynroute.native import library, network
+from dynroute.native.contract import ACTIVATIONS, ConfigNumbers, WeightField, table_rows
 from dynroute.runtime.weights import layouts as packing
 
 pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
@@ -158,7 +159,7 @@ class Net:
 
     def packed(self, poison: set[int] | None = None) -> tuple[Tensor, Tensor]:
         """Blob and table; rows in `poison` hold NaN."""
-        table = torch.full((network.table_rows(self.layers), network.TABLE_FIELDS), -1, dtype=torch.int64)
+        table = torch.full((table_rows(self.layers), WeightField.TABLE_FIELDS), -1, dtype=torch.int64)
         parts, size = [], 0
         for (row, field), value in self.tensors.items():
             if value.dim() == 4:
@@ -175,9 +176,10 @@ class Net:
         return torch.cat(parts), table
 
     @property
-    def config(self) -> list[int]:
-        activation = network.ACTIVATIONS.index(self.activation)
-        return [self.layers, self.channels, self.stem_width, self.classes, activation, self.small_gate, self.stacks, 0]
+    def config(self) -> ConfigNumbers:
+        activation = ACTIVATIONS.index(self.activation)
+        sizes = (self.layers, self.channels, self.stem_width, self.classes)
+        return ConfigNumbers(*sizes, activation, self.small_gate, self.stacks, 0)
 
     def native(self, images: Tensor, forced: Tensor | None = None, poison: set[int] | None = None, **crop: int):
         n, _, h, w = images.shape
@@ -211,7 +213,7 @@ def compare(net: Net, x: Tensor, forced: Tensor | None = None) -> None:
             assert torch.equal(nodes[i, :, :, 0] > 0, plain_gates.sum(-1) > 0) or (plain_gates == 0).any()
 
 
-@pytest.mark.parametrize("activation", network.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation: str) -> None:
     compare(Net(activation=activation), images(2, 64, 96))
 
@@ -335,7 +337,7 @@ def test_errors() -> None:
         with pytest.raises(RuntimeError, match=message):
             network.network_forward(images(1, 32, 32), weights, table, net.config, None, workspace, wrong)
     with pytest.raises(RuntimeError, match=r"config: wanted 1 to 3 cell_stacks, got 4"):
-        network.network_workspace(1, 32, 32, [*net.config[:-2], 4, 0])
+        network.network_workspace(1, 32, 32, net.config._replace(cell_stacks=4))
 
 
 def test_opcheck() -> None:

@@ -92,8 +92,8 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert normalise == normalisation(config.data) and names is not None and names[0] == "ground"
     for batch in (1, 3):
         again = evaluate(net, ScenesDataset(4, 64, seed=1), normalise, batch=batch)
-        assert again["miou"] == pytest.approx(report["miou"], abs=1e-3)
-        assert again["real_mflops"] == pytest.approx(report["real_mflops"], rel=1e-3)
+        assert again.miou == pytest.approx(report["miou"], abs=1e-3)
+        assert again.costs["real_mflops"] == pytest.approx(report["real_mflops"], rel=1e-3)
 
 
 def test_it_learns(tmp_path: Path) -> None:

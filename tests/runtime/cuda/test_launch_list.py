@@ -7,8 +7,7 @@ import itertools
 import pytest
 import torch
 
-from dynroute.native.contract import ConfigNumbers
-from dynroute.native.network import TABLE_FIELDS, table_rows
+from dynroute.native.contract import ConfigNumbers, WeightField, table_rows
 from dynroute.runtime.cuda.launch_list import DTYPES, FUSIONS, DeviceLimits, Launch, LaunchList, read_launches
 from tests.support.cuda.devices import A100, ADA, H100
 from tests.support.cuda.structs import SCALES, AggregateRouteParams, CellParams, InitCallParams, StagePathsParams
@@ -28,7 +27,8 @@ def list_of(fusion: str, dtype: torch.dtype = torch.float16, device: DeviceLimit
 
 def launches(launch_list: LaunchList) -> list[Launch]:
     buffers, _ = launch_list.buffers()
-    table = torch.arange(table_rows(launch_list.config.layers) * TABLE_FIELDS).view(-1, TABLE_FIELDS) * 256
+    fields = int(WeightField.TABLE_FIELDS)
+    table = torch.arange(table_rows(launch_list.config.layers) * fields).view(-1, fields) * 256
     return list(read_launches(launch_list.launches([BASE + (i << 32) for i in range(len(buffers))], BASE, table)[0]))
 
 
