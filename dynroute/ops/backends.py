@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynroute.native import library
 
-# All that may be named, whether or not a target has them.  The last is for who develops kernels: the network alone has it.
+# All that may be named, whether or not a target has them.  The last is the network's, for who develops kernels.
 USERS = ("cuda", "triton", "cpu", "reference")
 NAMES = (*USERS, "cuda-emulated")
 NETWORK = "network"
