@@ -1,5 +1,5 @@
 // The float kernels of one instruction set (DYNROUTE_CHECK: its name) against the portable ones in double precision, on
-// small odd maps, without torch: tests/test_neon.py compiles it, for other processors too, and runs it, under emulation
+// small odd maps, without torch: test_kernels.py compiles it, for other processors too, and runs it, under emulation
 // if need be. Prints the largest error of each kernel relative to the largest value; exits with 1 if one is too large.
 // What must not change a bit is compared bit for bit: how a sepconv is cut, and whether X is stored or pulled.
 // Every map, weight and scratch ends at a page that must not be touched (memory.h).
