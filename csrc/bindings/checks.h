@@ -53,7 +53,7 @@ std::string shape_text(const Sizes& sizes) {
 // wanted: the CPU, or a CUDA device by its index
 inline void check_device(const std::string& what, const Tensor& tensor, const Device& wanted) {
   if (wanted.type() == DeviceType::CPU) return require(tensor.is_cpu(), what + ": wanted a CPU tensor");
-  require(tensor.is_cuda() && tensor.get_device_index() == wanted.index(),
+  require(tensor.is_cuda() && tensor.get_device() == wanted.index(),
           what + ": wanted a tensor on cuda:" + std::to_string(wanted.index()));
 }
 

@@ -34,8 +34,7 @@ constexpr MapShape stem_shape(const NetworkConfig& config, int h, int w) {
 constexpr int strided(int side, int stride) { return (side - 1) / stride + 1; }
 
 // A side of the map that a gate reads: X's own, or a quarter of it.
-constexpr int kSmallGateFactor = 4;
-constexpr int gate_side(int side, bool small_gate) { return small_gate ? side / kSmallGateFactor : side; }
+constexpr int gate_side(int side, bool small_gate) { return small_gate ? side / 4 : side; }
 
 // Output channels of what leaves a scale of c channels: up halves, down doubles. The decoder's merges halve, but for the
 // last.

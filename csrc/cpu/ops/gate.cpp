@@ -66,9 +66,10 @@ Tensor gate(const Tensor& x, const Tensor& weight, const Tensor& scale, const Te
   const ScalarType type = check_floating("gate: x", x);
   check("gate: x", x, type, {-1, -1, -1, -1});
   check_channels("gate: x", x.size(1), 8);
-  const std::string smallest = std::to_string(small ? kSmallGateFactor : 1);
-  require(gate_side(int(x.size(2)), small) > 0 && gate_side(int(x.size(3)), small) > 0,
-          "gate: x: wanted a map of at least " + smallest + "x" + smallest + ", got " + shape_text(x.sizes()));
+  const int64_t smallest = smallest_side(small) / kSideMultiple;  // the coarsest map of the smallest image
+  require(x.size(2) >= smallest && x.size(3) >= smallest,
+          "gate: x: wanted a map of at least " + std::to_string(smallest) + "x" + std::to_string(smallest) + ", got " +
+              shape_text(x.sizes()));
   check("gate: weight", weight, type, {-1, x.size(1), 1, 1});
   const int64_t channels = weight.size(0);
   check("gate: scale", scale, type, {channels});
