@@ -14,34 +14,27 @@
 
 namespace dynroute {
 
+// A target's tables of kernels (table.cpp).
+#define DYNROUTE_TABLES(target)           \
+  namespace target {                      \
+  const Kernels<float>& float_kernels();  \
+  const Kernels<bf16>& bf16_kernels();    \
+  }
+DYNROUTE_TABLES(portable)
 namespace portable {
-const Kernels<float>& float_kernels();
-const Kernels<bf16>& bf16_kernels();
 const Kernels<double>& double_kernels();
-}  // namespace portable
+}
 #ifdef DYNROUTE_HAS_AVX2
-namespace avx2 {
-const Kernels<float>& float_kernels();
-const Kernels<bf16>& bf16_kernels();
-}  // namespace avx2
+DYNROUTE_TABLES(avx2)
 #endif
 #ifdef DYNROUTE_HAS_AVX512
-namespace avx512 {
-const Kernels<float>& float_kernels();
-const Kernels<bf16>& bf16_kernels();
-}  // namespace avx512
+DYNROUTE_TABLES(avx512)
 #endif
 #ifdef DYNROUTE_HAS_AMX
-namespace amx {
-const Kernels<float>& float_kernels();
-const Kernels<bf16>& bf16_kernels();
-}  // namespace amx
+DYNROUTE_TABLES(amx)
 #endif
 #ifdef DYNROUTE_HAS_NEON
-namespace neon {
-const Kernels<float>& float_kernels();
-const Kernels<bf16>& bf16_kernels();
-}  // namespace neon
+DYNROUTE_TABLES(neon)
 #endif
 
 namespace {
