@@ -7,7 +7,7 @@
 
 namespace dynroute {
 
-constexpr int kMinLayers = kScales, kMaxCellStacks = 3;
+constexpr int kImageChannels = 3, kMinLayers = kScales, kMaxCellStacks = 3;
 struct NetworkConfig {
   int layers, channels, stem_width, num_classes;
   int activation;    // Activation

@@ -23,6 +23,7 @@ namespace dynroute {
 namespace {
 
 static_assert(kMaxStages >= kMaxCellStacks, "a cell is one job");
+static_assert(kStemInputs == 9 * kImageChannels, "3x3 of an image");
 
 // What a node leaves to the next layer, for one sample.
 template <class S>
