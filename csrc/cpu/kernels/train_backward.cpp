@@ -1,0 +1,214 @@
+// The backward of training stages, in passes over the map: the two sums of BatchNorm's backward; the pointwise product's
+// two gradients; the depthwise's two, with the ReLU before it and the sums that the BatchNorm before that needs.
+// Nothing between the passes but one map: the gradient of the depthwise's output. That output itself is made again.
+#include "outer.h"
+#include "train_rows.h"
+
+namespace dynroute::DYNROUTE_TARGET {
+namespace {
+
+constexpr int kProductPixels = 96;  // of a tile: its two panels lie in L2, and sums of c_out x c_in pass by once for each
+
+// The gradient before a ReLU whose output is `out`; null: there is none.
+template <class T, class Load>
+DYNROUTE_INLINE Vec<T> through_relu(const T* out, Vec<T> g, int64_t at, Load load) {
+  return out ? where_positive(load(out + at), g) : g;
+}
+
+}  // namespace
+
+template <class T>
+void train_sums(const TrainSumsJob<T>& job, int task) {
+  const int bands = int(ceil_div(job.h, job.band_rows)), sample = job.samples[task / bands];
+  const int begin = task % bands * job.band_rows, end = least(begin + job.band_rows, job.h);
+  const TrainOutput<T>& output = job.output;
+  const int64_t first = (int64_t(sample) * job.h + begin) * job.w * job.c;
+  const int pixels = (end - begin) * job.w;
+  T *sums = job.sums + int64_t(task) * 2 * job.c, *products = sums + job.c;
+  for (int c = 0; c < 2 * job.c; ++c) sums[c] = 0;
+  constexpr int kChunk = 256;  // pixels: what all channels of them take stays in L1 and L2
+  for (int at = 0; at < pixels; at += kChunk) {
+    const int some = least(kChunk, pixels - at);
+    for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+      const Vec<T> minus = Vec<T>::set(-1) * load(output.mean + c), invstd = load(output.invstd + c);
+      Vec<T> sum = load(sums + c), product = load(products + c);
+      const int64_t from = first + int64_t(at) * job.c + c;
+      for (int i = 0; i < some; ++i) {
+        const Vec<T> y = load(output.y + from + int64_t(i) * job.c);
+        const Vec<T> g = through_relu(output.out, load(job.grad + from + int64_t(i) * job.c), from + int64_t(i) * job.c, load);
+        sum = sum + g, product = fma(g, (y + minus) * invstd, product);
+      }
+      store(sums + c, sum), store(products + c, product);
+    });
+  }
+}
+
+template <class T>
+void train_product(const TrainProductJob<T>& job, int task) {
+  const TrainStage<T>& stage = job.stage;
+  const int64_t rows = int64_t(stage.n) * stage.h_out;
+  const int64_t first = rows * task / job.parts, last = rows * (task + 1) / job.parts;
+  const int c_in = stage.c_in, c_out = stage.c_out;
+  const int64_t in_stride = panel_stride<T>(c_in), out_stride = panel_stride<T>(c_out);
+  const int most_pixels = most(kProductPixels, stage.w_out);
+  const int64_t memory = InputRows<T>::memory(stage);
+  ScratchParts<T> parts(3, most_pixels * (in_stride + out_stride) + memory);
+  T *d = parts.take(most_pixels * in_stride), *gy = parts.take(most_pixels * out_stride);
+  InputRows<T> in(stage, parts.take(memory));
+  T* grad_weight = job.grad_weight ? job.grad_weight + int64_t(task) * c_out * c_in : nullptr;
+  const TrainOutput<T>& output = job.output;
+  for (int64_t row = first; row < last;) {
+    const int sample = stage.samples[row / stage.h_out], begin = int(row % stage.h_out);
+    const int end = int(least<int64_t>(stage.h_out, begin + last - row));
+    in.of_sample(sample);
+    for_tiles(begin, end, stage.w_out, kProductPixels, [&](const PixelTile& tile) {
+      const int64_t pixel = (int64_t(sample) * stage.h_out + tile.y) * stage.w_out + tile.x;
+      for (int i = 0; i < tile.pixels(); ++i) {
+        const int64_t at = (pixel + i) * c_out;
+        for_channels<T>(c_out, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+          const Vec<T> y = load(output.y + at + c), g = through_relu(output.out, load(job.grad + at + c), at + c, load);
+          store(gy + i * out_stride + c, fma(load(job.a + c), g, fma(load(job.b + c), y, load(job.c + c))));
+        });
+      }
+      if (job.transposed.panels) {
+        const PointwiseArgs<T, T> args = {gy,      out_stride, tile.pixels(), job.transposed, job.grad_d + pixel * c_in,
+                                          nullptr, false,      nullptr};
+        pointwise<T, T>(args);
+      }
+      if (grad_weight) {
+        fill_panel(stage, in, tile, d, in_stride);
+        add_outer(gy, out_stride, c_out, d, in_stride, c_in, tile.pixels(), grad_weight);
+      }
+    });
+    row += end - begin;
+  }
+  const int64_t pixels = (last - first) * stage.w_out, product = int64_t(c_in) * c_out;
+  count(job.macs, pixels * ((job.transposed.panels ? product : 0) +
+                            (grad_weight ? product + (stage.depthwise ? 9 * int64_t(c_in) : 0) : 0)));
+}
+
+namespace {
+
+// Row y of the gradient of a stage's input, from the gradient of its depthwise's output: [w_in][c].
+template <class T>
+void input_gradient(const TrainStage<T>& stage, const T* grad_d, const T* flipped, int y, T* out) {
+  const int c = stage.c_in, w = stage.w_out;
+  const int64_t row = int64_t(w) * c;
+  const auto above = [&](int at) { return at >= 0 && at < stage.h_out ? grad_d + at * row : nullptr; };
+  if (stage.depthwise && stage.stride == 1) {
+    const Rows<T> rows = {{above(y - 1), above(y), above(y + 1)}};
+    return depthwise_run<T, 1>(rows, w, 1, c, flipped, 0, stage.w_in, out, c);
+  }
+  std::memset(out, 0, size_t(stage.w_in) * c * sizeof(T));
+  const int taps = stage.depthwise ? 3 : 1, pad = stage.depthwise ? 1 : 0;
+  for (int ky = 0; ky < taps; ++ky) {
+    const int from = y + pad - ky;
+    if (from % stage.stride || !above(from / stage.stride) || from < 0) continue;
+    for (int x = 0; x < w; ++x)
+      for (int kx = 0; kx < taps; ++kx) {
+        const int to = x * stage.stride - pad + kx;
+        if (to < 0 || to >= stage.w_in) continue;
+        const T* g = above(from / stage.stride) + int64_t(x) * c;
+        T* sum = out + int64_t(to) * c;
+        for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+          const Vec<T> v = load(g + i);
+          store(sum + i, stage.depthwise ? fma(v, load(stage.depthwise + (ky * 3 + kx) * c + i), load(sum + i))
+                                         : v + load(sum + i));
+        });
+      }
+  }
+}
+
+// weight[ky][kx] += the sum over a row's pixels of the output's gradient times the input under tap (ky, kx).
+template <class T>
+void depthwise_gradient(const TrainStage<T>& stage, const T* grad /* [w_out, c] */, const T* in /* [w_in, c] */, int c,
+                        T* weight /* [3][c] */) {
+  const int stride = stage.stride, w = stage.w_out;
+  // pixels whose three taps are all inside, and the others one by one
+  const int first = 1, last = least(w, (stage.w_in - 2) / stride + 1);
+  const auto edge = [&](int x) {
+    for (int kx = 0; kx < 3; ++kx) {
+      const int from = x * stride - 1 + kx;
+      if (from < 0 || from >= stage.w_in) continue;
+      for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+        T* to = weight + kx * c + i;
+        store(to, fma(load(grad + int64_t(x) * c + i), load(in + int64_t(from) * c + i), load(to)));
+      });
+    }
+  };
+  for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+    Vec<T> sum[3];
+    DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) sum[kx] = load(weight + kx * c + i);
+    for (int x = first; x < last; ++x) {
+      const Vec<T> g = load(grad + int64_t(x) * c + i);
+      const T* from = in + (int64_t(x) * stride - 1) * c + i;
+      DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) sum[kx] = fma(g, load(from + int64_t(kx) * c), sum[kx]);
+    }
+    DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) store(weight + kx * c + i, sum[kx]);
+  });
+  edge(0);
+  for (int x = most(last, first); x < w; ++x) edge(x);
+}
+
+}  // namespace
+
+template <class T>
+void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
+  const TrainStage<T>& stage = job.stage;
+  const int bands = int(ceil_div(stage.h_in, job.band_rows)), sample = stage.samples[task / bands];
+  const int begin = task % bands * job.band_rows, end = least(begin + job.band_rows, stage.h_in);
+  const int c = stage.c_in;
+  const int64_t row_size = int64_t(stage.w_in) * c, out_row = int64_t(stage.w_out) * c;
+  const int64_t memory = InputRows<T>::memory(stage);
+  ScratchParts<T> parts(1, memory);
+  InputRows<T> in(stage, parts.take(memory));
+  in.of_sample(sample);
+  const T* grad_d = job.grad_d + int64_t(sample) * stage.h_out * out_row;
+  const int64_t first = int64_t(sample) * stage.h_in * row_size;
+  T* sums = job.sums ? job.sums + int64_t(task) * 2 * c : nullptr;
+  if (sums) std::memset(sums, 0, size_t(2 * c) * sizeof(T));
+  T* weight = job.grad_weight ? job.grad_weight + int64_t(task) * 9 * c : nullptr;
+  for (int y = begin; y < end; ++y) {
+    if (weight && y % stage.stride == 0 && y / stage.stride < stage.h_out)
+      for (int ky = 0; ky < 3; ++ky)
+        if (const T* row = in.row(y - 1 + ky))
+          depthwise_gradient(stage, grad_d + y / stage.stride * out_row, row, c, weight + ky * 3 * c);
+    if (!job.grad_x) continue;
+    T* out = job.grad_x + first + y * row_size;
+    input_gradient(stage, grad_d, job.flipped, y, out);
+    const TrainInput<T>& input = stage.input;
+    if (!input.relu && !job.added && !sums) continue;
+    const T *x = in.raw(y), *added = job.added ? job.added + first + y * row_size : nullptr;
+    for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+      Vec<T> sum = Vec<T>::set(0), product = sum, minus = sum, invstd = sum, scale = sum, shift = sum;
+      if (sums) {
+        sum = load(sums + i), product = load(sums + c + i);
+        minus = Vec<T>::set(-1) * load(job.mean + i), invstd = load(job.invstd + i);
+      }
+      if (input.scale) scale = load(input.scale + i), shift = load(input.shift + i);
+      for (int64_t at = i; at < row_size; at += c) {
+        Vec<T> g = load(out + at);
+        const Vec<T> value = load(x + at);
+        if (input.relu) g = where_positive(input.scale ? fma(scale, value, shift) : value, g);
+        if (added) g = g + through_relu(job.added_out ? job.added_out + first + y * row_size : nullptr, load(added + at), at, load);
+        if (sums) sum = sum + g, product = fma(g, (value + minus) * invstd, product);
+        store(out + at, g);
+      }
+      if (sums) store(sums + i, sum), store(sums + c + i, product);
+    });
+  }
+  const int64_t taps = stage.depthwise ? 9 : 0, here = int64_t(end - begin) * stage.w_in * c * taps;
+  const int64_t outputs = int64_t(ceil_div(end, stage.stride) - ceil_div(begin, stage.stride)) * stage.w_out * c * taps;
+  count(job.macs, (job.grad_x ? (stage.stride == 1 ? here : outputs) : 0) + (weight ? outputs : 0));
+}
+
+template void train_sums<float>(const TrainSumsJob<float>&, int);
+template void train_product<float>(const TrainProductJob<float>&, int);
+template void train_depthwise<float>(const TrainDepthwiseJob<float>&, int);
+#if defined(DYNROUTE_TARGET_PORTABLE)
+template void train_sums<double>(const TrainSumsJob<double>&, int);
+template void train_product<double>(const TrainProductJob<double>&, int);
+template void train_depthwise<double>(const TrainDepthwiseJob<double>&, int);
+#endif
+
+}  // namespace dynroute::DYNROUTE_TARGET
