@@ -72,7 +72,7 @@ def one_run(config_name: str, folder: Path, data: str, repeats: int) -> dict[str
 
 
 def rows(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The README's table."""
+    """The table of docs/results/camvid.md."""
     runs = list(results.values())
 
     def line(label: str, get: Any) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ COUNTERS = {
 
 
 def limits(device: Device) -> DeviceLimits:
-    """As a plan wants them."""
+    """As a launch list wants them."""
     return DeviceLimits(device.capability, device.multiprocessors, device.shared_per_block, device.shared)
 
 
@@ -60,9 +60,9 @@ def launches(device: Device, dtype: torch.dtype) -> list[dict[str, Any]]:
     """The launches of L16, C = 64 on one image of IMAGE, and how many of their blocks a multiprocessor holds."""
     net = dynroute.create_model("dynamic_raw_l16", num_classes=CLASSES).eval()
     executor = EmulatedExecutor(net, dtype, limits=limits(device))
-    plan = executor.plan(*IMAGE, *IMAGE[1:])
+    launch_list = executor.launch_list(*IMAGE, *IMAGE[1:])
     somewhere = 256  # addresses decide nothing but that they are not null
-    found, _ = plan.launches([somewhere] * len(plan.buffers()[0]), somewhere, executor.table)
+    found, _ = launch_list.launches([somewhere] * len(launch_list.buffers()[0]), somewhere, executor.table)
     code = {
         kernel.name: kernel
         for kernel in compile_all()
@@ -139,8 +139,8 @@ def network_work(config: NetworkConfig, h: int, w: int, fused: set[int], size: i
     yield Work("sepconv", pixels[0] * width * channels[0], pixels[0] * 9 * width, stem * width * size + maps[0])
     space = build_space(config.layers)
     for nodes in space:
-        gate, cell, tail = Work("aggregate"), Work("cell"), Work("tail")
-        stages = [Work("sepconv"), tail]
+        gate, cell, last = Work("aggregate_route"), Work("cell"), Work("stage_paths")
+        stages = [Work("sepconv"), last]
         for node in nodes:
             s = node.scale
             c, p, m = channels[s], pixels[s], maps[s]
@@ -159,9 +159,9 @@ def network_work(config: NetworkConfig, h: int, w: int, fused: set[int], size: i
                     stage.simt_macs += p * c * 9
             for path, share in ((0, 0.5), (2, 0.5)):
                 if node.paths[path]:
-                    tail.bytes += (share + (1 if path == 0 else 0.25)) * m
-                    tail.tensor_macs += p * c * c // 2
-        yield from (work for work in (gate, cell, stages[0], tail) if work.bytes)
+                    last.bytes += (share + (1 if path == 0 else 0.25)) * m
+                    last.tensor_macs += p * c * c // 2
+        yield from (work for work in (gate, cell, stages[0], last) if work.bytes)
     for s in reversed(range(SCALES)):
         out = channels[s] if s == 0 else channels[s] // 2
         coarse = maps[s] / 4 if s < SCALES - 1 else 0

@@ -28,7 +28,8 @@ RESULTS = Path(__file__).parent / "results"
 STEPS = ("build", "tests", "sanitizer", "benchmarks")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # A few layers with gates that open and close, every kernel, a graph captured and replayed.
-SANITIZED = "tests/cuda/sanitized.py"
+SANITIZED = "tests.support.cuda.sanitized"
+TESTS = ("tests/csrc/cuda", "tests/runtime")
 
 
 def missing() -> list[str]:
@@ -89,8 +90,8 @@ def build() -> list[dict[str, Any]]:
 
 
 def tests() -> list[dict[str, Any]]:
-    """Parity on the device: everything under tests/cuda, and the runtime's tests on the CPU beside it."""
-    return [run([sys.executable, "-m", "pytest", "tests/cuda", "tests/test_runtime.py", "tests/test_goldens.py"])]
+    """Parity on the device: everything of CUDA under tests, and the runtime's tests on the CPU beside it."""
+    return [run([sys.executable, "-m", "pytest", *TESTS])]
 
 
 def sanitizer() -> list[dict[str, Any]]:
@@ -100,7 +101,8 @@ def sanitizer() -> list[dict[str, Any]]:
     flags = ["--error-exitcode", "1", "--target-processes", "all"]
     return [
         run(
-            ["compute-sanitizer", "--tool", tool, *flags, sys.executable, SANITIZED], PYTORCH_NO_CUDA_MEMORY_CACHING="1"
+            ["compute-sanitizer", "--tool", tool, *flags, sys.executable, "-m", SANITIZED],
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
         )
         for tool in TOOLS
     ]

@@ -16,7 +16,7 @@ from benchmarks.harness import measured
 from dynroute.native import library
 
 GIGA = 1e-9
-TILE_PRODUCTS = 6  # of bfloat16 parts in one float32 product (docs/design.md, AMX)
+TILE_PRODUCTS = 6  # of bfloat16 parts in one float32 product (docs/kernels/cpu.md, AMX)
 PROBE_SECONDS = 0.03  # of one sample
 FALLBACK_L2 = 1 << 20
 LARGE_BYTES = 256 << 20  # each of source and target; a larger cache than this would be flattered

@@ -20,7 +20,7 @@ from dynroute.measure.results import RouteTimes
 from dynroute.train import load_config, train
 
 STEPS = 1200
-# What docs/budget.md argues for: the real cost presses until paths are closed, the bridge lets whole cells close.
+# What docs/guide/budget.md argues for: the real cost presses until paths are closed, the bridge lets whole cells close.
 BUDGET = ("budget.measure=real", "budget.weight=3", "budget.target=0.35", "budget.ramp=0.1", "budget.bridge=2.0")
 RUNS = {"without": ("budget.weight=0",), "with": BUDGET}
 REPEATS = 11

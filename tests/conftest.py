@@ -1,13 +1,14 @@
-"""Networks whose gates really open and close, for tests of routing."""
+"""What holds for all tests, and fixtures that several packages of them use."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
 
-import dynroute
-from dynroute.models.network import DynamicNetwork
+from dynroute import planner
 
 # Tests are many small computations: threads would spend their time waiting for each other.
 torch.set_num_threads(1)
@@ -15,39 +16,11 @@ torch.set_num_threads(1)
 os.environ["DYNROUTE_TUNING"] = "off"
 
 
-def random_network(seed: int = 0, gate_shift: float = 0.0, **config) -> DynamicNetwork:
-    """Evaluation-mode network with random weights and running statistics; gates spread around `gate_shift`."""
-    torch.manual_seed(seed)
-    settings = {"layers": 6, "channels": 8, "num_classes": 5, "stem_width": 16, **config}
-    net = dynroute.create_model("dynamic_tiny", **settings)
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.data.uniform_(0.6, 1.2)
-            module.bias.data.normal_(0, 0.1)
-    for gate in net.gates():
-        if gate.activation != "fixed":
-            gate.fc.bias.data.normal_(gate_shift, 0.6)
-    return net.eval()
-
-
-def random_images(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """[n,3,h,w] whose samples differ in contrast, so that they route differently."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 3, height, width, generator=g)
-    return x * (0.3 + 1.2 * torch.arange(n)).view(-1, 1, 1, 1) + torch.randn(n, 3, 1, 1, generator=g)
-
-
-def random_gates(net: DynamicNetwork, n: int, share: float, seed: int = 0) -> torch.Tensor:
-    """[n,L+1,4,3] alphas: a node is open with probability `share`, an open node's paths with 0.7."""
-    g = torch.Generator().manual_seed(seed)
-    shape = (n, net.config.layers + 1, 4)
-    node = torch.rand(*shape, 1, generator=g) < share
-    path = torch.rand(*shape, 3, generator=g) < 0.7
-    return torch.rand(*shape, 3, generator=g) * node * path
-
-
-def largest_error(logits: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Largest difference over the largest value wanted."""
-    return float((logits.float() - wanted).abs().max() / wanted.abs().max())
+@pytest.fixture
+def no_tuning() -> Iterator[None]:
+    """The test begins and ends with the model's plans."""
+    planner.forget_tuning()
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    planner.forget_tuning()

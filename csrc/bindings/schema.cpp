@@ -31,7 +31,7 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       "network_forward(Tensor images, Tensor weights, Tensor table, int[] config, Tensor? gates, "
       "Tensor(a!) workspace, Tensor(b!) logits) -> (Tensor gates, Tensor nodes, Tensor other)");
 
-  // The CUDA network: its plan, made on the host, and the launches themselves.
+  // The CUDA network: its buffers and its launch list, made on the host, and the launches themselves.
   m.def(
       "cuda_plan(int[] config, int[] image, int dtype, int fusion, int[] device) -> (str names, Tensor places, "
       "int workspace)");

@@ -15,9 +15,10 @@ struct NetworkConfig {
   int bf16_storage;  // 0 or 1; CPU: maps and pointwise weights are kept in bfloat16, computed with in float
 };
 // The order in which a configuration passes through Python, as int[] (dynroute/native/contract.py, ConfigNumbers).
+using ConfigMember = int NetworkConfig::*;
 struct ConfigField {
   const char* name;
-  int NetworkConfig::* member;
+  ConfigMember member;
 };
 constexpr ConfigField kConfigFields[] = {
     {"layers", &NetworkConfig::layers},           {"channels", &NetworkConfig::channels},

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from dynroute.ops.backends import NAMES
+from dynroute.ops.backends import USERS
 from dynroute.provenance import provenance
 
 T = TypeVar("T")
-BACKENDS = ("auto", *(name for name in NAMES if name != "cuda-emulated"))  # what a user may want
+BACKENDS = ("auto", *USERS)
 
 
 def add_storage(parser: argparse.ArgumentParser) -> None:

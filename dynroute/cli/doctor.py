@@ -15,7 +15,7 @@ import torch
 
 from dynroute.models import create_model
 from dynroute.native import library, planner
-from dynroute.ops.backends import NAMES, NETWORK, choose, targets, why_not
+from dynroute.ops.backends import NAMES, NETWORK, USERS, choose, targets, why_not
 from dynroute.provenance import provenance
 from dynroute.runtime.cpu.tuning_file import load_tuning
 from dynroute.version import __version__
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "planner_reason": no_planner,
         "tuning": {**asdict(tuning), "path": str(tuning.path) if tuning.path else None},
         "backends": {name: why_not(NETWORK, name) for name in NAMES},
-        "operators": {op: {name: why_not(op, name) for name in NAMES[:-1]} for op in targets() if op != NETWORK},
+        "operators": {op: {name: why_not(op, name) for name in USERS} for op in targets() if op != NETWORK},
         "auto": _automatic(),
     }
     _print(result)

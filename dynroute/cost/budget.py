@@ -22,7 +22,7 @@ class Budget:
         full_mflops: C in MFLOPs; None takes the network's own all-open expected cost at the input's size.
         measure: "expected" is the published loss.  "real" counts what a runtime would execute: the value uses the
             indicators of the real cost, the gradient goes straight through to the alphas, so that the pressure
-            stays on until paths close and stops where they have (docs/budget.md).
+            stays on until paths close and stops where they have (docs/guide/budget.md).
         ramp: share of training over which the weight grows linearly.
         bridge: above 0, a node whose alphas sum to less than this passes a part of its input in training, all of it at
             0; the threshold falls linearly from this at `start` to 0 at `bridge_end`, where the network is the

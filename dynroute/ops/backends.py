@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dynroute.native import library
 
-# All that may be named, whether or not a target has them; "cuda-emulated" is for who develops kernels.
-NAMES = ("cuda", "triton", "cpu", "reference", "cuda-emulated")
+# All that may be named, whether or not a target has them.  The last is the network's, for who develops kernels.
+USERS = ("cuda", "triton", "cpu", "reference")
+NAMES = (*USERS, "cuda-emulated")
 NETWORK = "network"
 
 
@@ -104,8 +105,8 @@ def operator(op: str, name: str, x: Tensor) -> Callable[..., Any]:
         for backend in _REGISTRY[op]:
             if backend.can_run(x) is None:
                 return backend.run
-    if name not in NAMES:
-        raise ValueError(f"{op}: backend: wanted one of auto, {', '.join(NAMES)}, got {name!r}")
+    if name not in USERS:
+        raise ValueError(f"{op}: backend: wanted one of auto, {', '.join(USERS)}, got {name!r}")
     reason = why_not(op, name, x)
     named = find(op, name)
     if named is None or reason is not None:

@@ -100,7 +100,7 @@ def optimize(net: DynamicNetwork, backend: str = "auto", storage: torch.dtype = 
             with every memory access checked, very slowly.
         storage: what maps and pointwise weights are kept in: torch.float32; on "cpu" also torch.bfloat16, on "cuda"
             torch.bfloat16 and torch.float16.  16 bits take half the memory; sums are float32 and rounded once, when
-            they are stored.  Images and logits stay float32.  See docs/design.md for the error.
+            they are stored.  Images and logits stay float32.  See docs/kernels/cpu.md for the error.
 
     Raises:
         ValueError: the named backend is unknown or does not run here, with the reason, never a silent fallback; or a

@@ -1,8 +1,5 @@
 """Bad input: one clear line on stderr, a status that is not 0, nothing written."""
 
-# fixtures that are imported look unused, and then redefined, to ruff
-# ruff: noqa: F401, F811
-
 from __future__ import annotations
 
 import json
@@ -13,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import folder_data, tiny_run
 
 from dynroute import planner
 from dynroute.cli import main

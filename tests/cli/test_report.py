@@ -1,8 +1,5 @@
 """The report of a tiny run: one file, nothing from outside, a route map per image."""
 
-# fixtures that are imported look unused, and then redefined, to ruff
-# ruff: noqa: F401, F811
-
 from __future__ import annotations
 
 import json
@@ -11,9 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tiny import tiny_run
 
-from dynroute import quickstart
 from dynroute.cli import main
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}
@@ -67,27 +62,10 @@ def test_report_is_one_whole_file(tiny_run: Path, tmp_path: Path) -> None:
 def test_report_takes_the_timings_it_finds(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = tiny_run / "bench.json"
     assert main(["bench", str(tiny_run), "--repeats", "1", "--batch", "3", "--json", str(bench)]) == 0
-    monkeypatch.setattr("dynroute.cli.bench.measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("dynroute.cli.report.bench", lambda *_: pytest.fail("measured again"))
     out = tmp_path / "r.html"
     try:
         assert main(["report", str(tiny_run), "--images", "1", "--observe", "2", "--out", str(out)]) == 0
     finally:
         bench.unlink()
     assert "Time per image at batch 3" in out.read_text()
-
-
-def test_quickstart_prints_savings_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["data.scenes_size=64", "data.crop=[64,64]", "data.scenes_val=3", "data.scenes_train=8", "data.workers=0"]
-    overrides = [part for item in [*small, "optimiser.batch=2"] for part in ("--set", item)]
-    assert quickstart.main(["--out", str(tmp_path), "--steps", "3", "--repeats", "1", *overrides]) == 0
-    text = capsys.readouterr().out
-    for phrase in (
-        "without budget",
-        "with budget",
-        "expected cost",
-        "executed in all",
-        "realised share",
-        "report.html",
-    ):
-        assert phrase in text
-    assert (tmp_path / "with/report.html").is_file() and (tmp_path / "with/bench.json").is_file()

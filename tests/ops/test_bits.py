@@ -10,8 +10,7 @@ from torch import Tensor
 
 from dynroute import ops
 from dynroute.native import library
-
-from . import cases
+from tests.support import cases
 
 pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 

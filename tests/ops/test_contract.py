@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynroute import ops, planner
 from dynroute.native import library
-
-from . import cases
+from tests.support import cases
 
 native = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 
@@ -227,10 +226,11 @@ def test_errors() -> None:
 def test_backends() -> None:
     args = cases.transform(1, 8, 3, 3, 8)
     for backend in ("cuda", "triton"):
-        with pytest.raises(RuntimeError, match=f"transform: backend '{backend}' is not built yet"):
+        with pytest.raises(RuntimeError, match=f"transform: backend '{backend}' cannot be used: it is not built yet"):
             ops.transform(*args, backend=backend)
     with pytest.raises(
-        ValueError, match="transform: backend: wanted one of auto, cpu, reference, cuda, triton, got 'tpu'"
+        ValueError,
+        match="transform: backend: wanted one of auto, cuda, triton, cpu, reference, got 'tpu'",
     ):
         ops.transform(*args, backend="tpu")
     half = [a.bfloat16() for a in args]

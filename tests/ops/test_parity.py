@@ -6,9 +6,6 @@ process of its own for each one.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,11 +16,11 @@ from torch import Tensor
 
 from dynroute import ops
 from dynroute.native import library
-
-from . import cases
+from tests.support import cases
+from tests.support.isa import other_isas
+from tests.support.processes import ROOT, python
 
 pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
-
 NAN = float("nan")
 
 
@@ -187,38 +184,9 @@ def test_any_shape(c: int, out: int, h: int, w: int, stages: int, stride: int, r
     close(ops.transform(*args, stride=stride, backend="cpu"), ops.transform(*args, stride=stride, backend="reference"))
 
 
-def other_isas() -> list[str]:
-    if library.why_not_loaded() is not None or "DYNROUTE_CPU_ISA" in os.environ:
-        return []
-    info = library.build_info()
-    best = info["isas"].index(info["isa"])
-    return info["isas"][best + 1 :]  # this machine may not have those before the best
-
-
 @pytest.mark.parametrize("isa", other_isas())
 def test_instruction_sets(isa: str) -> None:
     """This file and the engine's tests, in a process held to another instruction set."""
-    root = Path(__file__).parents[2]
-    files = [__file__, str(root / "tests" / "test_engine.py"), str(Path(__file__).parent / "test_bits.py")]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "--durations=0", "-p", "no:cacheprovider", *files],
-        env={**os.environ, "DYNROUTE_CPU_ISA": isa},
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
+    files = [__file__, str(ROOT / "tests" / "native" / "test_network.py"), str(Path(__file__).parent / "test_bits.py")]
+    run = python("-m", "pytest", "-x", "-q", "--durations=0", "-p", "no:cacheprovider", *files, DYNROUTE_CPU_ISA=isa)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
-
-
-@pytest.mark.parametrize("isa, message", [("sse9", "wanted one of"), ("neon", "not compiled"), ("avx2", None)])
-def test_isa_by_name(isa: str, message: str | None) -> None:
-    """A named instruction set is used or refused; refused, the package still imports and says why."""
-    info = library.build_info()
-    if (isa in info["isas"]) != (message is None):
-        pytest.skip("another machine's case")
-    code = "import dynroute.native.library as n; print(n.why_not_loaded() or n.build_info()['isa'])"
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "DYNROUTE_CPU_ISA": isa}, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert (message or isa) in run.stdout

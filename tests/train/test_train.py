@@ -1,5 +1,7 @@
 """Whole runs: resuming bit for bit, learning, and what is left behind."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -16,19 +18,9 @@ import torch
 import dynroute
 from dynroute.data import ScenesDataset, load_preprocess
 from dynroute.measure import evaluate
-from dynroute.train import Config, ConfigError, load_config, loop, train
+from dynroute.train import ConfigError, load_config, loop, train
 from dynroute.train.loop import normalisation
-
-SMALL = [
-    "data.kind=scenes", "data.scenes_size=64", "data.scenes_train=32", "data.scenes_val=4", "data.crop=[64, 64]",
-    "data.std=[57, 57, 57]", "data.jitter=0.2", "data.workers=0", "model.name=dynamic_tiny", "model.layers=4",
-    "model.drop_prob=0.3", "optimiser.batch=2", "schedule.steps=8", "schedule.warmup_steps=2", "budget.weight=0.8",
-    "evaluation.precise_bn_batches=2", "run.log_every=1", "run.checkpoint_every=4", "run.threads=1",
-]  # fmt: skip
-
-
-def small(folder: Path, *overrides: str) -> Config:
-    return load_config(None, [*SMALL, f"run.folder={folder}", *overrides])
+from tests.support.runs import small
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -100,8 +92,8 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert normalise == normalisation(config.data) and names is not None and names[0] == "ground"
     for batch in (1, 3):
         again = evaluate(net, ScenesDataset(4, 64, seed=1), normalise, batch=batch)
-        assert again["miou"] == pytest.approx(report["miou"], abs=1e-3)
-        assert again["real_mflops"] == pytest.approx(report["real_mflops"], rel=1e-3)
+        assert again.miou == pytest.approx(report["miou"], abs=1e-3)
+        assert again.costs["real_mflops"] == pytest.approx(report["real_mflops"], rel=1e-3)
 
 
 def test_it_learns(tmp_path: Path) -> None:
@@ -110,31 +102,6 @@ def test_it_learns(tmp_path: Path) -> None:
                  "model.layers=5"]  # fmt: skip
     losses = [record["loss"] for record in records(train(small(tmp_path / "run", *overrides), quiet=True))[:60]]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
-
-
-def test_evaluate_flips_scales_and_runtimes() -> None:
-    net = dynroute.create_model("dynamic_tiny", num_classes=7, layers=4)
-    source, normalise = ScenesDataset(3, 64), normalisation(small(Path("unused")).data)
-    plain = evaluate(net, source, normalise)
-    assert net.training
-    assert plain["passes"] == 1 and plain["images"] == 3 and len(plain["per_image"]) == 3
-    assert plain["real_mflops"] <= plain["all_open_real_mflops"]
-    assert len(plain["gates"]["open_probability"]) == 5
-    json.dumps(plain, allow_nan=False)
-    many = evaluate(net, source, normalise, flip=True, scales=(1.0, 1.5), max_images=2)
-    assert many["passes"] == 4 and many["images"] == 2
-    assert many["real_mflops"] > 2 * plain["real_mflops"]
-
-    def runtime(images: torch.Tensor) -> Any:
-        out = net.eval()(images)
-        out.executed_macs = torch.full((len(images),), 1000)
-        out.executed_nodes = torch.ones(len(images), 5, 4, 5, dtype=torch.int64)
-        return out
-
-    counted = evaluate(runtime, source, normalise, batch=2)
-    assert counted["executed_macs"] == 1000
-    # 5 rows of 4 nodes, 4 kinds that are no gate, less the 4 cells of row 0
-    assert counted["executed_space_macs"] == 5 * 4 * 4 - 4
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -19,22 +19,22 @@
 
 #include "cell.h"
 #include "cell_stage.cuh"
-#include "schedule.cuh"
+#include "tile_scheduler.cuh"
 
 namespace dynroute::cuda {
 
 // A tile, as one thread of the block finds it while the others compute the last one; in shared memory.
-struct CellPlace {
-  int at, scale, sample;     // number of the work; scale < 0: there is no more
+struct CellTile {
+  int at, scale, sample;     // its number; scale < 0: there is no more
   int new_scale;             // other weights than the tile's before
   int bands, rows, columns;  // rows and columns of outputs that lie in the map
   int y0, x0, h, w, c;
   const void* x;  // the sample's maps
   void* out;
 };
-static_assert(2 * sizeof(CellPlace) <= kCellHead, "the room for descriptions of tiles");
+static_assert(2 * sizeof(CellTile) <= kCellHead, "the room for descriptions of tiles");
 
-// Where things lie in shared memory, in this order behind two CellPlace, for tiles of K channels. Stage 2 reads up to
+// Where things lie in shared memory, in this order behind two CellTile, for tiles of K channels. Stage 2 reads up to
 // two rows beyond mid, for pixels below the tile that nobody stores: so X has to follow, and is only read then.
 template <class T, int K>
 struct CellShared {
@@ -80,7 +80,7 @@ __device__ inline uint4 pack_relu(float (&values)[kVector<T>]) {
 template <class T, int K>
 __device__ inline void cell_fetch_weights(const CellShared<T, K>& to, const CellParams& p, int scale) {
   constexpr int V = kVector<T>, kGroups = K / V;
-  const int c = p.level[scale].c;
+  const int c = p.maps[scale].shape.c;
 #pragma unroll 1
   for (int i = 0; i < 2; ++i) {
     const Matrix& m = p.pointwise[scale][i];  // k and n are both c
@@ -103,10 +103,10 @@ __device__ inline void cell_fetch_weights(const CellShared<T, K>& to, const Cell
 
 // X with a halo of two pixels, on its way; zeros outside the map and beyond its channels. A warp for each row.
 template <class T, int K>
-__device__ inline void cell_fetch_x(T* to, const CellPlace& place, int rows) {
+__device__ inline void cell_fetch_x(T* to, const CellTile& tile, int rows) {
   constexpr int V = kVector<T>, kGroups = K / V;
-  const T* x = static_cast<const T*>(place.x);
-  const int h = place.h, w = place.w, c = place.c, y0 = place.y0 - 2, x0 = place.x0 - 2;
+  const T* x = static_cast<const T*>(tile.x);
+  const int h = tile.h, w = tile.w, c = tile.c, y0 = tile.y0 - 2, x0 = tile.x0 - 2;
 #pragma unroll 1
   for (int row = threadIdx.x / 32; row < rows; row += blockDim.x / 32) {
     const bool inside = unsigned(y0 + row) < unsigned(h);
@@ -121,54 +121,55 @@ __device__ inline void cell_fetch_x(T* to, const CellPlace& place, int rows) {
   }
 }
 
-// Describes work number `at`; `last_scale` is that of the block's tile before.
+// Describes tile number `at`; `last_scale` is that of the block's tile before.
 template <class T>
-__device__ inline void cell_find(CellPlace& to, const CellParams& p, int at, int last_scale) {
+__device__ inline void find_cell_tile(CellTile& to, const CellParams& p, int at, int last_scale) {
   int bytes, totals[kScales];
   asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
 #pragma unroll
   for (int s = 0; s < kScales; ++s)
-    totals[s] = p.depthwise[s][0] ? cell_tiles(p.level[s], sizeof(T), bytes, int(blockDim.x)).total : 0;
-  Work work;
+    totals[s] = p.depthwise[s][0] ? cell_tiling(p.maps[s].shape, sizeof(T), bytes, int(blockDim.x)).total : 0;
+  ScheduledTile found;
   to.at = at, to.scale = -1;
-  if (!find_work(p.row, kOpen, totals, p.n, at, work)) return;
-  const Level& level = p.level[work.scale];
-  const CellTiles tiles = cell_tiles(level, sizeof(T), bytes, int(blockDim.x));
-  const Node& node = p.row.nodes[work.sample * kScales + work.scale];
-  const int64_t map = int64_t(work.sample) * level.h * level.w * level.c;
-  to.scale = work.scale, to.sample = work.sample, to.new_scale = work.scale != last_scale;
-  to.h = level.h, to.w = level.w, to.c = level.c;
-  to.y0 = work.tile / tiles.across * tiles.rows, to.x0 = work.tile % tiles.across * kCellWidth;
-  to.bands = tiles.bands;
-  to.rows = min(tiles.rows, level.h - to.y0), to.columns = min(kCellWidth, level.w - to.x0);
-  to.x = static_cast<const T*>(level.map[node.x_map]) + map;
-  to.out = static_cast<T*>(level.map[node.out_map]) + map;
+  if (!find_tile(p.row, kOpen, totals, p.n, at, found)) return;
+  const ScaleMaps& maps = p.maps[found.scale];
+  const CellTiling tiling = cell_tiling(maps.shape, sizeof(T), bytes, int(blockDim.x));
+  const Node& node = p.row.nodes[found.sample * kScales + found.scale];
+  const int64_t map = int64_t(found.sample) * maps.shape.h * maps.shape.w * maps.shape.c;
+  to.scale = found.scale, to.sample = found.sample, to.new_scale = found.scale != last_scale;
+  to.h = maps.shape.h, to.w = maps.shape.w, to.c = maps.shape.c;
+  to.y0 = found.tile / tiling.across * tiling.rows, to.x0 = found.tile % tiling.across * kCellWidth;
+  to.bands = tiling.bands;
+  to.rows = min(tiling.rows, maps.shape.h - to.y0), to.columns = min(kCellWidth, maps.shape.w - to.x0);
+  to.x = static_cast<const T*>(maps.map[node.x_map]) + map;
+  to.out = static_cast<T*>(maps.map[node.out_map]) + map;
 }
 
-__device__ inline void cell_count(const CellPlace& place, const CellParams& p) {
-  const int made_rows = min(place.y0 + place.rows + 1, place.h) - max(place.y0 - 1, 0);
-  const int made_columns = min(place.x0 + place.columns + 1, place.w) - max(place.x0 - 1, 0);
-  const int64_t stage = 9 * place.c + int64_t(place.c) * place.c, own = place.rows * place.columns;
-  const int64_t node = ((int64_t(place.sample) * p.rows + p.row_index) * kScales + place.scale) * 5;
-  count(p.io->nodes + node + 1, 2 * stage * own);
-  count(p.io->other + place.sample * 3 + 2, stage * (made_rows * made_columns - own));
+__device__ inline void count_cell_tile(const CellTile& tile, const CellParams& p) {
+  const int made_rows = min(tile.y0 + tile.rows + 1, tile.h) - max(tile.y0 - 1, 0);
+  const int made_columns = min(tile.x0 + tile.columns + 1, tile.w) - max(tile.x0 - 1, 0);
+  const int64_t stage = 9 * tile.c + int64_t(tile.c) * tile.c, own = tile.rows * tile.columns;
+  const int64_t node = node_index(tile.sample, p.rows, p.row_index, tile.scale);
+  count(p.io->node_macs + node * kNodeParts + kCellPart, 2 * stage * own);
+  count(p.io->sample_macs + tile.sample * kSampleParts + kHaloPart, stage * (made_rows * made_columns - own));
 }
 
 template <class T, int K>
-__device__ inline void cell_tile(const CellParams& p, const CellPlace& place, CellPlace& next, unsigned char* memory) {
+__device__ inline void make_cell_tile(const CellParams& p, const CellTile& tile, CellTile& next,
+                                      unsigned char* memory) {
   constexpr int V = kVector<T>, kGroups = K / V, kRun = cell_run(K, sizeof(T));
-  const CellShared<T, K> shared(memory, place.bands);
-  const bool speaker = threadIdx.x == blockDim.x - 32;  // the last warp has the least to do
-  if (place.new_scale) cell_fetch_weights<T, K>(shared, p, place.scale);
-  cell_fetch_x<T, K>(shared.x, place, kRun * place.bands + 2);
+  const CellShared<T, K> shared(memory, tile.bands);
+  const bool finds_and_counts = threadIdx.x == blockDim.x - 32;  // of the last warp, which has the least to do
+  if (tile.new_scale) cell_fetch_weights<T, K>(shared, p, tile.scale);
+  cell_fetch_x<T, K>(shared.x, tile, kRun * tile.bands + 2);
   commit_copies();
-  if (speaker) cell_find<T>(next, p, place.at + gridDim.x, place.scale);
+  if (finds_and_counts) find_cell_tile<T>(next, p, tile.at + gridDim.x, tile.scale);
   wait_copies<0>();
   __syncthreads();
 
   cell_stage<T, K, kRun, kMidWidth>(
-      shared.x, place.bands, shared.weight[0], shared.depthwise[0], shared.shift[0], [&](int row, int column) {
-        const int y = place.y0 - 1 + row, x = place.x0 - 1 + column, h = unsigned(x) < unsigned(place.w) ? place.h : 0;
+      shared.x, tile.bands, shared.weight[0], shared.depthwise[0], shared.shift[0], [&](int row, int column) {
+        const int y = tile.y0 - 1 + row, x = tile.x0 - 1 + column, h = unsigned(x) < unsigned(tile.w) ? tile.h : 0;
         T* to = shared.mid + (row * kMidWidth + column) * K;
         const int swap = cell_swap<kGroups>(column);
         return [=](int out, int channel, float (&values)[V]) {
@@ -181,11 +182,11 @@ __device__ inline void cell_tile(const CellParams& p, const CellPlace& place, Ce
   __syncthreads();
 
   cell_stage<T, K, kCellRun2, kCellWidth>(
-      shared.mid, (place.rows + kCellRun2 - 1) / kCellRun2, shared.weight[1], shared.depthwise[1], shared.shift[1],
+      shared.mid, ceil_div(tile.rows, kCellRun2), shared.weight[1], shared.depthwise[1], shared.shift[1],
       [&](int row, int column) {
-        const int rows = column < place.columns ? place.rows - row : 0, c = place.c, stride = place.w * (c / V);
+        const int rows = column < tile.columns ? tile.rows - row : 0, c = tile.c, stride = tile.w * (c / V);
         const T* residual = shared.x + ((row + 2) * kXWidth + column + 2) * K;
-        const unsigned group = unsigned((place.y0 + row) * place.w + place.x0 + column) * (c / V);
+        const unsigned group = unsigned((tile.y0 + row) * tile.w + tile.x0 + column) * (c / V);
         const int swap = cell_swap<kGroups>(column + 2);
         return [=](int out, int channel, float (&values)[V]) {
           if (out >= rows || channel >= c) return;
@@ -193,34 +194,34 @@ __device__ inline void cell_tile(const CellParams& p, const CellPlace& place, Ce
           unpack<T>(load_group(residual + out * kXWidth * K + (channel / V ^ swap) * V), x);
 #pragma unroll
           for (int i = 0; i < V; ++i) values[i] += x[i];
-          store_global(static_cast<T*>(place.out) + int64_t(group + out * unknown(stride) + channel / V) * V,
+          store_global(static_cast<T*>(tile.out) + int64_t(group + out * unknown(stride) + channel / V) * V,
                        pack_relu<T>(values));
         };
       });
-  if (speaker) cell_count(place, p);
+  if (finds_and_counts) count_cell_tile(tile, p);
 }
 
 template <class T>
 __device__ inline void cell(const CellParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
-  CellPlace* places = reinterpret_cast<CellPlace*>(memory);
-  if (threadIdx.x == 0) cell_find<T>(places[0], p, blockIdx.x, -1);
+  CellTile* tiles = reinterpret_cast<CellTile*>(memory);
+  if (threadIdx.x == 0) find_cell_tile<T>(tiles[0], p, blockIdx.x, -1);
   for (;;) {
     __syncthreads();
-    if (places[0].scale < 0) return;
-    switch (cell_channels(places[0].c)) {
+    if (tiles[0].scale < 0) return;
+    switch (cell_channels(tiles[0].c)) {
       case 32:
-        cell_tile<T, 32>(p, places[0], places[1], memory);
+        make_cell_tile<T, 32>(p, tiles[0], tiles[1], memory);
         break;
       case 64:
-        cell_tile<T, 64>(p, places[0], places[1], memory);
+        make_cell_tile<T, 64>(p, tiles[0], tiles[1], memory);
         break;
       case 128:
-        if constexpr (!kIsFloat<T>) cell_tile<T, 128>(p, places[0], places[1], memory);
+        if constexpr (!kIsFloat<T>) make_cell_tile<T, 128>(p, tiles[0], tiles[1], memory);
         break;
     }
     __syncthreads();  // all have done with the tile
-    if (threadIdx.x == 0) places[0] = places[1];
+    if (threadIdx.x == 0) tiles[0] = tiles[1];
   }
 }
 

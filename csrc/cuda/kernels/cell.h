@@ -37,23 +37,23 @@ DYNROUTE_DEVICE_TOO constexpr int cell_bytes(int channels, int value_bytes, int 
 DYNROUTE_DEVICE_TOO constexpr int cell_bands(int channels, int value_bytes, int shared, int threads, int h) {
   const int run = cell_run(channels, value_bytes), one = cell_bytes(channels, value_bytes, 1);
   const int more = cell_bytes(channels, value_bytes, 2) - one, warps = threads / 32;
-  const int fit = shared < one ? 0 : 1 + (shared - one) / more, map = (h + 2 + run - 1) / run;
+  const int fit = shared < one ? 0 : 1 + (shared - one) / more, map = ceil_div(h + 2, run);
   const int first = warps * 8 / kMidWidth, second = (warps * 8 / kCellWidth * kCellRun2 + 2) / run;
-  const int busy = first < second ? first : second, most = busy < map ? busy : map;
-  return fit < most ? fit : most;
+  const int busy = first < second ? first : second, largest = busy < map ? busy : map;
+  return fit < largest ? fit : largest;
 }
 
-struct CellTiles {
+struct CellTiling {
   int bands, rows, across, total;  // rows of a tile's outputs, tiles in a row of tiles, in a map
 };
-DYNROUTE_DEVICE_TOO inline CellTiles cell_tiles(const Level& level, int value_bytes, int shared, int threads) {
-  const int channels = cell_channels(level.c);
-  CellTiles tiles = {};
-  tiles.bands = cell_bands(channels, value_bytes, shared, threads, level.h);
-  tiles.rows = cell_run(channels, value_bytes) * tiles.bands - 2;
-  tiles.across = (level.w + kCellWidth - 1) / kCellWidth;
-  tiles.total = tiles.rows > 0 ? tiles.across * ((level.h + tiles.rows - 1) / tiles.rows) : 0;
-  return tiles;
+DYNROUTE_DEVICE_TOO inline CellTiling cell_tiling(const MapShape& map, int value_bytes, int shared, int threads) {
+  const int channels = cell_channels(map.c);
+  CellTiling tiling = {};
+  tiling.bands = cell_bands(channels, value_bytes, shared, threads, map.h);
+  tiling.rows = cell_run(channels, value_bytes) * tiling.bands - 2;
+  tiling.across = ceil_div(map.w, kCellWidth);
+  tiling.total = tiling.rows > 0 ? tiling.across * ceil_div(map.h, tiling.rows) : 0;
+  return tiling;
 }
 
 // Whether scales of c channels can be fused: float up to 64, 16-bit types up to 128 channels where memory allows. The
@@ -66,12 +66,12 @@ inline bool cell_fits(int c, DType dtype, const DeviceLimits& limits) {
 
 // Two blocks of 256 threads per multiprocessor, so that one loads while the other computes, where each has the memory
 // for tiles of two bands; else one of 512.
+constexpr int kAnyHeight = 1 << 20;  // a map that no tile is too high for
 struct CellBlocks {
-  int blocks, threads, most;  // per multiprocessor; per block; bytes of shared memory that it may have
+  int blocks, threads, shared;  // per multiprocessor; per block; bytes of memory that it may have
 };
 inline CellBlocks cell_blocks(int channels, int value_bytes, const DeviceLimits& limits) {
-  constexpr int kReserved = 1 << 10, kAnyHeight = 1 << 20;  // what the system takes of a block's shared memory
-  const int half = std::min(limits.shared_per_multiprocessor / 2 - kReserved, limits.shared_per_block);
+  const int half = std::min(limits.shared_per_multiprocessor / 2 - kReservedShared, limits.shared_per_block);
   if (cell_bands(channels, value_bytes, half, kCellMaxThreads / 2, kAnyHeight) >= 2)
     return {2, kCellMaxThreads / 2, half};
   return {1, kCellMaxThreads, limits.shared_per_block};
@@ -85,7 +85,7 @@ inline bool cell_pays(int c, DType dtype, const DeviceLimits& limits) {
   if (dtype != DType::kFloat || c <= 32) return true;
   const int channels = cell_channels(c);
   const CellBlocks block = cell_blocks(channels, 4, limits);
-  const int made = cell_run(channels, 4) * cell_bands(channels, 4, block.most, block.threads, 1 << 20);
+  const int made = cell_run(channels, 4) * cell_bands(channels, 4, block.shared, block.threads, kAnyHeight);
   return made * kMidWidth < 1.35 * (made - 2) * kCellWidth;
 }
 
@@ -93,18 +93,17 @@ inline LaunchShape cell_shape(const CellParams& p, DType dtype, const DeviceLimi
   const int value_bytes = bytes_of(dtype);
   int widest = 0;
   for (int s = 0; s < kScales; ++s)
-    if (p.depthwise[s][0]) widest = std::max(widest, cell_channels(p.level[s].c));
+    if (p.depthwise[s][0]) widest = std::max(widest, cell_channels(p.maps[s].shape.c));
   if (!widest) return {0, kCellMaxThreads, 0};
   const CellBlocks block = cell_blocks(widest, value_bytes, limits);
-  const int most = block.most;
   LaunchShape shape = {0, block.threads, 0};
   int64_t tiles = 0;
   for (int s = 0; s < kScales; ++s) {
     if (!p.depthwise[s][0]) continue;
-    const int channels = cell_channels(p.level[s].c);
-    const int bands = cell_bands(channels, value_bytes, most, shape.threads, p.level[s].h);
+    const int channels = cell_channels(p.maps[s].shape.c);
+    const int bands = cell_bands(channels, value_bytes, block.shared, shape.threads, p.maps[s].shape.h);
     shape.shared = std::max(shape.shared, cell_bytes(channels, value_bytes, bands));
-    tiles += int64_t(p.n) * cell_tiles(p.level[s], value_bytes, most, shape.threads).total;
+    tiles += int64_t(p.n) * cell_tiling(p.maps[s].shape, value_bytes, block.shared, shape.threads).total;
   }
   shape.blocks = int(std::min<int64_t>(tiles, limits.multiprocessors * block.blocks));
   return shape;

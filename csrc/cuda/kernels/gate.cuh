@@ -1,7 +1,7 @@
 // The gate: column sums of ReLU(A * weights + shift) over a tile's pixels, straight from the accumulators; and alphas
 // from the sums of all tiles.
 #pragma once
-#include "aggregate.h"
+#include "aggregate_route.h"
 #include "gemm.cuh"
 #include "pull.cuh"
 
@@ -9,24 +9,24 @@ namespace dynroute::cuda {
 
 // How the accumulators of gemm.cuh lie: warps that hold different rows of the tile, this thread's rows and columns.
 template <class T>
-struct Held {
+struct Fragment {
   static constexpr int kWarpRows = 2, kRows = 4, kFirstLane = 4;  // lanes that differ from this bit on share columns
   static __device__ int warp_row() { return threadIdx.x / 64; }
   static __device__ int warp_column() { return threadIdx.x / 32 % 2 * 32; }
   static __device__ int row(int i) { return warp_row() * 32 + threadIdx.x % 32 / 4 + 8 * i; }
   static __device__ int column(int i) { return warp_column() + i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2; }
-  static __device__ float value(const typename Tile<T>::Accumulators& sums, int row, int column) {
+  static __device__ float value(const typename GemmTile<T>::Accumulators& sums, int row, int column) {
     return sums[row / 2][column / 2][row % 2 * 2 + column % 2];
   }
 };
 template <>
-struct Held<float> {
+struct Fragment<float> {
   static constexpr int kWarpRows = 4, kRows = 2, kFirstLane = 8;
   static __device__ int warp_row() { return threadIdx.x / 32; }
   static __device__ int warp_column() { return 0; }
   static __device__ int row(int i) { return threadIdx.x / 8 + 16 * i; }
   static __device__ int column(int i) { return i / 4 * 32 + threadIdx.x % 8 * 4 + i % 4; }
-  static __device__ float value(const Tile<float>::Accumulators& sums, int row, int column) {
+  static __device__ float value(const GemmTile<float>::Accumulators& sums, int row, int column) {
     return sums[row][column][0];
   }
 };
@@ -37,11 +37,11 @@ __device__ inline int ring_length(const void* ring) {
   unsigned bytes;
   asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
   const int room = int(bytes) - int(static_cast<const unsigned char*>(ring) - memory);
-  return min(room / kAggregateChunk, kMostChunks);
+  return min(room / kAggregateChunk, kMaxChunks);
 }
 // wait_copies for a number that is not known before.
 __device__ inline void wait_for_oldest(int newest) {
-  static_assert(kLeastChunks == 3 && kMostChunks == 6);
+  static_assert(kMinChunks == 3 && kMaxChunks == 6);
   if (newest == 1) wait_copies<1>();
   else if (newest == 2) wait_copies<2>();
   else if (newest == 3) wait_copies<3>();
@@ -49,12 +49,12 @@ __device__ inline void wait_for_oldest(int newest) {
 }
 
 // Adds to totals[kWarpRows][n_pad] the columns from n on: ReLU(sum + shift) over rows whose bit in `rows` (bit i: row
-// Held::row(i)) is set. Lanes that share columns halve them between each other, so 8 columns take 4 + 2 + 1 shuffles;
-// each total is always the same thread's, so that no barrier is needed.
+// Fragment::row(i)) is set. Lanes that share columns halve them between each other, so 8 columns take 4 + 2 + 1
+// shuffles; each total is always the same thread's, so that no barrier is needed.
 template <class T>
-__device__ inline void add_columns(const typename Tile<T>::Accumulators& sums, unsigned rows, int n, int n_pad,
+__device__ inline void add_columns(const typename GemmTile<T>::Accumulators& sums, unsigned rows, int n, int n_pad,
                                    const float* shift, float* totals) {
-  using H = Held<T>;
+  using H = Fragment<T>;
   float column[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -85,11 +85,11 @@ __device__ inline void add_columns(const typename Tile<T>::Accumulators& sums, u
 
 // By one whole block: alphas of node (sample, s) from its tasks' sums [tasks][n_pad]: mean -> fc -> activation.
 // Tasks are added in an order that depends on their number and n_pad only: some sums per column, then these.
-__device__ inline void finish_gate(const AggregateParams& p, const Io& io, int s, int sample, int tasks, float pixels,
-                                   float* scratch /* [max(512, n_pad)], then 12 */) {
+__device__ inline void finish_gate(const AggregateRouteParams& p, const Io& io, int s, int sample, int tasks,
+                                   float pixels, float* scratch /* [max(512, n_pad)], then 12 */) {
   const int n = p.gate[s].n, n_pad = p.gate[s].n_pad, groups = n_pad / 4;
   const int parts = groups < kThreads ? kThreads / groups : 1;
-  // the published order of a gate's outputs: keep, up, down, as far as they exist
+  static_assert(kPublishedOrder[0] == kKeep && kPublishedOrder[1] == kUp && kPublishedOrder[2] == kDown);
   const bool up = path_exists(p.row_index, p.rows, s, kUp), down = path_exists(p.row_index, p.rows, s, kDown);
   const int gates = 1 + up + down;
   // asked for before the barriers, behind which they are needed
@@ -144,11 +144,12 @@ __device__ inline void finish_gate(const AggregateParams& p, const Io& io, int s
 #pragma unroll
   for (int g = 0; g < kPaths; ++g)
     if (activation == Activation::kSoftmax) value[g] /= total;
-  float* alphas = io.alphas + ((int64_t(sample) * p.rows + p.row_index) * kScales + s) * kPaths;
+  const int64_t node = node_index(sample, p.rows, p.row_index, s);
+  float* alphas = io.alphas + node * kPaths;
   alphas[kKeep] = value[0];
   if (up) alphas[kUp] = value[1];
   if (down) alphas[kDown] = up ? value[2] : value[1];
-  count(io.nodes + ((int64_t(sample) * p.rows + p.row_index) * kScales + s) * 5, int64_t(n) * gates);
+  count(io.node_macs + node * kNodeParts + kGatePart, int64_t(n) * gates);
 }
 
 }  // namespace dynroute::cuda

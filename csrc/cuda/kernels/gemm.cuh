@@ -17,7 +17,7 @@
 namespace dynroute::cuda {
 
 template <class T, int Width = 64>
-struct Tile {
+struct GemmTile {
   static constexpr int BN = Width, BM = 64 * 64 / BN, BK = 32;
   static constexpr int kSkew = 8;           // values that a row of A is longer than k_pad
   static constexpr int kRow = BK;           // row of a chunk of weights [BN][BK]
@@ -25,7 +25,7 @@ struct Tile {
   using Accumulators = float[2][4][4];      // of a warp's 32 x 32
 };
 template <int Width>
-struct Tile<float, Width> {
+struct GemmTile<float, Width> {
   static constexpr int BN = Width, BM = 32 * 64 / BN, BK = 16;
   static constexpr int kSkew = 4;
   static constexpr int kRow = BN;  // [BK][BN]
@@ -38,19 +38,19 @@ constexpr int kRing = 3;  // buffers of weights
 template <class T, int Width = 64>
 struct alignas(16) GemmShared {
   union {
-    T weights[kRing][Tile<T, Width>::kChunk];
-    float results[Tile<T, Width>::BM][Width + 8];
+    T weights[kRing][GemmTile<T, Width>::kChunk];
+    float results[GemmTile<T, Width>::BM][Width + 8];
   };
 };
 
 // Values of A's row; and its bytes for a tile.
 template <class T>
 __host__ __device__ constexpr int row_of_a(int k_pad) {
-  return k_pad + Tile<T>::kSkew;
+  return k_pad + GemmTile<T>::kSkew;
 }
 template <class T, int Width = 64>
 __host__ __device__ constexpr int bytes_of_a(int k_pad) {
-  return Tile<T, Width>::BM * row_of_a<T>(k_pad) * int(sizeof(T));
+  return GemmTile<T, Width>::BM * row_of_a<T>(k_pad) * int(sizeof(T));
 }
 
 template <class T, int Rows, int Columns, int Values>
@@ -66,7 +66,7 @@ __device__ inline int slot(int row, int group) { return group ^ row / 2 % 4; }
 // One chunk of the weights, k from `k`, output channels from `n`, on its way into `to`.
 template <class T, int Width = 64>
 __device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k, unsigned thread = threadIdx.x) {
-  using S = Tile<T, Width>;
+  using S = GemmTile<T, Width>;
   constexpr int per_row = (kIsFloat<T> ? S::BN : S::BK) / kVector<T>, rows = kIsFloat<T> ? S::BK : S::BN;
   static_assert(per_row * rows % kThreads == 0, "every thread copies the same number of groups");
   const T* weight = static_cast<const T*>(w.weight);
@@ -83,9 +83,9 @@ __device__ inline void fetch_chunk(T* to, const Matrix& w, int n, int k, unsigne
 
 // `a(row, k)` is the address of a 16-byte group of A: values k to k + kVector of the tile's pixel `row`.
 template <class T, int Width, class A>
-__device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sums, const A& a, int k_of_a,
+__device__ inline void multiply_chunk(typename GemmTile<T, Width>::Accumulators& sums, const A& a, int k_of_a,
                                       const T* weights, unsigned thread = threadIdx.x) {
-  using S = Tile<T, Width>;
+  using S = GemmTile<T, Width>;
   if constexpr (kIsFloat<T>) {
     const int column = thread % 8 * 4, row = thread / 8;
 #pragma unroll
@@ -130,7 +130,7 @@ __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sum
 
 // The same for an A of rows that are `lda` apart, from its first value at the chunk's k.
 template <class T, int Width = 64>
-__device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sums, const T* a, int lda,
+__device__ inline void multiply_chunk(typename GemmTile<T, Width>::Accumulators& sums, const T* a, int lda,
                                       const T* weights, unsigned thread = threadIdx.x) {
   multiply_chunk<T, Width>(sums, [=](int row, int k) { return a + row * lda + k; }, 0, weights, thread);
 }
@@ -140,9 +140,9 @@ __device__ inline void multiply_chunk(typename Tile<T, Width>::Accumulators& sum
 // committed: the first wait for weights is one for A as well, and the barrier is here.
 // Behind the call the ring may still be read by other warps: the next call, or `finish`, begins with a barrier.
 template <class T, int Width, class A>
-__device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, const A& a, const Matrix& w, int n,
+__device__ inline void multiply(typename GemmTile<T, Width>::Accumulators& sums, const A& a, const Matrix& w, int n,
                                 int k_begin, int k_count, GemmShared<T, Width>& shared, unsigned thread = threadIdx.x) {
-  constexpr int BK = Tile<T, Width>::BK;
+  constexpr int BK = GemmTile<T, Width>::BK;
   const int chunks = k_count / BK;
   __syncthreads();
 #pragma unroll
@@ -162,7 +162,7 @@ __device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, con
 }
 // The same for an A of rows that are `lda` apart.
 template <class T, int Width>
-__device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, const T* a, int lda, const Matrix& w,
+__device__ inline void multiply(typename GemmTile<T, Width>::Accumulators& sums, const T* a, int lda, const Matrix& w,
                                 int n, int k_begin, int k_count, GemmShared<T, Width>& shared,
                                 unsigned thread = threadIdx.x) {
   const auto at = [=](int row, int k) { return a + row * lda + k; };
@@ -171,9 +171,9 @@ __device__ inline void multiply(typename Tile<T, Width>::Accumulators& sums, con
 
 // Lays the sums out as shared.results[pixel][channel]; ends with a barrier.
 template <class T, int Width>
-__device__ inline void finish(const typename Tile<T, Width>::Accumulators& sums, GemmShared<T, Width>& shared,
+__device__ inline void finish(const typename GemmTile<T, Width>::Accumulators& sums, GemmShared<T, Width>& shared,
                               unsigned thread = threadIdx.x) {
-  using S = Tile<T, Width>;
+  using S = GemmTile<T, Width>;
   __syncthreads();
   if constexpr (kIsFloat<T>) {
     const int column = thread % 8 * 4, row = thread / 8;
@@ -212,7 +212,7 @@ __device__ inline void for_results(const GemmShared<T, Width>& shared, const Mat
   for (int i = 0; i < 8; i += 4)
     *reinterpret_cast<float4*>(shift + i) = *reinterpret_cast<const float4*>(w.shift + channel + i);
 #pragma unroll 1
-  for (int pixel = thread / groups; pixel < Tile<T, Width>::BM; pixel += kThreads / groups) {
+  for (int pixel = thread / groups; pixel < GemmTile<T, Width>::BM; pixel += kThreads / groups) {
     const float* from = &shared.results[pixel][group * 8];
     const float4 one = *reinterpret_cast<const float4*>(from + (flip ? 4 : 0));
     const float4 two = *reinterpret_cast<const float4*>(from + (flip ? 0 : 4));

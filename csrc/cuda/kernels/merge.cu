@@ -41,19 +41,19 @@ __device__ inline void add_coarse(T* a, int pitch, const T* near, const T* far, 
 template <class T, int Width>
 __device__ inline void merge_item(const MergeParams& params, int item, int tiles, int slice, const Cut& part,
                                   void* memory) {
-  constexpr int kVec = kVector<T>, kColumns = kMergeTileWidth, kLines = Tile<T, Width>::BM / kColumns;
+  constexpr int kVec = kVector<T>, kColumns = kMergeTileWidth, kLines = GemmTile<T, Width>::BM / kColumns;
   constexpr int kCoarseColumns = kColumns / 2 + 2, kCoarseLines = kLines / 2 + 2;
   static_assert(kCoarseColumns * kCoarseLines == merge_coarse_pixels(tile_of<T, Width>), "what the host has reserved");
   const Matrix& w = params.weight;
-  const int h = params.level.h, width = params.level.w, c = params.level.c;
+  const int h = params.maps.shape.h, width = params.maps.shape.w, c = params.maps.shape.c;
   const int begin = item % part.parts * part.channels, end = min(begin + part.channels, w.n);
   const int tile = item / part.parts % tiles, sample = item / part.parts / tiles;
-  const int across = ceil_of(width, kColumns), y0 = tile / across * kLines, x0 = tile % across * kColumns;
+  const int across = ceil_div(width, kColumns), y0 = tile / across * kLines, x0 = tile % across * kColumns;
 
   const Node& node = params.row.nodes[sample * kScales + params.scale];
   const float keep = node.present ? node.weight[kKeep] : 0;
-  const int64_t size = int64_t(h) * width * c;
-  const T* const map = keep != 0 ? static_cast<const T*>(params.level.map[node.out_map]) + sample * size : nullptr;
+  const int64_t size = params.maps.shape.size();
+  const T* const map = keep != 0 ? static_cast<const T*>(params.maps.map[node.out_map]) + sample * size : nullptr;
   const T* const coarse = params.coarse ? static_cast<const T*>(params.coarse) + sample * (size / 4) : nullptr;
   const int first = threadIdx.x / 8, channel = threadIdx.x % 8 * kVec;
   constexpr int kPixels = kThreads / 8, kChannels = 8 * kVec;  // that the block handles at a time
@@ -111,7 +111,7 @@ __device__ inline void merge_item(const MergeParams& params, int item, int tiles
 
   if (threadIdx.x == 0) {
     const int64_t pixels = min(kLines, h - y0) * min(kColumns, width - x0);
-    count(params.io->other + sample * 3 + 1, pixels * c * (end - begin));
+    count(params.io->sample_macs + sample * kSampleParts + kDecoderPart, pixels * c * (end - begin));
   }
 }
 
@@ -120,7 +120,7 @@ __device__ inline void merge(const MergeParams& params) {
   extern __shared__ __align__(16) unsigned char memory[];
   const Matrix& w = params.weight;
   const PointwiseTile tile = merge_tile(w, kIsFloat<T>);
-  const int tiles = merge_tiles(params.level, tile);
+  const int tiles = merge_tiles(params.maps.shape, tile);
   const Cut part = cut(w, tile, tiles);
   for (int item = blockIdx.x; item < params.n * tiles * part.parts; item += gridDim.x)
     with_width<T>(w, [&](auto width) { merge_item<T, width.value>(params, item, tiles, tile.slice, part, memory); });

@@ -1,5 +1,5 @@
 // What the CUDA kernels are told: one plain struct per kernel, passed by value; no torch and no CUDA here, so that host
-// code, nvcc and tests/cuda/structs.py (which mirrors this file, field by field) agree.
+// code, nvcc and tests/support/cuda/structs.py (which mirrors this file, field by field) agree.
 //
 // The host never learns what is open. It launches the same kernels with the same arguments for every image; which nodes
 // are present, open, and where their maps lie is written by the route step of one row and read from device memory by
@@ -10,13 +10,17 @@
 #pragma once
 #include <cstdint>
 
-#include "contract/space.h"
+#include "contract/geometry.h"
 
 namespace dynroute::cuda {
 
 constexpr int kThreads = 128;  // of every block, unless its kernel says otherwise
 
-// Pointwise weights, the BatchNorm's scale folded in. k_pad and n_pad are multiples of 32, zeros beyond k and n.
+// Channels of a matrix, with zeros beyond the true ones.
+constexpr int kPadding = 32;
+DYNROUTE_DEVICE_TOO constexpr int padded(int channels) { return round_up(channels, kPadding); }
+
+// Pointwise weights, the BatchNorm's scale folded in. k_pad and n_pad are padded(k) and padded(n).
 // T = __half, __nv_bfloat16: [n_pad][k_pad], what mma's "col" operand wants. T = float: [k_pad][n_pad].
 // A k x k convolution is a pointwise one with index (ky * 3 + kx) * c_in + c.
 struct Matrix {
@@ -29,18 +33,20 @@ struct Matrix {
 // H (or ReLU(H), as all its readers want that) then goes where the keep source was. `halves` holds the outgoing paths
 // up [h, w, c/2] and, behind it, down [h/2, w/2, 2c]: they are read while X is aggregated, may then hold what lies
 // between the stages of a cell [h, w, c], and are written last. Each buffer is [n][h * w * c] values.
-struct Level {
+struct ScaleMaps {
   void* map[2];
   void* halves;
-  int h, w, c;
+  MapShape shape;
 };
+// Where a path's maps begin in halves, in values of a sample of `size` values.
+DYNROUTE_DEVICE_TOO constexpr int64_t in_halves(int path, int64_t size) { return path == kDown ? size / 2 : 0; }
 
 // One (row, sample, scale).
 struct Node {
-  // written by the route step of the row before (row 0: by `begin`)
+  // written by the route step of the row before (row 0: by `init_call`)
   int present;        // an absent node computes nothing; everything else about it is undefined
   int aliased;        // X is the keep source where it lies, with weight 1: there is nothing to store
-  int x_map;          // which map X lies in once this row's aggregate has run; the keep source lies in
+  int x_map;          // which map X lies in once this row's aggregate_route has run; the keep source lies in
                       // map[aliased ? x_map : 1 - x_map]
   float source_down;  // weights of the sources; 0: closed, absent or none, and not to be read
   float source_keep;
@@ -64,20 +70,20 @@ struct Row {
 
 // Where a call's inputs and outputs are; itself in device memory, so that a captured graph serves every call.
 struct Io {
-  const float* images;  // [n, 3, h, w]
-  const float* gates;   // [n, rows, 4, 3] forced alphas, or null
-  float* logits;        // [n, classes, out_h, out_w], or null
-  uint8_t* labels;      // [n, out_h, out_w] the class of the largest logit (the first of equal ones), or null
-  float* alphas;        // [n, rows, 4, 3] up, keep, down
-  int64_t* nodes;       // [n, rows, 4, 5] executed multiply-accumulates of gate, cell, up, keep, down
-  int64_t* other;       // [n, 3] those of stem, decoder, halo
+  const float* images;   // [n, 3, h, w]
+  const float* gates;    // [n, rows, 4, 3] forced alphas, or null
+  float* logits;         // [n, classes, out_h, out_w], or null
+  uint8_t* labels;       // [n, out_h, out_w] the class of the largest logit (the first of equal ones), or null
+  float* alphas;         // [n, rows, 4, 3] by Path
+  int64_t* node_macs;    // [n, rows, 4, 5] executed multiply-accumulates by NodePart
+  int64_t* sample_macs;  // [n, 3] by SamplePart
 };
 // Counting: one thread of a block adds a tile's multiply-accumulates (true output sizes, taps on padding counted, halo
 // and padded channels not) when the tile is finished, with atomicAdd on unsigned long long.
 
-// begin: before everything else. Stores `value` in *io, zeroes alphas, nodes and other, the arrival counters of all
-// rows, and all counts; makes row 0's nodes: scale 0 present, aliased in map 0, source_keep 1.
-struct BeginParams {
+// init_call: before everything else. Stores `value` in *io, zeroes alphas, node_macs and sample_macs, the arrival
+// counters of all rows, and all counts; makes row 0's nodes: scale 0 present, aliased in map 0, source_keep 1.
+struct InitCallParams {
   Io value;
   Io* io;
   int* counters;  // [counter_count]
@@ -87,20 +93,20 @@ struct BeginParams {
 };
 
 // stem_conv: 3x3, stride 2, no padding, images -> [n][h_out * w_out * width], ReLU.
-struct StemParams {
+struct StemConvParams {
   const Io* io;
-  Matrix weight;  // k = 27, index (ky * 3 + kx) * 3 + channel
+  Matrix weight;  // k = kStemInputs, index (ky * 3 + kx) * 3 + channel
   void* out;
   int n, h_in, w_in, h_out, w_out;
 };
 
 // sepconv: one stage, dw 3x3 (padding 1, stride 1 or 2) -> pointwise -> shift [+ residual] [-> ReLU].
-enum Place { kX = 0, kOut = 1, kBetween = 2, kPlain = 3 };  // of a node's maps, or a plain pointer
+enum StageMap { kX = 0, kOut = 1, kBetween = 2, kPlain = 3 };  // of a node's maps, or a plain pointer
 struct SepconvStage {
   const float* depthwise;  // [9][c_in]; null: this scale has no work in this launch
   Matrix pointwise;
   int c_in, h_in, w_in, h_out, w_out, stride;
-  int from, to;         // Place
+  int from, to;         // StageMap
   const void* plain_x;  // where `from` is kPlain: [n][h_in * w_in * c_in], and all samples are done
   void* plain_out;
   int residual;  // add X of the node
@@ -109,7 +115,7 @@ struct SepconvStage {
 struct SepconvParams {
   const Io* io;
   Row row;  // of the nodes; not read for plain stages
-  Level level[kScales];
+  ScaleMaps maps[kScales];
   SepconvStage stage[kScales];
   int n, row_index, rows;
   int stem;  // plain stages: multiply-accumulates are counted as the stem's
@@ -119,21 +125,21 @@ struct SepconvParams {
 struct CellParams {
   const Io* io;
   Row row;
-  Level level[kScales];
+  ScaleMaps maps[kScales];
   const float* depthwise[kScales][2];  // null: this scale's cells are done by sepconv launches instead
   Matrix pointwise[kScales][2];
   int n, row_index, rows;
 };
 
-// aggregate: for present nodes X from its sources (down, keep, up through a bilinear x2, in this order), stored unless
-// aliased; in the same pass, unless alphas are forced or fixed, the column sums of ReLU(1x1(X') + shift), X' = X or X
-// at a quarter of the size. The last block to finish a node reduces its partial sums, in a fixed order, to alphas; the
-// last of all does the row's routing: fills this row's nodes and lists, and the next row's nodes (present, sources) and
-// present lists.
-struct AggregateParams {
+// aggregate_route: for present nodes X from its sources (down, keep, up through a bilinear x2, in this order), stored
+// unless aliased; in the same pass, unless alphas are forced or fixed, the column sums of ReLU(1x1(X') + shift), X' = X
+// or X at a quarter of the size. The last block to finish a node reduces its partial sums, in a fixed order, to alphas;
+// the last of all does the row's routing: fills this row's nodes and lists, and the next row's nodes (present, sources)
+// and present lists.
+struct AggregateRouteParams {
   const Io* io;
   Row row, next;  // next: null pointers for the last row
-  Level level[kScales];
+  ScaleMaps maps[kScales];
   Matrix gate[kScales];             // weight null: gate = fixed
   const float* fc_weight[kScales];  // [g][c/2], g = the node's number of paths; in the order keep, up, down
   const float* fc_bias[kScales];    // [g]
@@ -145,10 +151,10 @@ struct AggregateParams {
   int n, row_index, rows;
 };
 
-// tail: the last stage of the cells that go by stages, and the outgoing paths of all open nodes: up =
+// stage_paths: the last stage of the cells that go by stages, and the outgoing paths of all open nodes: up =
 // ReLU(1x1(ReLU(H))) and down (stride 2); H lies ReLU'd in map[out_map]. A path of a node whose stage is done here
 // waits for it.
-struct TailParams {
+struct StagePathsParams {
   SepconvParams cells;                // depthwise null: the scale has no cells in this row, or their H is there already
   Matrix up[kScales], down[kScales];  // weight null: none at this scale
   int* finished;                      // [n][kScales], zero: how many of a node's stage items are done
@@ -159,7 +165,7 @@ struct TailParams {
 struct MergeParams {
   const Io* io;
   Row row;  // the last row's: f_s = weight[kKeep] * map[out_map] where present, as its alpha scales the keep output
-  Level level;
+  ScaleMaps maps;
   int scale;
   const void* coarse;  // [n][h/2 * w/2 * c] or null
   Matrix weight;
@@ -189,6 +195,7 @@ struct LaunchShape {
   int threads;  // per block
   int shared;   // bytes of dynamic shared memory
 };
+constexpr int kReservedShared = 1 << 10;  // bytes that the system takes of each block's
 struct DeviceLimits {
   int capability = 80;               // 10 * major + minor
   int multiprocessors = 108;         //

@@ -10,7 +10,7 @@
 // KB for ring and results and up to 17 for the pixels (float: 10 and 33).
 #pragma once
 #include "pointwise.cuh"
-#include "tail.h"
+#include "stage_paths.h"
 
 namespace dynroute::cuda {
 
@@ -24,17 +24,17 @@ struct PathList {
 
 // What an item is, found by one thread: in registers of all threads it would cost the product spills.
 struct PathItem {
-  int found, down, scale, map;  // booleans; and which map H lies in
+  int found, down, scale, map;  // two booleans; and which map H lies in
   int first_pixel, pixels;      // of the output
   int begin, end;               // output channels
   int node, waits;              // whose stage it waits for, and how many items of it
-  int64_t sample_at, counter;   // where the sample's values begin in its scale's buffers; which count of io->nodes
+  int64_t sample_at, counter;   // where the sample's values begin in its scale's buffers; which count of io->node_macs
 };
 
 // Item number `at` of all paths: those that need not wait come first; of either kind coarse scales, whose stages come
 // first as well.
 template <class T>
-__device__ inline void find_path_item(const TailParams& params, const PathList& list, int at, PathItem& item) {
+__device__ inline void find_path_item(const StagePathsParams& params, const PathList& list, int at, PathItem& item) {
   item.found = false;
 #pragma unroll 1
   for (int i = 0; i < 4 * kScales; ++i) {
@@ -47,38 +47,38 @@ __device__ inline void find_path_item(const TailParams& params, const PathList& 
     }
     const int of_sample = list.of_sample[down][scale], which = (down ? kDownOpen : kUpOpen) * kScales + scale;
     const int sample = params.cells.row.samples[which * params.cells.n + at / of_sample], number = at % of_sample;
-    const Level& level = params.cells.level[scale];
+    const ScaleMaps& maps = params.cells.maps[scale];
     const Matrix& w = down ? params.down[scale] : params.up[scale];
     item.found = true, item.down = down, item.scale = scale;
     item.node = sample * kScales + scale, item.waits = list.waits[scale];
     item.map = params.cells.row.nodes[item.node].out_map;
 
     const PointwiseTile tile = pointwise_tile(w, kIsFloat<T>);
-    const int pixels = path_pixels(level, down);
-    const Cut part = cut(w, tile, ceil_of(pixels, tile.pixels));
+    const int pixels = path_pixels(maps.shape, down);
+    const Cut part = cut(w, tile, ceil_div(pixels, tile.pixels));
     item.first_pixel = number / part.parts * tile.pixels;
     item.pixels = min(tile.pixels, pixels - item.first_pixel);
     item.begin = number % part.parts * part.channels;
     item.end = min(item.begin + part.channels, w.n);
 
-    item.sample_at = int64_t(level.h) * level.w * level.c * sample;
-    const int64_t row = int64_t(sample) * params.cells.rows + params.cells.row_index;
-    item.counter = (row * kScales + scale) * 5 + (down ? 4 : 2);
+    item.sample_at = maps.shape.size() * sample;
+    item.counter = node_index(sample, params.cells.rows, params.cells.row_index, scale) * kNodeParts +
+                   part_of_path(down ? kDown : kUp);
     return;
   }
 }
 
 // One item, by the whole block. `ahead` is called by one thread while the pixels are on their way.
 template <class T, int Width, class Ahead>
-__device__ inline void path_item(const TailParams& params, const PathItem& item, const Matrix& w, void* memory,
+__device__ inline void path_item(const StagePathsParams& params, const PathItem& item, const Matrix& w, void* memory,
                                  Ahead&& ahead) {
-  const Level& level = params.cells.level[item.scale];
+  const ScaleMaps& maps = params.cells.maps[item.scale];
   // Within, copies of the item's fields: asynchronous copies are memory to the compiler, and would have it read again.
   const auto fill = [&](T* a, int lda, int k, int count) {
-    const T* const x = static_cast<const T*>(level.map[item.map]) + item.sample_at;
-    const int c = level.c, w_in = level.w, pixels = item.pixels, first = item.first_pixel;
+    const T* const x = static_cast<const T*>(maps.map[item.map]) + item.sample_at;
+    const int c = maps.shape.c, w_in = maps.shape.w, pixels = item.pixels, first = item.first_pixel;
     const bool down = item.down;
-    for (int row = threadIdx.x / 8; row < Tile<T, Width>::BM; row += kThreads / 8) {
+    for (int row = threadIdx.x / 8; row < GemmTile<T, Width>::BM; row += kThreads / 8) {
       const int pixel = first + row, w_out = w_in / 2;
       const int from = (down ? (pixel / w_out * w_in + pixel % w_out) * 2 : pixel) * c + k;
       for (int i = threadIdx.x % 8 * kVector<T>; i < count; i += 8 * kVector<T>) {  // 128 bytes of a pixel at a time
@@ -89,13 +89,12 @@ __device__ inline void path_item(const TailParams& params, const PathItem& item,
     commit_copies();
     if (k == 0 && threadIdx.x == 0) ahead();
   };
-  const int64_t size = int64_t(level.h) * level.w * level.c;
-  T* const out = static_cast<T*>(level.halves) + item.sample_at + (item.down ? size / 2 : 0);
+  T* const out = static_cast<T*>(maps.halves) + item.sample_at + in_halves(item.down ? kDown : kUp, maps.shape.size());
   const int first = item.first_pixel, pixels = item.pixels;
   const auto destination = [&](int row) { return row < pixels ? out + int64_t(first + row) * w.n : nullptr; };
   pointwise_item<T, Width>(w, tile_of<T, Width>.slice, item.begin, item.end, memory, fill, destination);
   if (threadIdx.x == 0)
-    count(params.cells.io->nodes + item.counter, int64_t(pixels) * level.c * (item.end - item.begin));
+    count(params.cells.io->node_macs + item.counter, int64_t(pixels) * maps.shape.c * (item.end - item.begin));
 }
 
 }  // namespace dynroute::cuda

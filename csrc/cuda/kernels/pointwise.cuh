@@ -25,7 +25,7 @@ inline constexpr PointwiseTile tile_of = pointwise_tile({nullptr, nullptr, 0, 0,
 template <class T, int Width, class Fill, class Destination>
 __device__ inline void pointwise_item(const Matrix& w, int slice, int begin, int end, void* memory, Fill&& fill,
                                       Destination&& destination) {
-  using S = Tile<T, Width>;
+  using S = GemmTile<T, Width>;
   static_assert(S::BM == tile_of<T, Width>.pixels && S::BN == tile_of<T, Width>.width,
                 "the host has the same tile in mind");
   static_assert(sizeof(GemmShared<T, Width>) <= product_bytes(kIsFloat<T>), "A lies behind");

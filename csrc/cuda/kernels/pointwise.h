@@ -10,8 +10,6 @@
 
 namespace dynroute::cuda {
 
-DYNROUTE_DEVICE_TOO constexpr int ceil_of(int a, int b) { return (a + b - 1) / b; }
-
 // Tiles of pixels x output channels: 64 x 64 in 16-bit types, 128 x 32 where n_pad is no multiple of 64, so that
 // nothing is computed in vain; 64 x 32 in float, where a thread's 4 x 4 needs fewer reads of shared memory than 2 x 8.
 struct PointwiseTile {
@@ -33,9 +31,9 @@ DYNROUTE_DEVICE_TOO inline Cut cut(const Matrix& w, const PointwiseTile& tile, i
   const int blocks = w.n_pad / tile.width;
   // A k of several slices is read anew for each block: then nothing is lost by leaving each to another item.
   if (w.k_pad > tile.slice) return {tile.width, blocks};
-  const int parts = ceil_of(kItemsWanted, tiles);
-  const int each = ceil_of(blocks, parts < blocks ? parts : blocks);
-  return {each * tile.width, ceil_of(blocks, each)};
+  const int parts = ceil_div(kItemsWanted, tiles);
+  const int each = ceil_div(blocks, parts < blocks ? parts : blocks);
+  return {each * tile.width, ceil_div(blocks, each)};
 }
 
 // A block's shared memory: first what gemm.cuh uses, for either width, so that the pixels' slice lies in one place
@@ -50,9 +48,9 @@ inline int pointwise_shared(const Matrix& w, const PointwiseTile& tile, bool is_
 
 // Blocks of a launch that walks over `items`: what can be resident.
 inline int resident_blocks(int64_t items, int shared, int per_multiprocessor, const DeviceLimits& device) {
-  const int fit = device.shared_per_multiprocessor / (shared + 1024);  // the system takes 1 KB of each block
-  const int64_t most = int64_t(device.multiprocessors) * std::max(1, std::min(fit, per_multiprocessor));
-  return int(std::max<int64_t>(1, std::min(items, most)));
+  const int fit = device.shared_per_multiprocessor / (shared + kReservedShared);
+  const int64_t largest = int64_t(device.multiprocessors) * std::max(1, std::min(fit, per_multiprocessor));
+  return int(std::max<int64_t>(1, std::min(items, largest)));
 }
 
 }  // namespace dynroute::cuda

@@ -17,7 +17,7 @@ template <class T>
 __device__ inline void predictor(const PredictorParams& params) {
   constexpr int kWidth = 32, kVec = kVector<T>;  // output channels of a block
   constexpr int kColumns = kPredictorColumns, kLines = predictor_lines(kIsFloat<T>), kRow = kColumns + 2;
-  using S = Tile<T, kWidth>;
+  using S = GemmTile<T, kWidth>;
   static_assert(S::BM == kLines * kColumns, "a tile of pixels");
   static_assert(sizeof(GemmShared<T, kWidth>) <= product_bytes(kIsFloat<T>), "the tile lies behind");
 
@@ -28,7 +28,7 @@ __device__ inline void predictor(const PredictorParams& params) {
   const int c = params.c, pitch = predictor_pitch(c, kVec);
   int* const offsets = reinterpret_cast<int*>(tile + (kLines + 2) * kRow * pitch);  // [k_pad / kVec]
 
-  const int across = ceil_of(params.w, kColumns), down = ceil_of(params.h, kLines);
+  const int across = ceil_div(params.w, kColumns), down = ceil_div(params.h, kLines);
   const int sample = blockIdx.x / (across * down), at = blockIdx.x % (across * down);
   const int y0 = at / across * kLines, x0 = at % across * kColumns;
   const T* const x = static_cast<const T*>(params.x) + int64_t(sample) * params.h * params.w * c;
@@ -68,7 +68,7 @@ __device__ inline void predictor(const PredictorParams& params) {
   }
   if (threadIdx.x == 0) {
     const int64_t pixels = min(kLines, params.h - y0) * min(kColumns, params.w - x0);
-    count(params.io->other + sample * 3 + 1, pixels * 9 * c * w.n);
+    count(params.io->sample_macs + sample * kSampleParts + kDecoderPart, pixels * 9 * c * w.n);
   }
 }
 

@@ -22,8 +22,8 @@ inline int predictor_shared(const PredictorParams& params, DType type) {
 // A block for each tile. All channels of a tile lie in shared memory: up to 232 (16-bit) or 200 (float) where a block
 // has 99 KB; the host has to refuse more than fit.
 inline LaunchShape predictor_shape(const PredictorParams& params, DType type, const DeviceLimits&) {
-  const int down = ceil_of(params.h, predictor_lines(type == DType::kFloat)),
-            across = ceil_of(params.w, kPredictorColumns);
+  const int down = ceil_div(params.h, predictor_lines(type == DType::kFloat)),
+            across = ceil_div(params.w, kPredictorColumns);
   return {params.n * down * across, kThreads, predictor_shared(params, type)};
 }
 

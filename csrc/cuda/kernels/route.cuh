@@ -5,6 +5,7 @@
 // are cumulative and barriers order within a block, so what any thread of a block wrote before it arrived is seen by
 // all threads of the block that arrives last. What another block has written in this launch is read past L1 (__ldcg).
 #pragma once
+#include "contract/routing.h"
 #include "primitives.cuh"
 
 namespace dynroute::cuda {
@@ -21,11 +22,10 @@ __device__ inline bool arrive_last(int* counter, int expected, int* shared) {
   return *shared;
 }
 
-// What a chunk's samples leave to the neighbouring scales of the next row.
-enum Offer { kOffersUp = 1, kOffersDown = 2 };
+// What 32 samples' nodes hand on to the next row.
 struct RouteShared {
-  int offers[kScales][32];                   // bits of Offer: the path exists and its node is present and not closed
-  float up[kScales][32], down[kScales][32];  // weights
+  unsigned paths[kScales][32];        // bit p: something by path p
+  float weight[kScales][kPaths][32];  // 0 where nothing is handed on
 };
 
 // Appends i to a list for each lane with `is`, lanes in order; `count` is the list's length so far, in all lanes.
@@ -37,7 +37,7 @@ __device__ inline void append(int* list, int& count, bool is, int i) {
 
 // The last block of a row. A warp per scale, a lane per sample, 32 samples at a time: positions in lists come from
 // ballots, and neighbouring scales meet in shared memory.
-__device__ inline void route(const AggregateParams& p, const Io& io, RouteShared& shared) {
+__device__ inline void route(const AggregateRouteParams& p, const Io& io, RouteShared& shared) {
   static_assert(kThreads == 32 * kScales);
   const int s = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int scales = scales_of_row(p.row_index);
@@ -46,7 +46,7 @@ __device__ inline void route(const AggregateParams& p, const Io& io, RouteShared
   for (int first = 0; first < p.n; first += 32) {
     const int i = first + lane;
     const bool exists = i < p.n && s < scales;
-    const int64_t at = ((int64_t(i) * p.rows + p.row_index) * kScales + s) * kPaths;
+    const int64_t at = node_index(i, p.rows, p.row_index, s) * kPaths;
     Node* node = p.row.nodes + i * kScales + s;
     float alpha[kPaths] = {};
     bool present = false;
@@ -59,48 +59,48 @@ __device__ inline void route(const AggregateParams& p, const Io& io, RouteShared
         if (path_exists(p.row_index, p.rows, s, path))
           alpha[path] = io.gates ? io.gates[at + path] : computed ? __ldcg(io.alphas + at + path) : 1;
     }
-    const bool closed = alpha[kUp] + alpha[kKeep] + alpha[kDown] < float(kThreshold), is_open = present && !closed;
-    float weight[kPaths];
-#pragma unroll
-    for (int path = 0; path < kPaths; ++path)
-      weight[path] = is_open && alpha[path] > float(kThreshold) ? alpha[path] : 0;
-    if (present && closed) weight[kKeep] = 1;
+    const Route<float> routed = present ? route_of(alpha) : Route<float>{true, {}};
     // H goes where the keep source was, or beside X if X is that source
-    const int out_map = closed ? x_map : 1 - x_map;
+    const int out_map = routed.closed ? x_map : 1 - x_map;
     if (present) {
-      node->closed = closed;
+      node->closed = routed.closed;
       node->out_map = out_map;
 #pragma unroll
       for (int path = 0; path < kPaths; ++path) {
-        node->weight[path] = weight[path];
+        node->weight[path] = routed.weight[path];
         if (!computed) io.alphas[at + path] = alpha[path];
       }
     }
     const auto list = [&](List which) { return p.row.samples + (which * kScales + s) * p.n; };
-    append(list(kOpen), open, is_open, i);
-    append(list(kUpOpen), up_open, weight[kUp] != 0, i);
-    append(list(kDownOpen), down_open, weight[kDown] != 0, i);
+    append(list(kOpen), open, !routed.closed, i);
+    append(list(kUpOpen), up_open, routed.weight[kUp] != 0, i);
+    append(list(kDownOpen), down_open, routed.weight[kDown] != 0, i);
     if (!p.next.nodes) continue;
 
-    const bool offers_up = is_open && path_exists(p.row_index, p.rows, s, kUp);
-    const bool offers_down = is_open && path_exists(p.row_index, p.rows, s, kDown);
-    shared.offers[s][lane] = (offers_up ? kOffersUp : 0) | (offers_down ? kOffersDown : 0);
-    shared.up[s][lane] = weight[kUp];
-    shared.down[s][lane] = weight[kDown];
+    unsigned paths = 0;
+#pragma unroll
+    for (int path = 0; path < kPaths; ++path) {
+      const bool hands = hands_on(path, path_exists(p.row_index, p.rows, s, path), present, routed.closed);
+      paths |= unsigned(hands) << path;
+      shared.weight[s][path][lane] = routed.weight[path];
+    }
+    shared.paths[s][lane] = paths;
     __syncthreads();
+    bool arrives[kPaths] = {};
+    float weight[kPaths] = {};
+#pragma unroll
+    for (int path = 0; path < kPaths; ++path) {
+      const int from = source_scale(s, path);
+      if (from < 0 || from >= kScales) continue;
+      arrives[path] = shared.paths[from][lane] >> path & 1;
+      weight[path] = shared.weight[from][path][lane];
+    }
+    const Inputs<float> inputs = inputs_of(arrives, weight);
     Node next = {};
-    bool arrives = present;
-    next.source_keep = weight[kKeep];
-    if (s > 0) {
-      arrives |= (shared.offers[s - 1][lane] & kOffersDown) != 0;
-      next.source_down = shared.down[s - 1][lane];
-    }
-    if (s + 1 < kScales) {
-      arrives |= (shared.offers[s + 1][lane] & kOffersUp) != 0;
-      next.source_up = shared.up[s + 1][lane];
-    }
-    next.present = arrives && s < scales_of_row(p.row_index + 1);
-    next.aliased = next.source_keep == 1 && next.source_down == 0 && next.source_up == 0;
+    next.source_down = inputs.weight[kDown], next.source_keep = inputs.weight[kKeep];
+    next.source_up = inputs.weight[kUp];
+    next.present = inputs.present && s < scales_of_row(p.row_index + 1);
+    next.aliased = inputs.aliased;
     next.x_map = !present ? 0 : next.aliased ? out_map : 1 - out_map;
     if (i < p.n) p.next.nodes[i * kScales + s] = next;
     append(p.next.samples + (kPresent * kScales + s) * p.n, next_present, next.present, i);

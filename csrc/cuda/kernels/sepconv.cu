@@ -3,7 +3,7 @@
 // Work: items are tiles of pixels (sepconv_item.cuh), on blocks of 128 threads that take every gridDim.x-th one, coarse
 // scales first. 5 blocks to a multiprocessor (96 registers; 35 KB at 64 channels of 16 bits, 2 blocks at 512) hide what
 // one waits for, and an item is found, through three dependent loads, while the halo of the one before is on its way.
-// The stem's stages, and of a row's cells all but the last, which `tail` does.
+// The stem's stages, and of a row's cells all but the last, which `stage_paths` does.
 #include "sepconv_item.cuh"
 
 namespace dynroute::cuda {

@@ -44,15 +44,14 @@ DYNROUTE_DEVICE_TOO constexpr int sepconv_bytes(const SepconvStage& stage, int b
 }
 
 DYNROUTE_DEVICE_TOO constexpr int sepconv_tiles(const SepconvStage& stage, int bytes) {
-  return ((stage.h_out + sepconv_high(bytes) - 1) / sepconv_high(bytes)) *
-         ((stage.w_out + kSepconvWide - 1) / kSepconvWide);
+  return ceil_div(stage.h_out, sepconv_high(bytes)) * ceil_div(stage.w_out, kSepconvWide);
 }
 
 // How many work items share a tile's output channels, in whole blocks of 64, where a scale has `tiles` tiles in all
 // samples. Each makes the depthwise anew, so only where a device would have idle multiprocessors otherwise. No bit
 // depends on it.
 DYNROUTE_DEVICE_TOO constexpr int sepconv_parts(int tiles, int n_pad) {
-  const int wanted = tiles > 0 ? kSepconvEnough / tiles : 1, blocks = (n_pad + 63) / 64;
+  const int wanted = tiles > 0 ? kSepconvEnough / tiles : 1, blocks = ceil_div(n_pad, 64);
   return wanted < 1 ? 1 : wanted < blocks ? wanted : blocks;
 }
 
@@ -68,12 +67,12 @@ inline LaunchShape sepconv_shape(const SepconvParams& params, DType dtype, const
   for (const SepconvStage& stage : params.stage) {
     if (!stage.depthwise) continue;
     // the number of items is largest when all samples are open, or when the open ones' tiles are split
-    const int tiles = params.n * sepconv_tiles(stage, bytes), blocks = (stage.pointwise.n_pad + 63) / 64;
+    const int tiles = params.n * sepconv_tiles(stage, bytes), blocks = ceil_div(stage.pointwise.n_pad, 64);
     shape.blocks += std::max(tiles, std::min(tiles * blocks, kSepconvEnough));
     shape.shared = std::max(shape.shared, sepconv_bytes(stage, bytes));
   }
   const int resident =
-      std::min(kSepconvResident, limits.shared_per_multiprocessor / (shape.shared + kSepconvStatic + 1024));
+      std::min(kSepconvResident, limits.shared_per_multiprocessor / (shape.shared + kSepconvStatic + kReservedShared));
   shape.blocks = std::min(shape.blocks, limits.multiprocessors * std::max(resident, 1));
   return shape;
 }

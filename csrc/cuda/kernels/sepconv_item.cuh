@@ -24,10 +24,11 @@ template <class T>
 struct Patch {  // output pixels of a thread
   static constexpr int kHigh = 2, kWide = kIsFloat<T> ? 2 : 4;
   static constexpr int kInRow = kSepconvWide / kWide;
-  static_assert(Tile<T>::BM == kSepconvWide * sepconv_high(sizeof(T)), "a tile of pixels is a tile of the product");
-  static_assert(Tile<T>::BM / (kHigh * kWide) * kGroups == kThreads, "every thread has one patch of a chunk");
+  static_assert(GemmTile<T>::BM == kSepconvWide * sepconv_high(sizeof(T)), "a tile of pixels is a tile of the product");
+  static_assert(GemmTile<T>::BM / (kHigh * kWide) * kGroups == kThreads, "every thread has one patch of a chunk");
   static_assert(sizeof(GemmShared<T>) == sepconv_gemm_bytes(sizeof(T)), "the host knows the product's memory");
-  static_assert(bytes_of_a<T>(64) == sepconv_a_bytes(64, sizeof(T)) && Tile<T>::BN == 64, "and A's, and its blocks");
+  static_assert(bytes_of_a<T>(64) == sepconv_a_bytes(64, sizeof(T)) && GemmTile<T>::BN == 64,
+                "and A's, and its blocks");
 };
 
 // Four 16-bit values to and from floats.
@@ -67,9 +68,9 @@ struct SepconvItem {
 };
 
 // Where a stage reads or writes.
-__device__ inline void* place_of(int place, const void* plain, const Level& level, const Node& node) {
-  if (place == kPlain) return const_cast<void*>(plain);
-  return place == kBetween ? level.halves : level.map[place == kX ? node.x_map : node.out_map];
+__device__ inline void* stage_map(int which, const void* plain, const ScaleMaps& maps, const Node& node) {
+  if (which == kPlain) return const_cast<void*>(plain);
+  return which == kBetween ? maps.halves : maps.map[which == kX ? node.x_map : node.out_map];
 }
 
 // Item number `number` of all; by one thread. `last_scale`: of the item that the block does before.
@@ -88,11 +89,11 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
       at -= here;
       continue;
     }
-    const int in_row = (stage.w_out + kSepconvWide - 1) / kSepconvWide;
-    const int part = at % parts, tile = at / parts % tiles, place = at / parts / tiles;
-    const int sample = plain ? place : p.row.samples[(kOpen * kScales + s) * p.n + place];
+    const int in_row = ceil_div(stage.w_out, kSepconvWide);
+    const int part = at % parts, tile = at / parts % tiles, in_list = at / parts / tiles;
+    const int sample = plain ? in_list : p.row.samples[(kOpen * kScales + s) * p.n + in_list];
     const int x = tile % in_row * kSepconvWide, y = tile / in_row * sepconv_high(sizeof(T));
-    const int n = stage.pointwise.n, blocks = (stage.pointwise.n_pad + Tile<T>::BN - 1) / Tile<T>::BN;
+    const int n = stage.pointwise.n, blocks = ceil_div(stage.pointwise.n_pad, GemmTile<T>::BN);
     Node node = {};
     if (!plain) node = p.row.nodes[sample * kScales + s];
     const auto pixel = [&](void* map, int h, int w, int c, int stride) {
@@ -100,13 +101,13 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
     };
     item.stage = stage;
     item.from =
-        pixel(place_of(stage.from, stage.plain_x, p.level[s], node), stage.h_in, stage.w_in, stage.c_in, stage.stride);
-    item.to = pixel(place_of(stage.to, stage.plain_out, p.level[s], node), stage.h_out, stage.w_out, n, 1);
+        pixel(stage_map(stage.from, stage.plain_x, p.maps[s], node), stage.h_in, stage.w_in, stage.c_in, stage.stride);
+    item.to = pixel(stage_map(stage.to, stage.plain_out, p.maps[s], node), stage.h_out, stage.w_out, n, 1);
     item.add =
-        stage.residual ? pixel(place_of(kX, nullptr, p.level[s], node), stage.h_out, stage.w_out, n, 1) : nullptr;
+        stage.residual ? pixel(stage_map(kX, nullptr, p.maps[s], node), stage.h_out, stage.w_out, n, 1) : nullptr;
     item.scale = s, item.sample = sample, item.x = x, item.y = y;
-    item.first = blocks * part / parts * Tile<T>::BN;
-    item.last = min(blocks * (part + 1) / parts * Tile<T>::BN, n);
+    item.first = blocks * part / parts * GemmTile<T>::BN;
+    item.last = min(blocks * (part + 1) / parts * GemmTile<T>::BN, n);
     item.front = sepconv_front(stage.pointwise.k_pad, stage.stride, sizeof(T));
     item.stay = sepconv_weights_stay(stage.pointwise);
     item.fresh = item.stay && s != last_scale;
@@ -131,7 +132,7 @@ __device__ inline void fetch_halo(T* to, const SepconvItem& item, int chunk) {
     int column = first % wide - 1, row = first / wide - 1, offset = (row * w + column) * c + at;
     const int x0 = item.x * kStride, y0 = item.y * kStride;
 #pragma unroll
-    for (int i = 0; i < (pixels + step - 1) / step; ++i) {
+    for (int i = 0; i < ceil_div(pixels, step); ++i) {
       const bool valid = unsigned(x0 + column) < unsigned(w) && unsigned(y0 + row) < unsigned(h);
       if (first + i * step < pixels)
         copy_async(to + (first + i * step) * kSepconvChannels + in_chunk, from + offset, valid);
@@ -149,8 +150,8 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item)
   constexpr bool ahead = sepconv_buffers(kStride) == 2;
   constexpr int halo_wide = sepconv_halo(kSepconvWide, kStride);
   constexpr int buffer = sepconv_halo(sepconv_high(sizeof(T)), kStride) * halo_wide * kSepconvChannels;
-  const int thread = thread_here(), group = thread % kGroups * kGroup, place = thread / kGroups;
-  const int patch_x = place % P::kInRow * P::kWide, patch_y = place / P::kInRow * P::kHigh;
+  const int thread = thread_here(), group = thread % kGroups * kGroup, patch = thread / kGroups;
+  const int patch_x = patch % P::kInRow * P::kWide, patch_y = patch / P::kInRow * P::kHigh;
   const int& k_pad = item.stage.pointwise.k_pad;  // read where needed: a copy would be one more register
   T* halo = reinterpret_cast<T*>(memory);
 #pragma unroll 1
@@ -213,20 +214,20 @@ __device__ inline Own own_results(const SepconvItem& item, int n, int thread) {
   const int channels = item.stage.pointwise.n, w = item.stage.w_out, high = item.stage.h_out - item.y;
   const bool any = channel < channels && item.x + column < w;
   return {channel, (row * w + column) * channels + channel, rows * w * channels,
-          any ? min((high - row + rows - 1) / rows, Tile<T>::BM / 16) : 0, thread % 8 >= 4};
+          any ? min(ceil_div(high - row, rows), GemmTile<T>::BM / 16) : 0, thread % 8 >= 4};
 }
 
 __device__ inline uint4 halves_swapped(const uint4& group) { return {group.z, group.w, group.x, group.y}; }
 
 // X at a thread's results, on its way.
 template <class T>
-using Added = uint4[Tile<T>::BM / 16][8 / kVector<T>];
+using Added = uint4[GemmTile<T>::BM / 16][8 / kVector<T>];
 template <class T>
 __device__ inline void load_added(Added<T>& x, const SepconvItem& item, const Own& own) {
   const T* from = static_cast<const T*>(item.add);
   if (!from) return;
 #pragma unroll
-  for (int i = 0; i < Tile<T>::BM / 16; ++i)
+  for (int i = 0; i < GemmTile<T>::BM / 16; ++i)
 #pragma unroll
     for (int j = 0; j < 8 / kVector<T>; ++j)
       if (i < own.pixels)
@@ -246,7 +247,7 @@ __device__ inline void store_results(const GemmShared<T>& shared, const SepconvI
     shift[h] = *reinterpret_cast<const float4*>(item.stage.pointwise.shift + own.channel + half[h]);
   const bool add = item.add, relu = item.stage.relu;
 #pragma unroll
-  for (int i = 0; i < Tile<T>::BM / 16; ++i) {
+  for (int i = 0; i < GemmTile<T>::BM / 16; ++i) {
     if (i >= own.pixels) return;
     T* to = static_cast<T*>(item.to) + own.at + i * own.step;
     const uint4 added = kIsFloat<T> || !own.flip ? x[i][0] : halves_swapped(x[i][0]);
@@ -282,8 +283,8 @@ __device__ inline void count_item(const SepconvParams& p, const SepconvItem& ite
   const int pixels = min(kSepconvWide, stage.w_out - item.x) * min(sepconv_high(sizeof(T)), stage.h_out - item.y);
   const int64_t macs = int64_t(pixels) * stage.c_in * ((item.first == 0 ? 9 : 0) + item.last - item.first);
   if (stage.from != kPlain)
-    count(p.io->nodes + ((int64_t(item.sample) * p.rows + p.row_index) * kScales + item.scale) * 5 + 1, macs);
-  else if (p.stem) count(p.io->other + item.sample * 3, macs);
+    count(p.io->node_macs + node_index(item.sample, p.rows, p.row_index, item.scale) * kNodeParts + kCellPart, macs);
+  else if (p.stem) count(p.io->sample_macs + item.sample * kSampleParts + kStemPart, macs);
 }
 
 // Weights that stay lie behind A.
@@ -300,13 +301,13 @@ __device__ inline void pointwise(unsigned char* memory, const SepconvItem& item,
   const T* a = reinterpret_cast<T*>(memory + item.front);
   const int lda = row_of_a<T>(w.k_pad);
   const int thread = thread_here();
-  typename Tile<T>::Accumulators sums;
+  typename GemmTile<T>::Accumulators sums;
   clear<T>(sums);
   if (item.stay) {
     __syncthreads();
 #pragma unroll 1
-    for (int k = 0; k < w.k_pad; k += Tile<T>::BK)
-      multiply_chunk<T>(sums, a + k, lda, weights_of<T>(memory, item) + k * Tile<T>::BN, thread);
+    for (int k = 0; k < w.k_pad; k += GemmTile<T>::BK)
+      multiply_chunk<T>(sums, a + k, lda, weights_of<T>(memory, item) + k * GemmTile<T>::BN, thread);
   } else {
     multiply<T>(sums, a, lda, w, n, 0, w.k_pad, shared, thread);
   }
@@ -324,15 +325,15 @@ __device__ inline void sepconv_item(const SepconvParams& p, const SepconvItem& i
                                     Ahead&& ahead) {
   T* halo = reinterpret_cast<T*>(memory);
   if (item.fresh)
-    for (int k = 0; k < item.stage.pointwise.k_pad; k += Tile<T>::BK)
-      fetch_chunk<T>(weights_of<T>(memory, item) + k * Tile<T>::BN, item.stage.pointwise, 0, k, thread_here());
+    for (int k = 0; k < item.stage.pointwise.k_pad; k += GemmTile<T>::BK)
+      fetch_chunk<T>(weights_of<T>(memory, item) + k * GemmTile<T>::BN, item.stage.pointwise, 0, k, thread_here());
   const bool one = kStride == 1 || item.stage.stride == 1;
   if (one) fetch_halo<T, 1>(halo, item, 0);
   else fetch_halo<T, kStride>(halo, item, 0);
   if (threadIdx.x == 0) ahead();
   if (one) depthwise<T, 1>(memory, item);
   else depthwise<T, kStride>(memory, item);
-  for (int n = item.first; n < item.last; n += Tile<T>::BN) pointwise<T>(memory, item, n);
+  for (int n = item.first; n < item.last; n += GemmTile<T>::BN) pointwise<T>(memory, item, n);
   if (threadIdx.x == 0) count_item<T>(p, item);
 }
 

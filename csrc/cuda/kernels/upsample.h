@@ -23,9 +23,9 @@ DYNROUTE_DEVICE_TOO constexpr int upsample_step(int out_w) {
 
 // Tiles across that have something to write.
 DYNROUTE_DEVICE_TOO constexpr int upsample_across(int out_w) {
-  return ceil_of(ceil_of(out_w, 4), upsample_step(out_w));
+  return ceil_div(ceil_div(out_w, 4), upsample_step(out_w));
 }
-DYNROUTE_DEVICE_TOO constexpr int upsample_down(int out_h) { return ceil_of(out_h, 4 * kUpsampleLines); }
+DYNROUTE_DEVICE_TOO constexpr int upsample_down(int out_h) { return ceil_div(out_h, 4 * kUpsampleLines); }
 
 // A block for each tile; the same whatever the storage type.
 inline LaunchShape upsample_shape(const UpsampleParams& params, DType, const DeviceLimits&) {

@@ -1,4 +1,5 @@
-// The plan of a call as data for Python: which buffers, which launches. Part of the CPU library, as it needs no GPU.
+// The launch list of a call as data for Python: which buffers, which launches. Part of the CPU library, as it needs no
+// GPU.
 #include <torch/csrc/stable/library.h>
 
 #include <cstring>
@@ -13,15 +14,15 @@ namespace {
 
 using Numbers = std::vector<int64_t>;
 
-Request parse(const std::string& op, const Numbers& config, const Numbers& image, int64_t dtype, int64_t fusion,
-              const Numbers& device) {
-  Request request = {};
-  request.config = parse_config(config, op.c_str());
+CallSpec parse(const std::string& op, const Numbers& config, const Numbers& image, int64_t dtype, int64_t fusion,
+               const Numbers& device) {
+  CallSpec call = {};
+  call.config = parse_config(config, op.c_str());
   require(image.size() == 5,
           op + ": image: wanted [n, h, w, out_h, out_w], got " + std::to_string(image.size()) + " numbers");
   const int64_t n = image[0], h = image[1], w = image[2];
   require(n >= 1 && n <= 65535, op + ": image: wanted 1 to 65535 samples, got " + std::to_string(n));
-  check_size(op.c_str(), request.config, h, w);
+  check_size(op.c_str(), call.config, h, w);
   require(h <= 32768 && w <= 32768,
           op + ": image: wanted at most 32768x32768 pixels, got " + std::to_string(h) + "x" + std::to_string(w));
   require(image[3] >= 1 && image[3] <= h && image[4] >= 1 && image[4] <= w,
@@ -37,27 +38,27 @@ Request parse(const std::string& op, const Numbers& config, const Numbers& image
                                   std::to_string(device.size()) + " numbers");
   require(device[0] >= 80, op + ": device: wanted compute capability 8.0 or higher, got " +
                                std::to_string(device[0] / 10) + "." + std::to_string(device[0] % 10));
-  request.n = int(n), request.h = int(h), request.w = int(w);
-  request.out_h = int(image[3]), request.out_w = int(image[4]);
-  request.dtype = DType(dtype);
-  request.fusion = Fusion(fusion);
-  request.limits = {int(device[0]), int(device[1]), int(device[2]), int(device[3])};
-  return request;
+  call.n = int(n), call.h = int(h), call.w = int(w);
+  call.out_h = int(image[3]), call.out_w = int(image[4]);
+  call.dtype = DType(dtype);
+  call.fusion = Fusion(fusion);
+  call.limits = {int(device[0]), int(device[1]), int(device[2]), int(device[3])};
+  return call;
 }
 
 // names, separated by blanks; int64 [buffers, 2] bytes and offsets; bytes of the workspace
-std::tuple<std::string, Tensor, int64_t> plan_op(Numbers config, Numbers image, int64_t dtype, int64_t fusion,
-                                                 Numbers device) {
-  const Plan plan(parse("cuda_plan", config, image, dtype, fusion, device));
+std::tuple<std::string, Tensor, int64_t> buffers_op(Numbers config, Numbers image, int64_t dtype, int64_t fusion,
+                                                    Numbers device) {
+  const LaunchList list(parse("cuda_plan", config, image, dtype, fusion, device));
   std::string names;
-  Tensor places = new_tensor({int64_t(plan.buffers().size()), 2}, ScalarType::Long);
-  int64_t* place = places.mutable_data_ptr<int64_t>();
-  for (const Buffer& buffer : plan.buffers()) {
+  Tensor sizes = new_tensor({int64_t(list.buffers().size()), 2}, ScalarType::Long);
+  int64_t* size = sizes.mutable_data_ptr<int64_t>();
+  for (const Buffer& buffer : list.buffers()) {
     names += (names.empty() ? "" : " ") + buffer.name;
-    *place++ = buffer.bytes;
-    *place++ = buffer.offset;
+    *size++ = buffer.bytes;
+    *size++ = buffer.offset;
   }
-  return {names, places, plan.workspace()};
+  return {names, sizes, list.workspace()};
 }
 
 Tensor bytes_tensor(size_t size) { return new_tensor({int64_t(size)}, ScalarType::Byte); }
@@ -65,41 +66,41 @@ Tensor bytes_tensor(size_t size) { return new_tensor({int64_t(size)}, ScalarType
 std::tuple<Tensor, Tensor> launches_op(Numbers config, Numbers image, int64_t dtype, int64_t fusion, Numbers device,
                                        Numbers addresses, int64_t weights, const Tensor& table) {
   const std::string op = "cuda_launches";
-  const Request request = parse(op, config, image, dtype, fusion, device);
-  const Plan plan(request);
-  require(addresses.size() == plan.buffers().size(), op + ": addresses: wanted one for each of " +
-                                                         std::to_string(plan.buffers().size()) + " buffers, got " +
+  const CallSpec call = parse(op, config, image, dtype, fusion, device);
+  const LaunchList list(call);
+  require(addresses.size() == list.buffers().size(), op + ": addresses: wanted one for each of " +
+                                                         std::to_string(list.buffers().size()) + " buffers, got " +
                                                          std::to_string(addresses.size()));
-  check(op + ": table", table, ScalarType::Long, {table_rows(request.config.layers), kTableFields});
+  check(op + ": table", table, ScalarType::Long, {table_rows(call.config.layers), kTableFields});
   require(table.is_contiguous(), op + ": table: wanted a contiguous tensor");
 
-  const std::vector<Row> rows = plan.row_tables(addresses);
+  const std::vector<Row> rows = list.row_tables(addresses);
   Tensor row_bytes = bytes_tensor(rows.size() * sizeof(Row));
   std::memcpy(row_bytes.mutable_data_ptr(), rows.data(), rows.size() * sizeof(Row));
 
-  const std::vector<Launch> launches = plan.launches(addresses, weights, table.const_data_ptr<int64_t>());
-  const auto padded = [](const Launch& launch) { return (launch.params.size() + 7) / 8 * 8; };
+  const std::vector<Launch> launches = list.launches(addresses, weights, table.const_data_ptr<int64_t>());
+  const auto bytes_of_params = [](const Launch& launch) { return round_up(launch.params.size(), size_t(8)); };
   size_t size = 0;
-  for (const Launch& launch : launches) size += sizeof(Record) + padded(launch);
-  Tensor list = bytes_tensor(size);
-  auto* at = static_cast<unsigned char*>(list.mutable_data_ptr());
+  for (const Launch& launch : launches) size += sizeof(Record) + bytes_of_params(launch);
+  Tensor records = bytes_tensor(size);
+  auto* at = static_cast<unsigned char*>(records.mutable_data_ptr());
   std::memset(at, 0, size);
   for (const Launch& launch : launches) {
     Record record = {};
     std::strncpy(record.kernel, launch.kernel, sizeof(record.kernel) - 1);
     record.shape = launch.shape;
-    record.params = int(padded(launch));
+    record.params = int(bytes_of_params(launch));
     std::memcpy(at, &record, sizeof(record));
     std::memcpy(at + sizeof(record), launch.params.data(), launch.params.size());
-    at += sizeof(record) + padded(launch);
+    at += sizeof(record) + bytes_of_params(launch);
   }
-  return {list, row_bytes};
+  return {records, row_bytes};
 }
 
 }  // namespace
 }  // namespace dynroute::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(dynroute, CompositeExplicitAutograd, m) {
-  m.impl("cuda_plan", TORCH_BOX(&dynroute::cuda::plan_op));
+  m.impl("cuda_plan", TORCH_BOX(&dynroute::cuda::buffers_op));
   m.impl("cuda_launches", TORCH_BOX(&dynroute::cuda::launches_op));
 }

@@ -9,15 +9,15 @@
 namespace dynroute::cuda {
 
 // Defined, by DYNROUTE_KERNEL, in the file of each.
-#define DYNROUTE_KERNELS(X)     \
-  X(begin, BeginParams)         \
-  X(stem_conv, StemParams)      \
-  X(sepconv, SepconvParams)     \
-  X(cell, CellParams)           \
-  X(aggregate, AggregateParams) \
-  X(tail, TailParams)           \
-  X(merge, MergeParams)         \
-  X(predictor, PredictorParams) \
+#define DYNROUTE_KERNELS(X)                \
+  X(init_call, InitCallParams)             \
+  X(stem_conv, StemConvParams)             \
+  X(sepconv, SepconvParams)                \
+  X(cell, CellParams)                      \
+  X(aggregate_route, AggregateRouteParams) \
+  X(stage_paths, StagePathsParams)         \
+  X(merge, MergeParams)                    \
+  X(predictor, PredictorParams)            \
   X(upsample, UpsampleParams)
 
 #define DYNROUTE_DECLARE(name, Params)                 \
@@ -77,7 +77,7 @@ void run_records(const unsigned char* records, size_t bytes, DType dtype, int64_
     if (number < first) continue;
 
     const Entry& entry = find(record);
-    if (number == 0) std::memcpy(params, &io, sizeof(io));  // BeginParams::value
+    if (number == 0) std::memcpy(params, &io, sizeof(io));  // InitCallParams::value
     const void* function = entry.function[int(dtype)];
     const LaunchShape& shape = record.shape;
     if (shape.shared > kAlways)

@@ -1,8 +1,8 @@
 // One call of the network as data: what memory it needs and which kernels are launched with which arguments. No CUDA
 // and no torch here, so that the same list is counted by tests, run by the emulator and captured into a graph.
 //
-// Nothing in it depends on images, gates or routes. Only `begin`, the first launch, carries what changes from call to
-// call, where inputs and outputs are; all the others find that in device memory.
+// Nothing in it depends on images, gates or routes. Only `init_call`, the first launch, carries what changes from call
+// to call, where inputs and outputs are; all the others find that in device memory.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -14,15 +14,17 @@
 namespace dynroute::cuda {
 
 // Where the cells of a scale keep what lies between their two stages: in shared memory (fused: `cell`), or in the
-// halves (staged: `sepconv`, and the last stage in `tail`, with the outgoing paths). A row is three launches where its
-// scales agree, aggregate, cell or sepconv, tail, and four where they do not: a network of 16 layers takes 60 to 77.
+// halves (staged: `sepconv`, and the last stage in `stage_paths`, with the outgoing paths). A row is three
+// launches where its scales agree, aggregate_route, cell or sepconv, stage_paths, and four where they do not: a network
+// of 16 layers takes 60 to 77.
 enum class Fusion : int {
   kAuto = 0,    // fused where it pays (cell.h)
   kFused = 1,   // fused where a tile fits
   kStaged = 2,  // none is
 };
 
-struct Request {
+// All that a list depends on.
+struct CallSpec {
   NetworkConfig config;
   int n, h, w, out_h, out_w;
   DType dtype;
@@ -45,9 +47,9 @@ struct Launch {
   std::vector<unsigned char> params;  // of the kernel's struct
 };
 
-class Plan {
+class LaunchList {
  public:
-  explicit Plan(const Request& request);
+  explicit LaunchList(const CallSpec& call);
 
   const std::vector<Buffer>& buffers() const { return buffers_; }
   int64_t workspace() const { return workspace_; }
@@ -57,7 +59,7 @@ class Plan {
   std::vector<Launch> launches(const std::vector<int64_t>& addresses, int64_t weights, const int64_t* table) const;
 
  private:
-  const Request request_;
+  const CallSpec call_;
   std::vector<Buffer> buffers_;
   int64_t workspace_ = 0;
 };

@@ -7,10 +7,10 @@
 namespace dynroute::cuda {
 
 struct Record {
-  char kernel[16];  // its name, zeros behind
+  char kernel[16];  // its name, a zero at least behind
   LaunchShape shape;
   int params;  // bytes that follow the header, padding to the next record's 8-byte boundary included
 };
-static_assert(sizeof(Record) == 32, "dynroute/ops/cuda.py reads it");
+static_assert(sizeof(Record) == 32, "dynroute/runtime/cuda/launch_list.py reads it");
 
 }  // namespace dynroute::cuda

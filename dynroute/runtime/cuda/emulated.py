@@ -1,4 +1,4 @@
-"""The CUDA backend without a GPU: the same plan, kernel by kernel on the emulator.  A developer's tool, very
+"""The CUDA backend without a GPU: the same launch list, kernel by kernel on the emulator.  A developer's tool, very
 slow; what it adds are checks of every memory access.  See `dynroute.runtime.cuda.emulator`."""
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import torch
 
 from dynroute.models.network import DynamicNetwork
 from dynroute.runtime.cuda import emulator
-from dynroute.runtime.cuda.launch_list import DeviceLimits, NetworkPlan, read_launches
-from dynroute.runtime.cuda.planned import Io, PlannedExecutor
+from dynroute.runtime.cuda.launch_list import DeviceLimits, LaunchList, read_launches
+from dynroute.runtime.cuda.listed import Io, ListedExecutor
 
-SOURCES = {"stem_conv": "stem"}  # files that are not called like their kernel
 NAN = 0xFF  # in every byte: NaN in each floating type, -1 in integers
 
 
-class EmulatedExecutor(PlannedExecutor):
-    """See `PlannedExecutor`.  Not for several threads.
+class EmulatedExecutor(ListedExecutor):
+    """See `ListedExecutor`.  Not for several threads.
 
     Attributes:
         one_workspace: lay the buffers out in one, as on a GPU, rather than apart, where a step over the edge is seen.
@@ -40,24 +39,25 @@ class EmulatedExecutor(PlannedExecutor):
         self.one_workspace, self.options = one_workspace, {"arch": f"sm_{limits.capability}", **options}
         self.statistics: list[tuple[str, dict[str, Any]]] = []
 
-    def _launch(self, plan: NetworkPlan, io: Io) -> None:
-        buffers, size = plan.buffers()
-        memory, places = [], []
+    def _launch(self, launch_list: LaunchList, io: Io) -> None:
+        buffers, size = launch_list.buffers()
+        memory, arrays = [], []  # what kernels see as one piece each; where each buffer lies
         workspace = _aligned(size)
         for buffer in buffers:
             inside = self.one_workspace and buffer.offset >= 0
-            place = workspace[buffer.offset : buffer.offset + buffer.bytes] if inside else _aligned(buffer.bytes)
-            places.append(place)
+            array = workspace[buffer.offset : buffer.offset + buffer.bytes] if inside else _aligned(buffer.bytes)
+            arrays.append(array)
             if not inside:
-                memory.append(place)
+                memory.append(array)
         if self.one_workspace:
             memory.append(workspace)
         weights = emulator.array(self.weights)
-        launches, rows = plan.launches([place.ctypes.data for place in places], weights.ctypes.data, self.table)
-        for place, buffer in zip(places, buffers):
+        addresses = [array.ctypes.data for array in arrays]
+        launches, rows = launch_list.launches(addresses, weights.ctypes.data, self.table)
+        for array, buffer in zip(arrays, buffers):
             if buffer.offset < 0:
-                place[:] = rows.numpy()
-                place.flags.writeable = False
+                array[:] = rows.numpy()
+                array.flags.writeable = False
         outside = {name: emulator.array(tensor) for name, tensor in io._asdict().items() if tensor is not None}
         for name in ("images", "gates"):
             if name in outside:
@@ -70,12 +70,9 @@ class EmulatedExecutor(PlannedExecutor):
         self.statistics = []
         for launch in read_launches(launches):
             params = launch.params
-            if launch.kernel == "begin":
+            if launch.kernel == "init_call":
                 params = struct.pack(f"{len(io)}Q", *io.addresses()) + params[8 * len(io) :]
-            source = SOURCES.get(launch.kernel, launch.kernel)
-            found = emulator.launch(
-                source, self.storage, params, launch[1:4], everything, launch.kernel, **self.options
-            )
+            found = emulator.launch(launch.kernel, self.storage, params, launch[1:4], everything, **self.options)
             self.statistics.append((launch.kernel, found))
 
 

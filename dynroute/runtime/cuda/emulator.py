@@ -41,16 +41,16 @@ def _ptxsim() -> Any:
 
 
 @functools.cache
-def ptx(source: str, dtype: torch.dtype, arch: str = "sm_80") -> str:
-    """PTX of csrc/cuda/kernels/<source>.cu for one storage type."""
+def ptx(kernel: str, dtype: torch.dtype, arch: str = "sm_80") -> str:
+    """PTX of csrc/cuda/kernels/<kernel>.cu for one storage type."""
     define = f"-DDYNROUTE_DTYPE_{SUFFIX[dtype].upper()}"
-    return _ptxsim().nvcc(SOURCES / f"{source}.cu", arch, ["-std=c++17", f"-I{INCLUDE}", define])
+    return _ptxsim().nvcc(SOURCES / f"{kernel}.cu", arch, ["-std=c++17", f"-I{INCLUDE}", define])
 
 
 @functools.cache
-def module(source: str, dtype: torch.dtype, arch: str = "sm_80") -> Any:
-    """The kernels of csrc/cuda/kernels/<source>.cu, ready to run."""
-    return _ptxsim().load(ptx(source, dtype, arch))
+def module(kernel: str, dtype: torch.dtype, arch: str = "sm_80") -> Any:
+    """csrc/cuda/kernels/<kernel>.cu, ready to run."""
+    return _ptxsim().load(ptx(kernel, dtype, arch))
 
 
 def array(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -61,19 +61,18 @@ def array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 def launch(
-    source: str,
+    kernel: str,
     dtype: torch.dtype,
     params: bytes,
     shape: tuple[int, int, int],
     buffers: Sequence[np.ndarray[Any, Any]],
-    name: str | None = None,
     arch: str = "sm_80",
     **options: Any,
 ) -> dict[str, Any]:
-    """Runs kernel `name` (default: the source's name) with a params struct.
+    """Runs a kernel with a params struct.
 
     Args:
-        source: file in csrc/cuda/kernels, without its suffix.
+        kernel: its name without its type's suffix, and its file's in csrc/cuda/kernels.
         dtype: storage type.
         params: the struct's bytes; its pointers point into `buffers`.
         shape: blocks, threads per block, bytes of dynamic shared memory.
@@ -85,7 +84,6 @@ def launch(
     """
     blocks, threads, shared = shape
     options.setdefault("races", "raise")
-    return module(source, dtype, arch).launch(
-        f"{name or source}_{SUFFIX[dtype]}", blocks, threads, [params], smem=shared, extra_buffers=list(buffers),
-        **options,
-    )  # fmt: skip
+    return module(kernel, dtype, arch).launch(
+        f"{kernel}_{SUFFIX[dtype]}", blocks, threads, [params], smem=shared, extra_buffers=list(buffers), **options
+    )

@@ -1,4 +1,5 @@
-"""The CUDA network's plan as data: its buffers and its list of launches.  Made on the host; needs no GPU."""
+"""A call of the CUDA network as data: its buffers and its list of launches, made on the host without a GPU; and the one
+way to the device.  Whatever of CUDA crosses into C++ crosses here."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dynroute.native.contract import ConfigNumbers
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FUSIONS = ("auto", "fused", "staged")
 # struct Record of csrc/cuda/network/records.h: name, blocks, threads, shared bytes, bytes of parameters
@@ -17,7 +20,7 @@ _RECORD = struct.Struct("16siiii")
 
 
 class DeviceLimits(NamedTuple):
-    """What a plan has to know of a GPU; by default an A100.
+    """What a launch list has to know of a GPU; by default an A100.
 
     Attributes:
         capability: 10 * major + minor.
@@ -63,11 +66,11 @@ class Launch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NetworkPlan:
+class LaunchList:
     """One call of a network at one shape; see csrc/cuda/network/launch_list.h.
 
     Attributes:
-        config: numbers in the order of `dynroute.native.network.CONFIG_FIELDS`.
+        config: of the network.
         image: n, h, w, out_h, out_w.
         dtype: what maps and pointwise weights are stored in.
         fusion: of cells of two stages, one of FUSIONS: "auto" fuses scales where it pays, "fused" where a tile fits,
@@ -75,7 +78,7 @@ class NetworkPlan:
         device: limits of the GPU.
     """
 
-    config: Sequence[int]
+    config: ConfigNumbers
     image: Sequence[int]
     dtype: torch.dtype
     fusion: str = "auto"
@@ -87,8 +90,8 @@ class NetworkPlan:
 
     def buffers(self) -> tuple[list[Buffer], int]:
         """The buffers, and the bytes of a workspace that holds them."""
-        names, places, workspace = torch.ops.dynroute.cuda_plan(*self._numbers)
-        return [Buffer(name, *place) for name, place in zip(names.split(), places.tolist(), strict=True)], workspace
+        names, sizes, workspace = torch.ops.dynroute.cuda_plan(*self._numbers)
+        return [Buffer(name, *size) for name, size in zip(names.split(), sizes.tolist(), strict=True)], workspace
 
     def launches(self, addresses: Sequence[int], weights: int, table: Tensor) -> tuple[Tensor, Tensor]:
         """The launches for buffers at these addresses, as bytes; and the bytes to fill the buffer "rows" with.
@@ -101,8 +104,27 @@ class NetworkPlan:
         return torch.ops.dynroute.cuda_launches(*self._numbers, list(addresses), weights, table)
 
 
+def run_launches(
+    workspace: Tensor, launches: Tensor, dtype: torch.dtype, first: int, last: int, io: Sequence[int]
+) -> None:
+    """Launches numbers `first` to `last` - 1 of a list on the current stream, without waiting.
+
+    Args:
+        workspace: whose device it is.
+        launches: uint8, what `LaunchList.launches` made.
+        dtype: what maps and pointwise weights are stored in.
+        first: number of the first launch.
+        last: behind the last one; may be beyond the list.
+        io: addresses of a call's inputs and outputs (`listed.Io`), for launch 0; empty where that is not launched.
+
+    Raises:
+        RuntimeError: what CUDA says, with the kernel's name and how it was launched.
+    """
+    torch.ops.dynroute.cuda_run(workspace, launches, DTYPES.index(dtype), first, last, list(io))
+
+
 def read_launches(launches: Tensor) -> list[Launch]:
-    """The list that `NetworkPlan.launches` made, taken apart."""
+    """The list that `LaunchList.launches` made, taken apart."""
     data, at, found = launches.numpy().tobytes(), 0, []
     while at < len(data):
         name, blocks, threads, shared, size = _RECORD.unpack_from(data, at)

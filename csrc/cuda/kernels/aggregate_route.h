@@ -1,0 +1,82 @@
+// How `aggregate_route` is launched, and what host and device have to agree on.
+#pragma once
+#include "params.h"
+
+namespace dynroute::cuda {
+
+// X is made in tiles of 4x4 blocks of pixels: 2 x 2 blocks, which is all that gemm.cuh's A holds (float: 1 x 2), or, so
+// that small maps give all multiprocessors something to do, 1 x 2 or 1 x 1. A task is a run of a sample's tiles, and
+// leaves one row of n_pad partial sums; the one block that adds a node's up reads at most 64 KB of them.
+constexpr int kEnoughTiles = 128, kPartialSums = 16384;
+
+struct AggregateTiling {
+  int blocks_y = 0, blocks_x = 0;  // of a tile
+  int tiles_x = 0, tiles = 0;      // in a row of the map, in all
+  int run = 0, tasks = 0;          // tiles of a task (the last may have fewer); tasks of a sample
+};
+
+// Depends on shape and type alone: so does, then, the order in which a gate's mean is summed up.
+DYNROUTE_DEVICE_TOO constexpr AggregateTiling aggregate_tiling(const MapShape& map, DType type) {
+  if (map.h == 0 || map.w == 0 || map.c == 0) return {};  // a scale that is not there
+  const int n_pad = padded(gate_channels(map.c)), max_tasks = n_pad < kPartialSums ? kPartialSums / n_pad : 1;
+  const int blocks_y = ceil_div(map.h, 4), blocks_x = ceil_div(map.w, 4);  // of the map
+  AggregateTiling tiling;
+  for (int blocks = type == DType::kFloat ? 2 : 4; blocks > 0; blocks /= 2) {
+    const int y = blocks == 4 ? 2 : 1, x = blocks == 1 ? 1 : 2;
+    const int tiles_x = ceil_div(blocks_x, x), tiles = tiles_x * ceil_div(blocks_y, y);
+    if (tiling.tiles > 0 && tiles > max_tasks) break;
+    tiling = {y, x, tiles_x, tiles, 0, 0};
+    if (tiles >= kEnoughTiles) break;
+  }
+  tiling.run = ceil_div(tiling.tiles, max_tasks);
+  tiling.tasks = ceil_div(tiling.tiles, tiling.run);
+  return tiling;
+}
+
+// Rows of A: no tile needs fewer than gemm.cuh's warps read.
+DYNROUTE_DEVICE_TOO constexpr int aggregate_rows_of_a(int blocks) { return blocks == 4 ? 64 : 32; }
+
+// Floats that partials[s] needs for n samples.
+inline int64_t aggregate_partials(const MapShape& map, int n, DType type) {
+  return int64_t(n) * aggregate_tiling(map, type).tasks * padded(gate_channels(map.c));
+}
+
+// Shared memory, in bytes: the tilings, A, then per output channel the gate's shift and the task's sums of each row of
+// warps, then a ring of chunks of weights, of any length from kMinChunks to kMaxChunks. The kernel uses what it is
+// given: the longer the ring, the more weights are on their way, which counts where few blocks run and less where many
+// do.
+constexpr int kAggregateHead = 144, kAggregateChunk = 4096, kMinChunks = 3, kMaxChunks = 6;
+DYNROUTE_DEVICE_TOO constexpr int aggregate_warp_rows(DType type) { return type == DType::kFloat ? 4 : 2; }
+inline int aggregate_shared(const Matrix& gate, const AggregateTiling& tiling, DType type) {
+  const int row = type == DType::kFloat ? 4 * (gate.k_pad + 4) : 2 * (gate.k_pad + 8);
+  const int rows = aggregate_rows_of_a(tiling.blocks_y * tiling.blocks_x);
+  return kAggregateHead + rows * row + (1 + aggregate_warp_rows(type)) * gate.n_pad * int(sizeof(float));
+}
+
+constexpr int kAggregateBlocks = 4;  // of a multiprocessor at once, by registers
+
+inline LaunchShape aggregate_route_shape(const AggregateRouteParams& params, DType type, const DeviceLimits& device) {
+  int64_t tasks = 0;
+  int shared = kAggregateHead;  // without the ring
+  for (int s = 0; s < scales_of_row(params.row_index); ++s) {
+    const AggregateTiling tiling = aggregate_tiling(params.maps[s].shape, type);
+    tasks += int64_t(params.n) * tiling.tasks;
+    if (!params.gate[s].weight) continue;
+    const int needed = aggregate_shared(params.gate[s], tiling, type);
+    shared = needed > shared ? needed : shared;
+  }
+  const int smallest = shared + kMinChunks * kAggregateChunk;
+  int64_t blocks = device.shared_per_multiprocessor / (smallest + kReservedShared);  // per multiprocessor
+  const int64_t wanted = ceil_div(tasks, device.multiprocessors);
+  if (blocks > kAggregateBlocks) blocks = kAggregateBlocks;
+  if (blocks > wanted) blocks = wanted;
+  if (blocks < 1) blocks = 1;
+  int room = int(device.shared_per_multiprocessor / blocks) - kReservedShared;
+  if (room > device.shared_per_block) room = device.shared_per_block;
+  int chunks = (room - shared) / kAggregateChunk;
+  chunks = chunks < kMinChunks ? kMinChunks : chunks > kMaxChunks ? kMaxChunks : chunks;
+  blocks *= device.multiprocessors;
+  return {int(tasks < 1 ? 1 : tasks < blocks ? tasks : blocks), kThreads, shared + chunks * kAggregateChunk};
+}
+
+}  // namespace dynroute::cuda

@@ -1,0 +1,40 @@
+// How `stage_paths` is launched, and what host and kernel must agree on.
+#pragma once
+#include "pointwise.h"
+#include "sepconv.h"
+
+namespace dynroute::cuda {
+
+constexpr int kStagePathsResident = 5;  // blocks of a multiprocessor, by their registers
+constexpr int kStagePathsStatic = 768;  // bytes of static shared memory, at most
+
+// Output pixels of a path.
+DYNROUTE_DEVICE_TOO inline int path_pixels(const MapShape& map, bool down) {
+  return down ? map.h / 2 * (map.w / 2) : map.h * map.w;
+}
+// Items of one sample's path; 0 where there is none.
+DYNROUTE_DEVICE_TOO inline int path_items(const Matrix& w, const MapShape& map, bool down, bool is_float) {
+  const int pixels = path_pixels(map, down);
+  if (!w.weight || pixels == 0) return 0;
+  const PointwiseTile tile = pointwise_tile(w, is_float);
+  const int tiles = ceil_div(pixels, tile.pixels);
+  return tiles * cut(w, tile, tiles).parts;
+}
+
+inline LaunchShape stage_paths_shape(const StagePathsParams& params, DType type, const DeviceLimits& device) {
+  const bool is_float = type == DType::kFloat;
+  const LaunchShape stages = sepconv_shape(params.cells, type, device);
+  int64_t items = stages.blocks;  // all of them, or more than there will be room for below
+  int shared = stages.shared;
+  for (int s = 0; s < kScales; ++s)
+    for (bool down : {false, true}) {
+      const Matrix& w = down ? params.down[s] : params.up[s];
+      const int of_sample = path_items(w, params.cells.maps[s].shape, down, is_float);
+      if (of_sample == 0) continue;
+      items += int64_t(params.cells.n) * of_sample;
+      shared = std::max(shared, pointwise_shared(w, pointwise_tile(w, is_float), is_float));
+    }
+  return {resident_blocks(items, shared + kStagePathsStatic, kStagePathsResident, device), kThreads, shared};
+}
+
+}  // namespace dynroute::cuda

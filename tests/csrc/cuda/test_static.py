@@ -1,0 +1,57 @@
+"""What nvcc and ptxas make of the CUDA kernels, read from their reports and from SASS.  No GPU is needed."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from benchmarks.cuda_code import ARCHITECTURES, DEVICES, Kernel, compile_all, cuobjdump, sources
+from benchmarks.cuda_static import launches
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
+needs_sass = pytest.mark.skipif(cuobjdump() is None, reason="cuobjdump was not found")
+PRODUCTS = ("stem_conv", "sepconv", "cell", "aggregate_route", "stage_paths", "merge", "predictor")
+# 16 bytes at a time wherever maps are moved; stem_conv reads planes of floats, at any address
+MAPS_READ = ("sepconv", "cell", "aggregate_route", "stage_paths", "merge", "predictor")
+MAPS_WRITTEN = ("stem_conv", "sepconv", "cell", "aggregate_route", "stage_paths", "merge", "upsample")
+
+
+def kernels(*names: str) -> list[Kernel]:
+    found = [kernel for kernel in compile_all() if not names or kernel.name.rpartition("_")[0] in names]
+    assert found, names
+    return found
+
+
+def test_every_kernel_is_there_in_every_type() -> None:
+    names = {kernel.name.rpartition("_")[0] for kernel in kernels()}
+    assert len(names) == len(sources())
+    assert len(kernels()) == len(names) * 3 * len(ARCHITECTURES)
+
+
+def test_registers_suffice() -> None:
+    for kernel in kernels():
+        assert kernel.spills == 0 and kernel.stack == 0 and kernel.local == 0, f"{kernel.name} {kernel.arch}"
+
+
+@needs_sass
+def test_products_run_on_tensor_cores() -> None:
+    for kernel in kernels(*PRODUCTS):
+        assert (kernel.tensor > 0) == (kernel.dtype != "f32"), f"{kernel.name} {kernel.arch}"
+
+
+@needs_sass
+def test_maps_are_moved_16_bytes_at_a_time() -> None:
+    for kind, names in (("load", MAPS_READ), ("store", MAPS_WRITTEN)):
+        for kernel in kernels(*names):
+            assert kernel.accesses(kind).get(128, 0) > 0, f"{kernel.name} {kernel.arch}: {kind}"
+    for kernel in kernels("sepconv", "cell", "stage_paths", "merge"):  # aggregate_route's narrow ones write the tables
+        stores = kernel.accesses("store")
+        assert set(stores) == {128}, f"{kernel.name} {kernel.arch}: {stores}"
+
+
+def test_all_launches_fit_a_multiprocessor() -> None:
+    for device in DEVICES:
+        for row in launches(device, torch.float16):
+            assert row["blocks_per_multiprocessor"] >= 1, (device.name, row)
