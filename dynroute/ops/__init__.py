@@ -5,6 +5,7 @@ from dynroute.ops.aggregate import aggregate
 from dynroute.ops.gate import gate
 from dynroute.ops.route import Routes, route
 from dynroute.ops.sepconv import sepconv
+from dynroute.ops.sepconv_train import sepconv_train
 from dynroute.ops.transform import transform
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "network_workspace",
     "route",
     "sepconv",
+    "sepconv_train",
     "transform",
 ]
