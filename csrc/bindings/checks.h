@@ -1,5 +1,6 @@
 // Checks before any launch: one line that names the operator, the argument, what was wanted and what was got.
 #pragma once
+#include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -11,8 +12,10 @@
 
 namespace dynroute {
 
+using torch::headeronly::DeviceType;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
+using torch::stable::Device;
 using torch::stable::Tensor;
 
 inline void require(bool good, const std::string& message) {
@@ -47,10 +50,17 @@ std::string shape_text(const Sizes& sizes) {
   return "[" + text + "]";
 }
 
+// wanted: the CPU, or a CUDA device by its index
+inline void check_device(const std::string& what, const Tensor& tensor, const Device& wanted) {
+  if (wanted.type() == DeviceType::CPU) return require(tensor.is_cpu(), what + ": wanted a CPU tensor");
+  require(tensor.is_cuda() && tensor.get_device() == wanted.index(),
+          what + ": wanted a tensor on cuda:" + std::to_string(wanted.index()));
+}
+
 // wanted: -1 is any size
-inline void check(const std::string& what, const Tensor& tensor, ScalarType type,
-                  std::initializer_list<int64_t> wanted) {
-  require(tensor.is_cpu(), what + ": wanted a CPU tensor");
+inline void check(const std::string& what, const Tensor& tensor, ScalarType type, std::initializer_list<int64_t> wanted,
+                  const Device& device = Device(DeviceType::CPU)) {
+  check_device(what, tensor, device);
   require(tensor.scalar_type() == type, what + ": wanted " + name(type) + ", got " + name(tensor.scalar_type()));
   const auto sizes = tensor.sizes();
   bool good = sizes.size() == wanted.size();
@@ -79,9 +89,10 @@ Tensor with_type(ScalarType type, const Call& call) {
 
 inline Tensor nhwc(const Tensor& tensor) { return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast); }
 
-inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type, bool channels_last = false) {
+inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type, bool channels_last = false,
+                         const Device& device = Device(DeviceType::CPU)) {
   const std::vector<int64_t> shape(sizes);
-  return torch::stable::empty(shape, type, std::nullopt, std::nullopt, std::nullopt,
+  return torch::stable::empty(shape, type, std::nullopt, device, std::nullopt,
                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 

@@ -29,7 +29,7 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def("network_workspace(int n, int h, int w, int[] config) -> int");
   m.def(
       "network_forward(Tensor images, Tensor weights, Tensor table, int[] config, Tensor? gates, "
-      "Tensor(a!) workspace, Tensor(b!) logits) -> (Tensor gates, Tensor nodes, Tensor other)");
+      "Tensor(a!) workspace, Tensor(b!) logits) -> (Tensor gates, Tensor node_macs, Tensor sample_macs)");
 
   // The CUDA network: its buffers and its launch list, made on the host, and the launches themselves.
   m.def(

@@ -7,11 +7,12 @@
 
 namespace dynroute {
 
+constexpr int kImageChannels = 3, kMinLayers = kScales, kMaxCellStacks = 3;
 struct NetworkConfig {
   int layers, channels, stem_width, num_classes;
   int activation;    // Activation
   int small_gate;    // 0 or 1
-  int cell_stacks;   // 1 to 3
+  int cell_stacks;   // 1 to kMaxCellStacks
   int bf16_storage;  // 0 or 1; CPU: maps and pointwise weights are kept in bfloat16, computed with in float
 };
 // The order in which a configuration passes through Python, as int[] (dynroute/native/contract.py, ConfigNumbers).

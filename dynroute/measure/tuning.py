@@ -107,8 +107,8 @@ def cell_shapes(config: NetworkConfig, height: int, width: int) -> list[Shape]:
 
 
 def may_be_staged(shape: Shape, scale: int) -> bool:
-    """Whether the engine considers one stage at a time for the cells of this scale."""
-    return scale >= 2 and shape.stages > 1
+    """Whether the engine considers one stage at a time for the cells of this scale, in float32."""
+    return planner.may_be_staged(shape.stages, scale)
 
 
 def plan_of(shape: Shape, scale: int, threads: int) -> Plan:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from dynroute.native.contract import differences, read_contract
 from dynroute.version import __version__
 
 _named = os.environ.get("DYNROUTE_LIBRARY")
@@ -33,24 +34,28 @@ def _load() -> str | None:
             raise ImportError(f"DYNROUTE_LIBRARY: {LIBRARY} does not load: {error}") from error
         return f"{LIBRARY} does not load: {error}"
     try:
-        torch.ops.dynroute.build_info()
-        described = json.loads(torch.ops.dynroute.contract())
-    except RuntimeError as error:
-        return str(error)
-    except AttributeError:
+        described = read_contract()
+    except AttributeError:  # so old that it says nothing of itself
         described = {}
-    return _why_not_ours(described)
+    reason = _why_not_ours(described)
+    if reason is not None and _named:
+        raise ImportError(f"DYNROUTE_LIBRARY: {reason}")
+    if reason is None:
+        try:
+            torch.ops.dynroute.build_info()
+        except RuntimeError as error:  # DYNROUTE_CPU_ISA names what does not run here
+            return str(error)
+    return reason
 
 
 def _why_not_ours(described: dict[str, Any]) -> str | None:
     """Why a library that describes its contract so is not this package's, in one line, or None if it is."""
+    again = "build it again with `pip install --no-build-isolation -e .`"
     version = described.get("version", "no version that it tells")
-    if version == __version__:
-        return None
-    return (
-        f"{LIBRARY} is of version {version}, this is dynroute {__version__}: build it again with "
-        "`pip install --no-build-isolation -e .`"
-    )
+    if version != __version__:
+        return f"{LIBRARY} is of version {version}, this is dynroute {__version__}: {again}"
+    found = differences(described)
+    return f"{LIBRARY} was built from other sources ({found[0]}): {again}" if found else None
 
 
 def _load_cuda() -> str | None:

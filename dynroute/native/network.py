@@ -34,7 +34,7 @@ def network_forward(
     Args:
         images: float32 [N, 3, H, W], contiguous, H and W multiples of 32 (at least 128 with the small gate).
         weights: float32, flat: packed weights (`dynroute.runtime.weights.layouts`) with BatchNorm folded in.
-        table: int64 [(L+1)*4 + 6, 17]: offsets into weights, -1 where there is none.
+        table: int64 [table_rows(L), WeightField.TABLE_FIELDS]: offsets into weights, -1 where there is none.
         config: the network's, as numbers.
         gates: float32 [N, L+1, 4, 3] to force the alphas, in the order up, keep, down, or None. Gates are then not run.
         workspace: float32 of at least `network_workspace(...)` elements; its contents do not matter.

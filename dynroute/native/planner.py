@@ -104,6 +104,16 @@ def plan(
     return Plan(**_module().plan(stages, c_in, c_out, h_out, w_out, stride, staged, samples, threads))
 
 
+def may_be_staged(stages: int, scale: int) -> bool:
+    """Whether the engine considers one stage at a time for the cells of a scale, in float32.
+
+    Raises:
+        RuntimeError: the planner is not there.
+        ValueError: a number of stages that no cell has, or no scale.
+    """
+    return bool(_module().may_be_staged(stages, scale))
+
+
 def machine() -> dict[str, Any]:
     """What the cost model knows: isa, l1_bytes, l2_bytes, l3_bytes. Raises RuntimeError where there is no planner."""
     return _module().machine()

@@ -1,5 +1,5 @@
 // The float kernels of one instruction set (DYNROUTE_CHECK: its name) against the portable ones in double precision, on
-// small odd maps, without torch: tests/test_neon.py compiles it, for other processors too, and runs it, under emulation
+// small odd maps, without torch: test_kernels.py compiles it, for other processors too, and runs it, under emulation
 // if need be. Prints the largest error of each kernel relative to the largest value; exits with 1 if one is too large.
 // What must not change a bit is compared bit for bit: how a sepconv is cut, and whether X is stored or pulled.
 // Every map, weight and scratch ends at a page that must not be touched (memory.h).
@@ -16,6 +16,7 @@
 
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/pack.h"
+#include "cpu/kernels/scratch.h"
 #include "cpu/kernels/tasks_of_jobs.h"
 #include "memory.h"
 
@@ -28,7 +29,7 @@ namespace portable {
 const Kernels<double>& double_kernels();
 }
 
-// What dispatch.cpp gives the library: here a fresh guarded block per request, full of NaN.
+// What scratch.cpp gives the library: here a fresh guarded block per request, full of NaN.
 void* thread_scratch(size_t bytes) {
   static std::unique_ptr<check::Guarded> held;
   bytes = size_t(round_up(int64_t(bytes), 64));
@@ -167,7 +168,7 @@ std::string text(std::initializer_list<std::pair<const char*, int>> fields) {
 constexpr int kAllSources = 7, kDown = 1, kKeep = 2, kUp = 4;  // bits
 
 const auto run_aggregate = [](const auto& job) {
-  for (int task = plan::aggregate_tasks(job); task-- > 0;) table_of(job).aggregate(job, task);
+  for (int task = cuts::aggregate_tasks(job); task-- > 0;) table_of(job).aggregate(job, task);
 };
 
 // Some sources of a map X; the others have weight 0 and a pointer that must not be followed.
@@ -252,7 +253,7 @@ class Stack {
 
  private:
   static constexpr auto run = [](const auto& job) {
-    for (int task = plan::sepconv_tasks(job); task-- > 0;) table_of(job).sepconv(job, task);
+    for (int task = cuts::sepconv_tasks(job); task-- > 0;) table_of(job).sepconv(job, task);
   };
 
   auto build(const Values& to, const Tiling& tiling, const SourceValues* sources) const {
@@ -420,7 +421,7 @@ void check_transform() {
             return job;
           };
           const auto run = [](const auto& job) {
-            for (int task = plan::transform_tasks(job); task-- > 0;) table_of(job).transform(job, task);
+            for (int task = cuts::transform_tasks(job); task-- > 0;) table_of(job).transform(job, task);
           };
           both(report, text({{"h", h}, {"w", w}, {"k", k}, {"n", n}, {"stride,relus", bits}}), out, build, run);
         }
@@ -446,7 +447,7 @@ void check_gate() {
       for (bool small : {false, true}) {
         if (small && (h < 4 || w < 4)) continue;
         const PointwiseValues weights(k, k / 2);
-        const int64_t size = plan::gate_tasks(h, w, small) * round_up(k / 2, kPanel);
+        const int64_t size = cuts::gate_tasks(h, w, small) * round_up(k / 2, kPanel);
         const std::string name = text({{"h", h}, {"w", w}, {"k", k}, {"small", small}});
         Values x(int64_t(h) * w * k), sums(size), pulled(size);
         x.randomise(1.5);
@@ -464,7 +465,7 @@ void check_gate() {
           };
         };
         const auto run = [](const auto& job) {
-          for (int task = plan::gate_tasks(job.h, job.w, job.small); task-- > 0;) table_of(job).gate(job, task);
+          for (int task = cuts::gate_tasks(job.h, job.w, job.small); task-- > 0;) table_of(job).gate(job, task);
         };
         const Counts counts = both(report, name, sums, build(sums, nullptr), run);
         for (int which = 0; which <= kAllSources; ++which) {
@@ -496,7 +497,7 @@ void check_upsample() {
           return job;
         };
         const auto run = [](const auto& job) {
-          for (int task = plan::upsample_tasks(job); task-- > 0;) table_of(job).upsample(job, task);
+          for (int task = cuts::upsample_tasks(job); task-- > 0;) table_of(job).upsample(job, task);
         };
         both(report, text({{"h", h}, {"w", w}, {"c", c}, {"crop", crop}}), out, build, run);
       }
@@ -507,7 +508,7 @@ void check_upsample() {
 
 int main() {
 #if defined(DYNROUTE_CHECK_TILES)
-  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return std::perror("tiles"), 2;  // as dispatch.cpp asks
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return std::perror("tiles"), 2;  // as isa.cpp asks
 #endif
   dynroute::check_sepconv();
   dynroute::check_pulled_sepconv();

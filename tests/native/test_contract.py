@@ -122,3 +122,8 @@ def test_a_library_of_another_version_is_refused_in_one_line(described: dict[str
     assert "is of version 9.8.7" in line and f"dynroute {dynroute.__version__}" in line and "build it again" in line
     assert str(library.LIBRARY) in line
     assert library._why_not_ours({}) is not None  # so old that it says nothing of itself
+
+
+def test_a_library_of_another_contract_is_refused_in_one_line(described: dict[str, Any]) -> None:
+    line = library._why_not_ours({**described, "side_multiple": 64})
+    assert line is not None and "\n" not in line and "side_multiple" in line and "build it again" in line

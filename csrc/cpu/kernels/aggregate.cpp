@@ -40,11 +40,11 @@ void row_with_up(const SourceRows<S>& in, int w, int channels, O* out /* [w, cha
   const Vec<T> near = Vec<T>::set(T(0.75)), far = Vec<T>::set(T(0.25)), alpha = Vec<T>::set(in.up_weight);
   T blended[kBlock + 2 * kChunk];  // [pixels + 2][chunk]: between the two source rows, not yet between columns
   for (int c0 = 0; c0 < channels; c0 += kChunk) {
-    const int chunk = least(kChunk, channels - c0), pixels = kBlock / chunk;
+    const int chunk = min(kChunk, channels - c0), pixels = kBlock / chunk;
     for (int begin = 0; begin < half; begin += pixels) {
-      const int end = least(begin + pixels, half);
+      const int end = min(begin + pixels, half);
       for (int x = begin - 1; x <= end; ++x) {
-        const int64_t from = int64_t(least(most(x, 0), half - 1)) * channels + c0;
+        const int64_t from = int64_t(min(max(x, 0), half - 1)) * channels + c0;
         T* to = blended + int64_t(x - begin + 1) * chunk;
         for_channels<T>(chunk, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
           store(to + c, fma(near, load(in.up_near + from + c), far * load(in.up_far + from + c)));
@@ -74,7 +74,7 @@ void pull_row(const Sources<S>& sources, int h, int w, int c, int y, O* out /* [
   if (sources.down_weight != 0) in.down = sources.down + y * size;
   if (sources.keep_weight != 0) in.keep = sources.keep + y * size;
   if (sources.up_weight == 0) return row_without_up(in, size, out);
-  const int near = y / 2, far = least(most(y % 2 ? near + 1 : near - 1, 0), h / 2 - 1);
+  const int near = y / 2, far = min(max(y % 2 ? near + 1 : near - 1, 0), h / 2 - 1);
   in.up_near = sources.up + near * up_size;
   in.up_far = sources.up + far * up_size;
   row_with_up(in, w, c, out);
@@ -82,8 +82,8 @@ void pull_row(const Sources<S>& sources, int h, int w, int c, int y, O* out /* [
 
 template <class S>
 void aggregate(const AggregateJob<S>& job, int band) {
-  const int rows = plan::aggregate_rows(job.w, job.c);
-  for (int y = band * rows; y < least((band + 1) * rows, job.h); ++y)
+  const int rows = cuts::aggregate_rows(job.w, job.c);
+  for (int y = band * rows; y < min((band + 1) * rows, job.h); ++y)
     pull_row(job.sources, job.h, job.w, job.c, y, job.out + int64_t(y) * job.w * job.c);
 }
 

@@ -63,7 +63,7 @@ DYNROUTE_INLINE void depthwise_run(const Rows<T>& in, int w_in, int pad, int cha
   out -= x * out_stride;
   const auto single = [&](int at) DYNROUTE_ALWAYS {
     const int x_in = at * Stride - pad;
-    depthwise_pixels<T, 1, Stride>(in, x_in, most(0, -x_in), least(3, w_in - x_in), channels, weights,
+    depthwise_pixels<T, 1, Stride>(in, x_in, max(0, -x_in), min(3, w_in - x_in), channels, weights,
                                    out + at * out_stride, out_stride);
   };
   for (; x < end && x * Stride < pad; ++x) single(x);
@@ -71,7 +71,7 @@ DYNROUTE_INLINE void depthwise_run(const Rows<T>& in, int w_in, int pad, int cha
   while (inner_end > x && (inner_end - 1) * Stride - pad + 3 > w_in) --inner_end;
   if (inner_end - x >= P)
     for (; x < inner_end; x += P) {
-      x = least(x, inner_end - P);
+      x = min(x, inner_end - P);
       depthwise_pixels<T, P, Stride>(in, x * Stride - pad, 0, 3, channels, weights, out + x * out_stride, out_stride);
     }
   for (; x < end; ++x) single(x);

@@ -12,15 +12,15 @@ class DepthwisePieces {
   static constexpr int P = kPixels<Stride>;
 
  public:
-  struct Place {
+  struct Args {
     int w_in, pad, channels;
     const float* weights;  // [9][channels]
     int x, count, rows;    // columns [x, x + count) of that many rows
     bf16* tiles;           // of those pixels, row by row
   };
-  DepthwisePieces(const Place& place, const RowsOf& rows_of) : at_(place), rows_of_(rows_of) {
+  DepthwisePieces(const Args& args, const RowsOf& rows_of) : at_(args), rows_of_(rows_of) {
     const int end = at_.x + at_.count;
-    inner_begin_ = least(end, most(at_.x, int(ceil_div(at_.pad, Stride))));
+    inner_begin_ = min(end, max(at_.x, int(ceil_div(at_.pad, Stride))));
     inner_end_ = end;
     while (inner_end_ > inner_begin_ && (inner_end_ - 1) * Stride - at_.pad + 3 > at_.w_in) --inner_end_;
     x_ = at_.x;
@@ -37,7 +37,7 @@ class DepthwisePieces {
   DYNROUTE_INLINE void next() {
     const bool block = x_ >= inner_begin_ && x_ < inner_end_ && inner_end_ - inner_begin_ >= P;
     // what blocks leave over is covered by one more that starts earlier
-    const int x = block ? least(x_, inner_end_ - P) : x_;
+    const int x = block ? min(x_, inner_end_ - P) : x_;
     if (block) put<P>(x);
     else put<1>(x);
     if ((c_ += kTileInputs) < at_.channels) return;
@@ -52,11 +52,11 @@ class DepthwisePieces {
     if (c_ + kTileInputs <= at_.channels) put<N>(x, [](const float* p, int) DYNROUTE_ALWAYS { return load(p); });
     else
       put<N>(x, [this](const float* p, int from)
-                    DYNROUTE_ALWAYS { return load(p, least(most(at_.channels - c_ - from, 0), kPanel)); });
+                    DYNROUTE_ALWAYS { return load(p, min(max(at_.channels - c_ - from, 0), kPanel)); });
   }
   template <int N, class Load>
   DYNROUTE_INLINE void put(int x, Load load_from) {
-    const int x_in = x * Stride - at_.pad, begin = most(0, -x_in), end = least(3, at_.w_in - x_in);
+    const int x_in = x * Stride - at_.pad, begin = max(0, -x_in), end = min(3, at_.w_in - x_in);
     Vec<float> sum[2][N];
     DYNROUTE_UNROLL for (int j = 0; j < 2; ++j) depthwise_sums<float, N, Stride>(
         in_, x_in, begin, end, at_.channels, at_.weights, c_ + j * kPanel,
@@ -66,10 +66,10 @@ class DepthwisePieces {
         put_inputs<S>(sum[0][i], sum[1][i], pixel(at_.tiles, first + i, blocks) + c_ * (kParts<S> * kTileRows));
   }
   static bf16* pixel(bf16* tiles, int i, int blocks) {
-    return tiles + int64_t(i / kTileRows) * blocks * kParts<S> * kTile + i % kTileRows * kTileInputs;
+    return tiles + int64_t(i / kTileRows) * blocks * kParts<S> * kTileValues + i % kTileRows * kTileInputs;
   }
 
-  const Place at_;
+  const Args at_;
   const RowsOf rows_of_;
   Rows<float> in_;
   int inner_begin_, inner_end_, x_, c_ = 0, row_ = 0;

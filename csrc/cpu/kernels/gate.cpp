@@ -42,9 +42,9 @@ class PulledRows {
 template <class S>
 void gate(const GateJob<S>& job, int band) {
   using T = Compute<S>;
-  const int h = plan::gate_height(job.h, job.small), w = plan::gate_height(job.w, job.small);
-  const int rows = plan::gate_rows(job.h, job.w, job.small);
-  const int begin = band * rows, end = least((band + 1) * rows, h);
+  const int h = gate_side(job.h, job.small), w = gate_side(job.w, job.small);
+  const int rows = cuts::gate_rows(job.h, job.w, job.small);
+  const int begin = band * rows, end = min((band + 1) * rows, h);
   const int k = job.pointwise.k, n = job.pointwise.n, columns = int(round_up(n, kPanel)), tile = 64;
   const bool in_place = !job.small && !uses_tiles(k, n);
   const int64_t widened = unpacked_size<S>(k, n), panel_size = in_place ? 0 : Pixels<S>::size(k, n, tile);
@@ -58,10 +58,10 @@ void gate(const GateJob<S>& job, int band) {
   T* partial = job.partials + int64_t(band) * columns;
   for (int c = 0; c < columns; ++c) partial[c] = 0;
   // short rows share a panel: on the smallest maps the weights are most of the work
-  const int group = job.small ? most(1, tile / w) : 1;
+  const int group = job.small ? max(1, tile / w) : 1;
   for (int y = begin; y < end; y += group)
     for (int at = 0; at < w; at += tile) {
-      const int width = least(tile, w - at), m = least(group, end - y) * width;
+      const int width = min(tile, w - at), m = min(group, end - y) * width;
       PointwiseArgs<T> args = {pixels.rows(), pixels.stride(), m, weights, nullptr, nullptr, true, sums};
       args.tiles = pixels.tiles();
       if (job.small) {

@@ -1,6 +1,5 @@
 // Which kernels run here: decided once, from cpuid and DYNROUTE_CPU_ISA. Compiled with baseline flags.
 #include <cstdlib>
-#include <new>
 #include <stdexcept>
 #include <vector>
 #ifdef DYNROUTE_HAS_AMX
@@ -11,42 +10,31 @@
 #include <unistd.h>
 #endif
 
-#include "cpu/planner/planner.h"
-#include "guard.h"
 #include "kernels.h"
-#include "memory.h"
-#include "cpu/network/tasks.h"
 
 namespace dynroute {
 
+// A target's tables of kernels (table.cpp).
+#define DYNROUTE_TABLES(target)           \
+  namespace target {                      \
+  const Kernels<float>& float_kernels();  \
+  const Kernels<bf16>& bf16_kernels();    \
+  }
+DYNROUTE_TABLES(portable)
 namespace portable {
-const Kernels<float>& float_kernels();
-const Kernels<bf16>& bf16_kernels();
 const Kernels<double>& double_kernels();
-}  // namespace portable
+}
 #ifdef DYNROUTE_HAS_AVX2
-namespace avx2 {
-const Kernels<float>& float_kernels();
-const Kernels<bf16>& bf16_kernels();
-}  // namespace avx2
+DYNROUTE_TABLES(avx2)
 #endif
 #ifdef DYNROUTE_HAS_AVX512
-namespace avx512 {
-const Kernels<float>& float_kernels();
-const Kernels<bf16>& bf16_kernels();
-}  // namespace avx512
+DYNROUTE_TABLES(avx512)
 #endif
 #ifdef DYNROUTE_HAS_AMX
-namespace amx {
-const Kernels<float>& float_kernels();
-const Kernels<bf16>& bf16_kernels();
-}  // namespace amx
+DYNROUTE_TABLES(amx)
 #endif
 #ifdef DYNROUTE_HAS_NEON
-namespace neon {
-const Kernels<float>& float_kernels();
-const Kernels<bf16>& bf16_kernels();
-}  // namespace neon
+DYNROUTE_TABLES(neon)
 #endif
 
 namespace {
@@ -153,30 +141,6 @@ const Choice& choice() {
   return chosen;
 }
 
-class Scratch {
- public:
-  ~Scratch() { std::free(memory_); }
-  void* at_least(size_t bytes) {
-    if (bytes > held_) {
-      std::free(memory_);
-      held_ = (bytes + 4095) / 4096 * 4096;
-      memory_ = std::aligned_alloc(64, held_);
-      if (!memory_) {
-        held_ = 0;
-        throw std::bad_alloc();
-      }
-      advise_huge(memory_, held_);
-    }
-    guard::allow(memory_, bytes);
-    guard::forbid(static_cast<char*>(memory_) + bytes, held_ - bytes);
-    return memory_;
-  }
-
- private:
-  void* memory_ = nullptr;
-  size_t held_ = 0;
-};
-
 }  // namespace
 
 template <>
@@ -204,25 +168,6 @@ const Kernels<double>& kernels_without_tiles<double>() {
   return kernels<double>();
 }
 
-Planner& planner() {
-  static Planner of_process(chosen_isa());
-  return of_process;
-}
-
-void set_tracing(bool on) {
-  if (on) trace.clear();
-  trace.on = on;
-}
-
-std::vector<TraceEntry> traced() {
-  std::vector<TraceEntry> entries;
-  for (int slot = 0; slot < Trace::kSlots; ++slot)
-    if (trace.tasks[slot] > 0)
-      entries.push_back(
-          {kWorkNames[slot / Trace::kScales], slot % Trace::kScales, trace.nanoseconds[slot], trace.tasks[slot]});
-  return entries;
-}
-
 const Kernels<float>& kernels_of(const std::string& isa, const std::string& what) { return named(isa, what).kernels(); }
 
 std::string chosen_isa() { return choice().isa.name; }
@@ -233,15 +178,6 @@ std::string compiled_isas() {
   for (const Isa& isa : all_isas())
     if (isa.compiled) list += (list.empty() ? "\"" : ", \"") + std::string(isa.name) + "\"";
   return "[" + list + "]";
-}
-
-void* thread_scratch(size_t bytes) {
-  thread_local Scratch scratch;
-  return scratch.at_least(bytes);
-}
-void* call_scratch(size_t bytes) {
-  thread_local Scratch scratch;
-  return scratch.at_least(bytes);
 }
 
 }  // namespace dynroute

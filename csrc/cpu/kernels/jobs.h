@@ -27,7 +27,7 @@ template <class S>
 using Compute = typename ComputeOf<S>::type;
 
 // With AMX the weights of products that pay are packed in tiles instead, of 32 inputs x 16 output channels
-// (cpu/tiles.h). Tiles hold bfloat16: a float is the sum of three of them, each the upper half of what the ones before
+// (tiles.h). Tiles hold bfloat16: a float is the sum of three of them, each the upper half of what the ones before
 // leave.
 constexpr int kTileInputs = 32;
 template <class S>
@@ -77,10 +77,12 @@ struct Tiling {
   int tile_pixels;  // most pixels in a panel
 };
 
+constexpr int kMaxStages = 3;  // of a stack: those of a cell, or of the stem
+
 // A stack of stages over one sample; a task is a band of rows of the last stage's output.
 template <class S>
 struct SepconvJob {
-  RowStage<S> stage[3];
+  RowStage<S> stage[kMaxStages];
   int stages;
   const S* x;               // [h_in, w_in, c_in], or null: pulled row by row from `sources`
   Sources<S> sources;       // of a map [h_in, w_in, c_in]
@@ -120,7 +122,7 @@ struct GateJob {
   Pointwise<S> pointwise;
   int h, w;
   bool small;            // sum over the map at a quarter of the size
-  Compute<S>* partials;  // [gate_bands][round_up(n, 16)]
+  Compute<S>* partials;  // [gate_tasks(...)][round_up(n, 16)]
   int64_t* macs;
 };
 

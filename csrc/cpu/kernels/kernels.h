@@ -1,6 +1,5 @@
 // The table of kernels of one instruction set, and how the running machine's is chosen.
 #pragma once
-#include <cstddef>
 #include <string>
 
 #include "jobs.h"
@@ -48,12 +47,5 @@ std::string chosen_isa();             // e.g. "avx2"
 bool weights_in_tiles(int k, int n);  // whether its kernels want a pointwise product's weights so
 std::string why_chosen_isa();         // one line
 std::string compiled_isas();          // JSON list
-
-// At least `bytes` of this thread's own memory, 64-byte aligned, kept between calls. Not zeroed.
-void* thread_scratch(size_t bytes);
-
-// The same, apart from it: what a call packs its weights into before its tasks run. Fresh memory would cost page faults
-// of the order of the work on small maps.
-void* call_scratch(size_t bytes);
 
 }  // namespace dynroute

@@ -1,4 +1,5 @@
-// Weights into the kernels' layouts (params.h). dynroute/ops/packing.py does the same in torch, once per network.
+// Weights into the kernels' layouts (jobs.h). dynroute/runtime/weights/layouts.py does the same in torch, once per
+// network.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -42,12 +43,12 @@ void pack_panel(const T* weight /* [n][k] */, const T* scale /* [n] */, int n, i
       out[int64_t(i) * kPanel + c] = c < columns ? weight[int64_t(c) * k + i] * scale[c] : T(0);
 }
 
-// A panel into tiles (params.h, tiles.h).
+// A panel into tiles (jobs.h, tiles.h).
 inline void tile_panel(const float* panel /* [k][16] */, int k, bf16* out /* [tiles_size<float>(16, k)] */) {
-  constexpr int kPairs = kTileInputs / 2, kTile = kTileInputs * kPanel;
+  constexpr int kPairs = kTileInputs / 2, kTileValues = kTileInputs * kPanel;
   typedef uint32_t Words __attribute__((vector_size(4 * kPanel)));
   typedef float Floats __attribute__((vector_size(4 * kPanel)));
-  for (int block = 0; block < k; block += kTileInputs, out += kParts<float> * kTile)
+  for (int block = 0; block < k; block += kTileInputs, out += kParts<float> * kTileValues)
     for (int i = 0; i < kPairs; ++i) {
       Floats pair[2] = {};
       for (int half = 0; half < 2; ++half)
@@ -63,7 +64,7 @@ inline void tile_panel(const float* panel /* [k][16] */, int k, bf16* out /* [ti
           pair[half] -= taken;
         }
         const Words words = upper[0] >> 16 | upper[1];
-        std::memcpy(out + part * kTile + i * 2 * kPanel, &words, sizeof(Words));
+        std::memcpy(out + part * kTileValues + i * 2 * kPanel, &words, sizeof(Words));
       }
     }
 }

@@ -53,7 +53,7 @@ class Pixels {
     if constexpr (kHasTiles)
       if (tiled_) {
         for (int i = 0; i < count; i += kStaged) {
-          const int some = least(kStaged, count - i);
+          const int some = min(kStaged, count - i);
           make(i, some, memory_);
           put_pixels<S, false>(memory_, stride_, row + i, some, k_, tiles_);
         }

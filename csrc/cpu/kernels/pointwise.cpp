@@ -45,7 +45,7 @@ DYNROUTE_INLINE void prefetch_residual(const PointwiseArgs<T, O>& args, int row,
 }
 
 template <class T, class O, int MR, int P, class E>
-DYNROUTE_INLINE void block(const PointwiseArgs<T, O>& args, int row, int panel, const char*& soon) {
+DYNROUTE_INLINE void block(const PointwiseArgs<T, O>& args, int row, int panel, const char*& prefetch) {
   using V = Vec<T>;
   static_assert(kPanel % V::width == 0, "a panel is a whole number of vectors");
   constexpr int per_panel = kPanel / V::width, NV = P * per_panel;
@@ -61,7 +61,7 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T, O>& args, int row, int panel, 
     DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) sum[i][j] = shift;
   }
   if constexpr (E::residual) prefetch_residual<T, O, MR, P>(args, row, column);
-  const int soon_step = args.soon ? kSoonPerBlock / k : 0;
+  const int prefetch_step = args.prefetch ? kPrefetchPerBlock / k : 0;
   // every third row has a pointer of its own: rows 1 and 2 behind it are reached by scaled addressing
   const T* rows[(MR + 2) / 3];
   DYNROUTE_UNROLL for (int i = 0; i < MR; i += 3) rows[i / 3] = a + i * lda;
@@ -77,8 +77,8 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T, O>& args, int row, int panel, 
       DYNROUTE_UNROLL for (const T*& row_pointer : rows)++ row_pointer;
     }
     DYNROUTE_UNROLL for (const T*& panel_pointer : b) panel_pointer += kPanel;
-    __builtin_prefetch(soon, 0, 2);
-    soon += soon_step;
+    __builtin_prefetch(prefetch, 0, 2);
+    prefetch += prefetch_step;
   }
 
   if constexpr (E::sums) {
@@ -107,7 +107,7 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T, O>& args, int row, int panel, 
   DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
     const int64_t at = int64_t(row + i) * n + column;
     DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
-      const int left = least(n - column - j * V::width, V::width);
+      const int left = min(n - column - j * V::width, V::width);
       if (left <= 0) break;
       const int64_t to = at + j * V::width;
       store(args.out + to, finish(sum[i][j], to, [left](const T* p) DYNROUTE_ALWAYS { return load(p, left); }), left);
@@ -116,34 +116,34 @@ DYNROUTE_INLINE void block(const PointwiseArgs<T, O>& args, int row, int panel, 
 }
 
 template <class T, class O, int MR, int P, class E>
-__attribute__((noinline)) int rows_of(const PointwiseArgs<T, O>& args, int row, int panel, const char*& soon) {
-  for (; row + MR <= args.m; row += MR) block<T, O, MR, P, E>(args, row, panel, soon);
+__attribute__((noinline)) int rows_of(const PointwiseArgs<T, O>& args, int row, int panel, const char*& prefetch) {
+  for (; row + MR <= args.m; row += MR) block<T, O, MR, P, E>(args, row, panel, prefetch);
   return row;
 }
 
 template <class T, class O, int P, class E>
-void column(const PointwiseArgs<T, O>& args, int panel, const char*& soon) {
-  int row = rows_of<T, O, kRows<T, P>, P, E>(args, 0, panel, soon);
-  if constexpr (kRows<T, P> > 4) row = rows_of<T, O, 4, P, E>(args, row, panel, soon);
-  if constexpr (kRows<T, P> > 2) row = rows_of<T, O, 2, P, E>(args, row, panel, soon);
-  rows_of<T, O, 1, P, E>(args, row, panel, soon);
+void column(const PointwiseArgs<T, O>& args, int panel, const char*& prefetch) {
+  int row = rows_of<T, O, kRows<T, P>, P, E>(args, 0, panel, prefetch);
+  if constexpr (kRows<T, P> > 4) row = rows_of<T, O, 4, P, E>(args, row, panel, prefetch);
+  if constexpr (kRows<T, P> > 2) row = rows_of<T, O, 2, P, E>(args, row, panel, prefetch);
+  rows_of<T, O, 1, P, E>(args, row, panel, prefetch);
 }
 
 template <class T, class O, class E, int P>
-DYNROUTE_INLINE int columns(const PointwiseArgs<T, O>& args, int panel, int panels, const char*& soon) {
+DYNROUTE_INLINE int columns(const PointwiseArgs<T, O>& args, int panel, int panels, const char*& prefetch) {
   if constexpr (kRows<T, P> > 0)
-    for (; panel + P <= panels; panel += P) column<T, O, P, E>(args, panel, soon);
+    for (; panel + P <= panels; panel += P) column<T, O, P, E>(args, panel, prefetch);
   return panel;
 }
 
 template <class T, class O, class E>
 void all_columns(const PointwiseArgs<T, O>& args) {
   const int panels = int(ceil_div(args.weights.n, kPanel));
-  // where there is nothing to ask for, the same hot line is asked for again
-  const char* soon = static_cast<const char*>(args.soon ? args.soon : args.a);
-  int panel = columns<T, O, E, 4>(args, 0, panels, soon);
-  panel = columns<T, O, E, 2>(args, panel, panels, soon);
-  columns<T, O, E, 1>(args, panel, panels, soon);
+  // where there is nothing to prefetch, the same hot line is prefetched again
+  const char* prefetch = static_cast<const char*>(args.prefetch ? args.prefetch : args.a);
+  int panel = columns<T, O, E, 4>(args, 0, panels, prefetch);
+  panel = columns<T, O, E, 2>(args, panel, panels, prefetch);
+  columns<T, O, E, 1>(args, panel, panels, prefetch);
 }
 
 template <class T>
@@ -154,12 +154,12 @@ constexpr int kWidest = kRows<T, 4> > 0   ? 4
 }  // namespace
 
 template <class T>
-int64_t soon_bytes(int m, int n) {
-  return int64_t(kSoonPerBlock) * (m / kRows<T, kWidest<T>>)*int(ceil_div(n, kWidest<T> * kPanel));
+int64_t prefetch_bytes(int m, int n) {
+  return int64_t(kPrefetchPerBlock) * (m / kRows<T, kWidest<T>>)*int(ceil_div(n, kWidest<T> * kPanel));
 }
-template int64_t soon_bytes<float>(int, int);
+template int64_t prefetch_bytes<float>(int, int);
 #if defined(DYNROUTE_TARGET_PORTABLE)
-template int64_t soon_bytes<double>(int, int);
+template int64_t prefetch_bytes<double>(int, int);
 #endif
 
 template <class T, class O>

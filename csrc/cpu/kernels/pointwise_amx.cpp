@@ -12,7 +12,7 @@
 //
 // Meanwhile the vector units have one of their two ports left (the tile unit sits on the other): between products, rows
 // of the block before are finished (shift, residual, ReLU), pieces of the next product's pixels are made, and memory
-// that will be wanted soon is asked for.
+// that will be wanted soon is prefetched.
 #include "target.h"
 #include "tiles.h"
 
@@ -30,17 +30,17 @@ struct Epilogue {
 template <class S, class O, class E>
 class Product {
   static constexpr int kSteps = kParts<S> == 1 ? 1 : 6;  // products of parts per sum and block of inputs
-  static constexpr int kSoonLines = kSoonPerBlock / 64;
+  static constexpr int kPrefetchLines = kPrefetchPerBlock / 64;
 
  public:
   explicit Product(const PointwiseArgs<float, O>& args)
       : args_(args),
         blocks_(int(ceil_div(args.weights.k, kTileInputs))),
         steps_(blocks_ * kSteps),
-        soon_lines_(args.soon ? int(ceil_div(kSoonLines, steps_)) : 0),
-        soon_(static_cast<const char*>(args.soon)),
+        prefetch_lines_(args.prefetch ? int(ceil_div(kPrefetchLines, steps_)) : 0),
+        prefetch_(static_cast<const char*>(args.prefetch)),
         all_steps_(int(ceil_div(args.m, kBlock) * ceil_div(args.weights.n, kBlock)) * steps_),
-        pieces_(args.meanwhile ? args.meanwhile->pieces : 0),
+        pieces_(args.interleaved ? args.interleaved->pieces : 0),
         all_pieces_(pieces_) {}
 
   void run() {
@@ -61,24 +61,24 @@ class Product {
         for (int row = 0; row < args_.m; row += kBlock) one(row, panel);
     }
     finish(kBlock);
-    for (; pieces_ > 0; --pieces_) args_.meanwhile->piece(args_.meanwhile->work);
+    for (; pieces_ > 0; --pieces_) args_.interleaved->piece(args_.interleaved->work);
   }
 
  private:
   template <int MR, int NR>
   DYNROUTE_INLINE void block(int row, int panel) {
-    const int64_t size = int64_t(blocks_) * kParts<S> * kTile;  // of 16 pixels, or of a panel
+    const int64_t size = int64_t(blocks_) * kParts<S> * kTileValues;  // of 16 pixels, or of a panel
     const bf16* a = args_.tiles + row / kTileRows * size;
     const bf16* b = reinterpret_cast<const bf16*>(args_.weights.panels) + panel * size;
     tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
     const int rows_per_step = int(ceil_div(rows_left_, steps_));
     const auto pixels = [&](int part) DYNROUTE_ALWAYS {
-      tile_load<4>(a + part * kTile);
-      if constexpr (MR == 2) tile_load<5>(a + size + part * kTile);
+      tile_load<4>(a + part * kTileValues);
+      if constexpr (MR == 2) tile_load<5>(a + size + part * kTileValues);
     };
     const auto weights = [&](int part) DYNROUTE_ALWAYS {
-      tile_load<6>(b + part * kTile);
-      if constexpr (NR == 2) tile_load<7>(b + size + part * kTile);
+      tile_load<6>(b + part * kTileValues);
+      if constexpr (NR == 2) tile_load<7>(b + size + part * kTileValues);
     };
     const auto multiply = [&]() DYNROUTE_ALWAYS {
       tile_multiply<0, 4, 6>();
@@ -86,10 +86,10 @@ class Product {
       if constexpr (MR == 2) tile_multiply<2, 5, 6>();
       if constexpr (MR == 2 && NR == 2) tile_multiply<3, 5, 7>();
       finish(rows_per_step);
-      ask();
-      other_work();
+      prefetch_some();
+      interleave();
     };
-    for (int i = 0; i < blocks_; ++i, a += kParts<S> * kTile, b += kParts<S> * kTile) {
+    for (int i = 0; i < blocks_; ++i, a += kParts<S> * kTileValues, b += kParts<S> * kTileValues) {
       if constexpr (kParts<S> == 1) {
         pixels(0), weights(0), multiply();
       } else {
@@ -113,8 +113,8 @@ class Product {
     const int column = panel * kPanel;
     sums_ = buffers_[which_ ^= 1];
     next_sums_ = sums_;
-    rows_left_ = least(args_.m - row, tile_rows * kTileRows);
-    lanes_ = least(args_.weights.n - column, panels * kPanel);
+    rows_left_ = min(args_.m - row, tile_rows * kTileRows);
+    lanes_ = min(args_.weights.n - column, panels * kPanel);
     at_ = int64_t(row) * args_.weights.n + column;
     column_ = column;
     for (int j = 0; j < panels; ++j) {
@@ -130,7 +130,7 @@ class Product {
       if (lanes_ == kBlock) {
         finish_vector(0, kPanel), finish_vector(1, kPanel);
       } else {
-        finish_vector(0, least(lanes_, kPanel));
+        finish_vector(0, min(lanes_, kPanel));
         if (lanes_ > kPanel) finish_vector(1, lanes_ - kPanel);
       }
       if constexpr (E::sums)
@@ -149,19 +149,19 @@ class Product {
     else store(args_.out + at, v, lanes);
   }
 
-  DYNROUTE_INLINE void ask() {
-    for (int i = 0; i < soon_lines_; ++i, soon_ += 64) __builtin_prefetch(soon_, 0, 2);
+  DYNROUTE_INLINE void prefetch_some() {
+    for (int i = 0; i < prefetch_lines_; ++i, prefetch_ += 64) __builtin_prefetch(prefetch_, 0, 2);
   }
 
   // Spread evenly over all products.
-  DYNROUTE_INLINE void other_work() {
+  DYNROUTE_INLINE void interleave() {
     for (due_ += all_pieces_; due_ >= all_steps_ && pieces_ > 0; due_ -= all_steps_, --pieces_)
-      args_.meanwhile->piece(args_.meanwhile->work);
+      args_.interleaved->piece(args_.interleaved->work);
   }
 
   const PointwiseArgs<float, O>& args_;
-  const int blocks_, steps_, soon_lines_;
-  const char* soon_;
+  const int blocks_, steps_, prefetch_lines_;
+  const char* prefetch_;
   const int all_steps_;
   int pieces_, due_ = 0;
   const int all_pieces_;

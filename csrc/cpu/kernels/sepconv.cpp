@@ -82,7 +82,7 @@ DYNROUTE_INLINE void depthwise_pieces(const RowStage<S>& stage, const RowBuffer<
   const auto rows_of = [&](int i) { return rows_under(stage, in, tile.y + i); };
   DepthwisePieces<S, Stride, decltype(rows_of)> work(
       {stage.w_in, stage.pad, stage.c_in, stage.depthwise, tile.x, tile.count, tile.rows, tiles}, rows_of);
-  const Meanwhile pieces = {work.piece, &work, tile.rows > 0 ? work.pieces() : 0};
+  const Interleaved pieces = {work.piece, &work, tile.rows > 0 ? work.pieces() : 0};
   body(pieces);
 }
 #endif
@@ -105,9 +105,9 @@ void convolve(const SepconvJob<S>& job, const RowStage<S>& stage, const Pointwis
   const T* map = job.image;
   if constexpr (std::is_same_v<S, T>) map = map ? map : job.x;
   if (!map || pixels.tiled() || taps > kMaxTaps || y_in < 0 || y_in + 3 > stage.h_in) return gathered(x, end);
-  const int begin = least(end, most(x, int(ceil_div(stage.pad, stage.stride))));
+  const int begin = min(end, max(x, int(ceil_div(stage.pad, stage.stride))));
   const int last = (stage.w_in - 3 + stage.pad) / stage.stride;  // the last column whose taps are all inside
-  const int stop = most(begin, least(end, last + 1));
+  const int stop = max(begin, min(end, last + 1));
   if (begin > x) gathered(x, begin);
   if (stop > begin) {
     const int64_t plane = int64_t(stage.h_in) * stage.w_in, pixel = job.image ? 1 : stage.c_in;
@@ -127,22 +127,23 @@ void convolve(const SepconvJob<S>& job, const RowStage<S>& stage, const Pointwis
 }
 
 template <class S>
-DYNROUTE_INLINE int most_pixels(const Tiling& tiling, const RowStage<S>& stage) {
-  return most(tiling.tile_pixels, least(stage.w_out, tiling.strip));
+DYNROUTE_INLINE int max_tile_pixels(const Tiling& tiling, const RowStage<S>& stage) {
+  return max(tiling.tile_pixels, min(stage.w_out, tiling.strip));
 }
 
 // Rows [y_begin, y_end) of one stage, in strips of columns: within a strip a row's depthwise finds the two rows above
 // in L1. A strip of the whole width takes several rows at once, where they follow each other in memory.
 template <class S, class O, class T>
 void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, const RowBuffer<const T>& in,
-              const RowBuffer<O>& out, const RowBuffer<const T>& added, int y_begin, int y_end, T* panel, Soon& soon) {
+              const RowBuffer<O>& out, const RowBuffer<const T>& added, int y_begin, int y_end, T* panel,
+              Prefetch& prefetch) {
   const RowStage<S>& stage = job.stage[s];
-  const int n = stage.pointwise.n, width = least(stage.w_out, job.tiling.strip);
-  Pixels<S> pixels(panel, weights.k, weights.n, most_pixels(job.tiling, stage));
+  const int n = stage.pointwise.n, width = min(stage.w_out, job.tiling.strip);
+  Pixels<S> pixels(panel, weights.k, weights.n, max_tile_pixels(job.tiling, stage));
   if (!stage.depthwise) {
     for (int x = 0; x < stage.w_out; x += width)
       for (int y = y_begin; y < y_end; ++y)
-        convolve(job, stage, weights, y, x, least(width, stage.w_out - x), pixels, out.row(y) + int64_t(x) * n);
+        convolve(job, stage, weights, y, x, min(width, stage.w_out - x), pixels, out.row(y) + int64_t(x) * n);
     return;
   }
   const auto output = [&](const Tile& tile) { return out.row(tile.y) + int64_t(tile.x) * n; };
@@ -154,7 +155,7 @@ void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, cons
     Tile next = {tile.x, tile.y + tile.rows, 0, 0};
     if (next.y >= y_end) next.x += width, next.y = y_begin;
     if (next.x >= stage.w_out) return next;
-    next.count = least(width, stage.w_out - next.x);
+    next.count = min(width, stage.w_out - next.x);
     const auto follows = [&] {
       const int y = next.y + next.rows;
       const int64_t size = int64_t(next.rows) * next.count * n;
@@ -164,12 +165,12 @@ void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, cons
     while (next.count == stage.w_out && (next.rows + 1) * next.count <= job.tiling.tile_pixels && follows());
     return next;
   };
-  const auto multiply = [&](const Tile& tile, const Meanwhile* meanwhile) {
+  const auto multiply = [&](const Tile& tile, const Interleaved* interleaved) {
     const int m = tile.rows * tile.count;
     PointwiseArgs<T, O> args = {pixels.rows(), pixels.stride(), m,
                                 weights,       output(tile),    residual(tile),
-                                stage.relu,    nullptr,         soon.take(soon_bytes<T>(m, n))};
-    args.tiles = pixels.tiles(), args.meanwhile = meanwhile;
+                                stage.relu,    nullptr,         prefetch.take(prefetch_bytes<T>(m, n))};
+    args.tiles = pixels.tiles(), args.interleaved = interleaved;
     product<S>(args);
   };
   Tile tile = after({0, y_begin, 0, 0});
@@ -180,13 +181,13 @@ void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, cons
       if (stage.stride == 1) depthwise_pieces<1>(stage, in, of, pixels.next_tiles(), body);
       else depthwise_pieces<2>(stage, in, of, pixels.next_tiles(), body);
     };
-    with_pieces(tile, [](const Meanwhile& depthwise) {
+    with_pieces(tile, [](const Interleaved& depthwise) {
       for (int i = 0; i < depthwise.pieces; ++i) depthwise.piece(depthwise.work);
     });
     while (tile.rows > 0) {
       pixels.next();
       const Tile next = after(tile);
-      with_pieces(next, [&](const Meanwhile& depthwise) { multiply(tile, &depthwise); });
+      with_pieces(next, [&](const Interleaved& depthwise) { multiply(tile, &depthwise); });
       tile = next;
     }
     return;
@@ -200,10 +201,10 @@ void run_rows(const SepconvJob<S>& job, int s, const Pointwise<T>& weights, cons
 
 // What the step after this one will read (rows [y, y_end) of the input, or of its sources) and write.
 template <class S>
-void ask_inputs(const SepconvJob<S>& job, int y, int y_end, Soon& soon) {
+void prefetch_inputs(const SepconvJob<S>& job, int y, int y_end, Prefetch& prefetch) {
   const int64_t row = int64_t(job.stage[0].w_in) * job.stage[0].c_in * int64_t(sizeof(S));
   const auto add = [&](const S* map, int from, int to, int64_t size) {
-    if (map && to > from) soon.add(reinterpret_cast<const char*>(map) + from * size, (to - from) * size);
+    if (map && to > from) prefetch.add(reinterpret_cast<const char*>(map) + from * size, (to - from) * size);
   };
   if (job.x || job.image) return add(job.x, y, y_end, row);
   add(job.sources.keep, y, y_end, row);
@@ -218,15 +219,15 @@ void sepconv(const SepconvJob<S>& job, int band) {
   using T = Compute<S>;
   const int last = job.stages - 1;
   const RowStage<S>* stage = job.stage;
-  const int y_begin = band * job.tiling.band_rows, y_end = least(y_begin + job.tiling.band_rows, stage[last].h_out);
-  const int step = least(job.tiling.step_rows, job.tiling.band_rows);
+  const int y_begin = band * job.tiling.band_rows, y_end = min(y_begin + job.tiling.band_rows, stage[last].h_out);
+  const int step = min(job.tiling.step_rows, job.tiling.band_rows);
   // a map that is not stored, or not as it is computed with, goes through a ring of rows
   const bool pulled = stage[0].depthwise && (!job.x || !std::is_same_v<S, T>);
   Sources<S> sources = job.sources;
   if (job.x) sources = {nullptr, job.x, nullptr, 0, 1, 0};
 
   // rings: stage s holds what one step of stage s + 1 reads; the pulled input also what the residual still needs
-  int ring_rows[3] = {}, start[3], next[3];
+  int ring_rows[kMaxStages] = {}, start[kMaxStages], next[kMaxStages];
   int64_t ring_size = 0, panel_size = 0, weights_size = 0;
   bool tiled = false;
   next[last] = y_begin;
@@ -237,27 +238,27 @@ void sepconv(const SepconvJob<S>& job, int band) {
       const RowStage<S>& after = stage[s + 1];
       ring_rows[s] = (ring_rows[s + 1] - 1) * after.stride + 3;
       ring_size += ring_rows[s] * int64_t(now.w_out) * now.pointwise.n;
-      next[s] = most(0, next[s + 1] * after.stride - after.pad);
+      next[s] = max(0, next[s + 1] * after.stride - after.pad);
     }
     start[s] = next[s];
     weights_size += unpacked_size<S>(now.pointwise.k, now.pointwise.n);
-    panel_size = most(panel_size, Pixels<S>::size(now.pointwise.k, now.pointwise.n, most_pixels(job.tiling, now)));
+    panel_size = max(panel_size, Pixels<S>::size(now.pointwise.k, now.pointwise.n, max_tile_pixels(job.tiling, now)));
     tiled |= uses_tiles(now.pointwise.k, now.pointwise.n);
   }
   const int64_t in_size = int64_t(stage[0].w_in) * stage[0].c_in;
   const int pulled_rows = pulled ? (ring_rows[0] - 1) * stage[0].stride + 3 + job.stages : 0;
-  int pulled_next = most(0, next[0] * stage[0].stride - stage[0].pad);
+  int pulled_next = max(0, next[0] * stage[0].stride - stage[0].pad);
 
   const TileScope tiles(tiled);
   ScratchParts<T> parts(2 * job.stages + 1, panel_size + weights_size + ring_size + pulled_rows * in_size);
   T* panel = parts.take(panel_size);
-  Pointwise<T> weights[3];
+  Pointwise<T> weights[kMaxStages];
   for (int s = 0; s <= last; ++s) {
     const Pointwise<S>& packed = stage[s].pointwise;
     weights[s] = unpacked(packed, parts.take(unpacked_size<S>(packed.k, packed.n)));
   }
-  RowBuffer<T> out[3];
-  RowBuffer<const T> in[3];
+  RowBuffer<T> out[kMaxStages];
+  RowBuffer<const T> in[kMaxStages];
   for (int s = 0; s < last; ++s) {
     const int64_t size = int64_t(stage[s].w_out) * stage[s].pointwise.n;
     out[s] = {parts.take(ring_rows[s] * size), ring_rows[s], size};
@@ -276,29 +277,29 @@ void sepconv(const SepconvJob<S>& job, int band) {
   int total_stride = 1;
   for (int s = 0; s <= last; ++s) total_stride *= stage[s].stride;
   while (next[last] < y_end) {
-    int want[3];
-    want[last] = least(next[last] + step, y_end);
+    int want[kMaxStages];
+    want[last] = min(next[last] + step, y_end);
     for (int s = last - 1; s >= 0; --s)
-      want[s] = least(stage[s].h_out, (want[s + 1] - 1) * stage[s + 1].stride - stage[s + 1].pad + 3);
-    const int want_x = least(stage[0].h_in, (want[0] - 1) * stage[0].stride - stage[0].pad + 3);
+      want[s] = min(stage[s].h_out, (want[s + 1] - 1) * stage[s + 1].stride - stage[s + 1].pad + 3);
+    const int want_x = min(stage[0].h_in, (want[0] - 1) * stage[0].stride - stage[0].pad + 3);
     for (; pulled && pulled_next < want_x; ++pulled_next)
       pull_row(sources, stage[0].h_in, stage[0].w_in, stage[0].c_in, pulled_next,
                x_ring + pulled_next % pulled_rows * in_size);
     // while the first stage is made the next step's input is fetched, while the last is, its output
     const int ahead = (want[last] - next[last]) * total_stride;
-    Soon soon;
-    if (want[last] < y_end) ask_inputs(job, want_x, least(stage[0].h_in, want_x + ahead), soon);
+    Prefetch prefetch;
+    if (want[last] < y_end) prefetch_inputs(job, want_x, min(stage[0].h_in, want_x + ahead), prefetch);
     for (int s = 0; s < last; ++s) {
       if (next[s] >= want[s]) continue;
-      run_rows(job, s, weights[s], in[s], out[s], {nullptr, 1, 0}, next[s], want[s], panel, soon);
+      run_rows(job, s, weights[s], in[s], out[s], {nullptr, 1, 0}, next[s], want[s], panel, prefetch);
       next[s] = want[s];
     }
     if (last > 0) {
-      soon.clear();
-      const int rows = least(step, y_end - want[last]);
-      soon.add(job.out + want[last] * out_size, rows * out_size * int64_t(sizeof(S)));
+      prefetch.clear();
+      const int rows = min(step, y_end - want[last]);
+      prefetch.add(job.out + want[last] * out_size, rows * out_size * int64_t(sizeof(S)));
     }
-    run_rows(job, last, weights[last], in[last], result, added, next[last], want[last], panel, soon);
+    run_rows(job, last, weights[last], in[last], result, added, next[last], want[last], panel, prefetch);
     next[last] = want[last];
   }
 
@@ -308,8 +309,8 @@ void sepconv(const SepconvJob<S>& job, int band) {
   for (int s = last; s >= 0; --s) {
     const RowStage<S>& now = stage[s];
     if (s < last) {
-      own_begin = least(now.h_out, own_begin * stage[s + 1].stride);
-      own_end = y_end == stage[last].h_out ? now.h_out : least(now.h_out, own_end * stage[s + 1].stride);
+      own_begin = min(now.h_out, own_begin * stage[s + 1].stride);
+      own_end = y_end == stage[last].h_out ? now.h_out : min(now.h_out, own_end * stage[s + 1].stride);
     }
     const int64_t per_row =
         int64_t(now.w_out) * ((now.depthwise ? 9 * now.c_in : 0) + int64_t(now.pointwise.k) * now.pointwise.n);

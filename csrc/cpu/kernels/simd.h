@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "jobs.h"
 #include "guard.h"
+#include "jobs.h"
 
 #if defined(DYNROUTE_TARGET_AVX512) || defined(DYNROUTE_TARGET_AVX2)
 #include <immintrin.h>
@@ -22,11 +22,11 @@
 namespace dynroute::DYNROUTE_TARGET {
 
 template <class T>
-DYNROUTE_INLINE T least(T a, T b) {
+DYNROUTE_INLINE T min(T a, T b) {
   return b < a ? b : a;
 }
 template <class T>
-DYNROUTE_INLINE T most(T a, T b) {
+DYNROUTE_INLINE T max(T a, T b) {
   return a < b ? b : a;
 }
 

@@ -3,8 +3,9 @@
 #include <type_traits>
 
 #include "kernels.h"
-#include "tasks_of_jobs.h"
+#include "scratch.h"
 #include "simd.h"
+#include "tasks_of_jobs.h"
 
 namespace dynroute::DYNROUTE_TARGET {
 
@@ -15,8 +16,9 @@ constexpr bool kHasTiles = false;
 #endif
 DYNROUTE_INLINE bool uses_tiles(int k, int n) { return kHasTiles && in_tiles(k, n); }
 
-// Vector work that a product in tiles leaves room for, done piece by piece while the tile unit is busy.
-struct Meanwhile {
+// The producer's pieces that run between products: vector work that makes the next product's pixels while the tile
+// unit is busy with this one.
+struct Interleaved {
   void (*piece)(void* work);
   void* work;
   int pieces;
@@ -35,19 +37,19 @@ struct PointwiseArgs {
   const T* residual;  // like out, or null
   bool relu;
   T* sums;  // [round_up(n, 16)] or null; rows are added in order
-  // Memory that will be wanted soon is asked for while products are made, a little with every block: null, or where to
-  // begin; `soon_bytes(m, n)` of it are covered.
-  const void* soon = nullptr;
+  // Memory that will be wanted soon is prefetched while products are made, a little with every block: null, or where to
+  // begin; `prefetch_bytes(m, n)` of it are covered.
+  const void* prefetch = nullptr;
   // Element i of `a` at [row, i] lies at row * lda + offsets[i] instead of row * lda + i: a convolution that reads its
   // map where it lies. Null: it does not. Not with sums or a residual.
   const int* offsets = nullptr;
   // `a` and the weights in tiles (tiles.h); the fields a and lda are then not looked at.
   const bf16* tiles = nullptr;
-  const Meanwhile* meanwhile = nullptr;  // all of it is done when the product is; tiles only
+  const Interleaved* interleaved = nullptr;  // all of it is done when the product is; tiles only
 };
-constexpr int kSoonPerBlock = 2048;  // bytes
+constexpr int kPrefetchPerBlock = 2048;  // bytes
 template <class T>
-int64_t soon_bytes(int m, int n);
+int64_t prefetch_bytes(int m, int n);
 template <class T, class O = T>
 void pointwise(const PointwiseArgs<T, O>& args);
 // The same in tiles. S: what the weights are stored as.
@@ -109,14 +111,14 @@ template <class T>
 double fma_loop(int64_t iterations);
 double tile_loop(int64_t iterations);
 
-// Stretches of memory to be asked for ahead of their use, taken a piece at a time.
-class Soon {
+// Stretches of memory to be prefetched, taken a piece at a time.
+class Prefetch {
  public:
   void clear() { count_ = current_ = 0; }
   DYNROUTE_INLINE void add(const void* begin, int64_t bytes) {
     if (begin && bytes > 0 && count_ < 4) range_[count_++] = {static_cast<const char*>(begin), bytes};
   }
-  // The next `bytes`, or null when all has been asked for.
+  // The next `bytes`, or null when all has been taken.
   DYNROUTE_INLINE const void* take(int64_t bytes) {
     if (current_ == count_) return nullptr;
     Range& range = range_[current_];

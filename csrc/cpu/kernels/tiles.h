@@ -14,19 +14,19 @@
 
 namespace dynroute::DYNROUTE_TARGET {
 
-constexpr int kTileRows = 16, kTile = kTileRows * kTileInputs;  // values of a tile
+constexpr int kTileRows = 16, kTileValues = kTileRows * kTileInputs;  // values of a tile
 
-template <int Tile>
+template <int Register>
 DYNROUTE_INLINE void tile_load(const bf16* from) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(64L), "i"(Tile));
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(64L), "i"(Register));
 }
-template <int Tile>
+template <int Register>
 DYNROUTE_INLINE void tile_store(float* to, int64_t floats_apart) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(floats_apart * 4), "i"(Tile) : "memory");
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(floats_apart * 4), "i"(Register) : "memory");
 }
-template <int Tile>
+template <int Register>
 DYNROUTE_INLINE void tile_zero() {
-  asm volatile("tilezero %%tmm%c0" : : "i"(Tile));
+  asm volatile("tilezero %%tmm%c0" : : "i"(Register));
 }
 template <int C, int A, int B>
 DYNROUTE_INLINE void tile_multiply() {
@@ -55,14 +55,14 @@ class TileScope {
   const bool wanted_;
 };
 
-// 32 inputs of one pixel, as two vectors, into its row of a block's tiles (parts are kTile apart).
+// 32 inputs of one pixel, as two vectors, into its row of a block's tiles (parts are kTileValues apart).
 template <class S>
 DYNROUTE_INLINE void put_inputs(Vec<float> first, Vec<float> second, bf16* to) {
   if constexpr (kParts<S> == 1) {
     _mm512_store_si512(to, __m512i(_mm512_cvtne2ps_pbh(second.v, first.v)));
   } else {
     const __m512i upper = _mm512_set1_epi32(int(0xffff0000));
-    DYNROUTE_UNROLL for (int part = 0; part < kParts<S>; ++part, to += kTile) {
+    DYNROUTE_UNROLL for (int part = 0; part < kParts<S>; ++part, to += kTileValues) {
       const __m512i a = _mm512_castps_si512(first.v), b = _mm512_castps_si512(second.v);
       _mm512_store_si512(to, _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(a, 16), b));
       if (part == kParts<S> - 1) break;
@@ -79,15 +79,15 @@ void put_pixels(const F* from /* [count, k], rows lda apart */, int64_t lda, int
   const int blocks = int(ceil_div(k, kTileInputs));
   const auto get = [](auto v) DYNROUTE_ALWAYS { return Relu ? relu(v) : v; };
   for (int i = row; i < row + count; ++i, from += lda) {
-    bf16* to = tiles + int64_t(i / kTileRows) * blocks * kParts<S> * kTile + i % kTileRows * kTileInputs;
+    bf16* to = tiles + int64_t(i / kTileRows) * blocks * kParts<S> * kTileValues + i % kTileRows * kTileInputs;
     int c = 0;
-    for (; c + kTileInputs <= k; c += kTileInputs, to += kParts<S> * kTile) {
+    for (; c + kTileInputs <= k; c += kTileInputs, to += kParts<S> * kTileValues) {
       if constexpr (sizeof(F) == sizeof(bf16) && !Relu) _mm512_store_si512(to, _mm512_loadu_si512(from + c));
       else put_inputs<S>(get(load(from + c)), get(load(from + c + 16)), to);
     }
     if (int left = k - c) {
       const auto some = [&](int at) DYNROUTE_ALWAYS {
-        const int n = least(most(left - at, 0), 16);
+        const int n = min(max(left - at, 0), 16);
         return get(load(from + c + at, n));
       };
       put_inputs<S>(some(0), some(16), to);

@@ -50,12 +50,11 @@ void upsample(const UpsampleJob<S>& job, int band) {
     if (held[y & 1] != y) widen(job.x + int64_t(y) * job.w * job.c, job.w, job.c, line, buffer[y & 1]), held[y & 1] = y;
     return buffer[y & 1];
   };
-  const int begin = 4 * plan::kUpsampleRows * band, end = least(begin + 4 * plan::kUpsampleRows, job.out_h);
+  const int begin = 4 * cuts::kUpsampleRows * band, end = min(begin + 4 * cuts::kUpsampleRows, job.out_h);
   for (int y = begin; y < end; ++y) {
     // rows 4y, 4y + 1 lie above the centre of source row y, 4y + 2 and 4y + 3 below
     const int source = y / 4, phase = y % 4;
-    const int top = phase < 2 ? most(source - 1, 0) : source,
-              bottom = phase < 2 ? source : least(source + 1, job.h - 1);
+    const int top = phase < 2 ? max(source - 1, 0) : source, bottom = phase < 2 ? source : min(source + 1, job.h - 1);
     const T weights[4] = {T(0.625), T(0.875), T(0.125), T(0.375)};
     const Vec<T> below = Vec<T>::set(weights[phase]), above = Vec<T>::set(1 - weights[phase]);
     const T *from_top = widened(top), *from_bottom = widened(bottom);

@@ -8,6 +8,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "trace.h"
+
 namespace dynroute {
 
 // Runs body() on up to `threads` threads at once and returns when all have returned.
@@ -16,44 +18,6 @@ struct Parallel {
   virtual int threads() const = 0;
   virtual void each(int threads, const std::function<void()>& body) const = 0;
 };
-
-// What a task belongs to, for traces: a kind of work at a scale of the network.
-enum class Work : uint8_t {
-  kOther,
-  kStem,
-  kAggregate,
-  kGate,
-  kCell,
-  kPath,
-  kMerge,
-  kPredictor,
-  kUpsample,
-  kMemory,
-  kKinds
-};
-constexpr const char* kWorkNames[] = {"other", "stem",  "aggregate", "gate",     "cell",
-                                      "path",  "merge", "predictor", "upsample", "memory"};
-
-struct Tag {
-  Work work = Work::kOther;
-  uint8_t scale = 0;
-};
-
-// Nanoseconds and tasks by kind of work and scale, added up over all threads while tracing is on.
-struct Trace {
-  static constexpr int kScales = 4, kSlots = int(Work::kKinds) * kScales;
-  std::atomic<bool> on{false};
-  std::atomic<int64_t> nanoseconds[kSlots] = {}, tasks[kSlots] = {};
-  void clear() {
-    for (int slot = 0; slot < kSlots; ++slot) nanoseconds[slot] = 0, tasks[slot] = 0;
-  }
-  void add(Tag tag, int64_t spent) {
-    const int slot = int(tag.work) * kScales + tag.scale;
-    nanoseconds[slot].fetch_add(spent, std::memory_order_relaxed);
-    tasks[slot].fetch_add(1, std::memory_order_relaxed);
-  }
-};
-inline Trace trace;
 
 // Jobs whose tasks may run at the same time, in any order. A job is kept by value in the list's own memory, which it
 // holds on to: filling a list again allocates nothing.

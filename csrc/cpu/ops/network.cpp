@@ -1,14 +1,14 @@
-// The whole network, and what the library says about itself.
+// The whole network: check, size, allocate, run.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <tuple>
+#include <utility>
 
-#include "bindings/network_checks.h"
-#include "contract/describe.h"
 #include "bind.h"
-#include "cpu/network/engine.h"
+#include "bindings/network_checks.h"
 #include "cpu/kernels/memory.h"
-#include "cpu/network/gate_end.h"
+#include "cpu/network/engine.h"
 
 namespace dynroute {
 namespace {
@@ -16,7 +16,7 @@ namespace {
 int64_t workspace_op(int64_t n, int64_t h, int64_t w, std::vector<int64_t> config) {
   const NetworkConfig parsed = parse_config(config, "network_workspace");
   check_size("network_workspace", parsed, h, w);
-  return network_workspace(parsed, int(n), int(h), int(w), TorchParallel().threads());
+  return NetworkSizes(parsed, int(n), int(h), int(w), TorchParallel().threads()).floats;
 }
 
 Tensor buffer_op(int64_t floats) {
@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& images, const Tensor
                                               Tensor workspace, Tensor logits) {
   const std::string op = "network_forward: ";
   const NetworkConfig parsed = parse_config(config, "network_forward");
-  check(op + "images", images, ScalarType::Float, {-1, 3, -1, -1});
+  check(op + "images", images, ScalarType::Float, {-1, kImageChannels, -1, -1});
   const int64_t n = images.size(0), h = images.size(2), w = images.size(3), rows = parsed.layers + 1;
   check_size("network_forward", parsed, h, w);
   check(op + "logits", logits, ScalarType::Float, {n, parsed.num_classes, -1, -1});
@@ -49,10 +49,11 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& images, const Tensor
   check(op + "weights", weights, ScalarType::Float, {-1});
   check(op + "table", table, ScalarType::Long, {table_rows(parsed.layers), kTableFields});
   if (gates) check(op + "gates", *gates, ScalarType::Float, {n, rows, kScales, kPaths});
-  const int64_t floats = network_workspace(parsed, int(n), int(h), int(w), TorchParallel().threads());
+  const TorchParallel parallel;
+  const NetworkSizes sizes(parsed, int(n), int(h), int(w), parallel.threads());
   check(op + "workspace", workspace, ScalarType::Float, {-1});
-  require(workspace.size(0) >= floats,
-          op + "workspace: wanted " + std::to_string(floats) + " floats, got " + std::to_string(workspace.size(0)));
+  require(workspace.size(0) >= sizes.floats, op + "workspace: wanted " + std::to_string(sizes.floats) +
+                                                 " floats, got " + std::to_string(workspace.size(0)));
   for (const auto& [tensor, name] : {std::pair{&images, "images"},
                                      {&weights, "weights"},
                                      {&table, "table"},
@@ -66,7 +67,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& images, const Tensor
                                                        std::to_string(offsets[i]));
 
   Tensor alphas = new_tensor({n, rows, kScales, kPaths}, ScalarType::Float);
-  Tensor nodes = new_tensor({n, rows, kScales, 5}, ScalarType::Long), other = new_tensor({n, 3}, ScalarType::Long);
+  Tensor node_macs = new_tensor({n, rows, kScales, kNodeParts}, ScalarType::Long);
+  Tensor sample_macs = new_tensor({n, kSampleParts}, ScalarType::Long);
   std::optional<Values<float>> forced;
   if (gates) forced.emplace(*gates);
   NetworkArgs args = {};
@@ -78,27 +80,11 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& images, const Tensor
   args.workspace = workspace.mutable_data_ptr<float>();
   args.logits = logits.mutable_data_ptr<float>();
   args.alphas = zeroed<float>(alphas);
-  args.nodes = zeroed<int64_t>(nodes);
-  args.other = zeroed<int64_t>(other);
-  network_forward(parsed, args, TorchParallel());
-  return {alphas, nodes, other};
+  args.node_macs = zeroed<int64_t>(node_macs);
+  args.sample_macs = zeroed<int64_t>(sample_macs);
+  network_forward(parsed, sizes, args, parallel);
+  return {alphas, node_macs, sample_macs};
 }
-
-std::string build_info() {
-  const std::string quote = "\"";
-  const auto field = [&](const char* key, const std::string& value) { return quote + key + "\": \"" + value + quote; };
-  return "{" + field("compiler", DYNROUTE_COMPILER) + ", " + field("flags", DYNROUTE_FLAGS) +
-         ", \"isas\": " + compiled_isas() + ", " + field("isa", chosen_isa()) + ", " + field("why", why_chosen_isa()) +
-         ", " + field("torch_target", DYNROUTE_TORCH_TARGET) + "}";
-}
-
-std::string contract_op() { return describe_contract(); }
-
-std::vector<int64_t> last_macs_op() { return {last_macs[0], last_macs[1]}; }
-
-bool weights_in_tiles_op(int64_t k, int64_t n) { return weights_in_tiles(int(k), int(n)); }
-
-void debug_skip_tile(int64_t index) { debug_skipped_task = index; }
 
 }  // namespace
 }  // namespace dynroute
@@ -108,9 +94,4 @@ STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) { m.impl("network_forward", TORCH_BO
 STABLE_TORCH_LIBRARY_IMPL(dynroute, CompositeExplicitAutograd, m) {
   m.impl("network_workspace", TORCH_BOX(&dynroute::workspace_op));
   m.impl("network_buffer", TORCH_BOX(&dynroute::buffer_op));
-  m.impl("contract", TORCH_BOX(&dynroute::contract_op));
-  m.impl("build_info", TORCH_BOX(&dynroute::build_info));
-  m.impl("weights_in_tiles", TORCH_BOX(&dynroute::weights_in_tiles_op));
-  m.impl("last_macs", TORCH_BOX(&dynroute::last_macs_op));
-  m.impl("debug_skip_tile", TORCH_BOX(&dynroute::debug_skip_tile));
 }

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/network/trace.h"
 #include "cpu/planner/planner.h"
 
 namespace py = pybind11;
@@ -10,7 +11,7 @@ using namespace dynroute;
 namespace {
 
 SepconvShape shape_of(int stages, int c_in, int c_out, int h_out, int w_out, int stride) {
-  if (stages < 1 || stages > 3 || c_in < 1 || c_out < 1 || h_out < 1 || w_out < 1 || stride < 1 || stride > 2)
+  if (stages < 1 || stages > kMaxStages || c_in < 1 || c_out < 1 || h_out < 1 || w_out < 1 || stride < 1 || stride > 2)
     throw py::value_error("plan: wanted 1 to 3 stages, positive sizes and a stride of 1 or 2");
   return {stages, c_in, c_out, h_out, w_out, stride};
 }
@@ -38,6 +39,12 @@ void tune(int stages, int c_in, int c_out, int h_out, int w_out, int stride, int
                  {fused, band_rows, step_rows, strip, tile_pixels});
 }
 
+bool staged_cells(int stages, int scale) {
+  if (stages < 1 || stages > kMaxCellStacks || scale < 0 || scale >= kScales)
+    throw py::value_error("may_be_staged: wanted the stages of a cell, and a scale");
+  return may_be_staged(stages, scale);
+}
+
 py::dict machine() {
   const Machine& m = planner().machine();
   py::dict result;
@@ -48,7 +55,7 @@ py::dict machine() {
   return result;
 }
 
-py::list trace() {
+py::list trace_entries() {
   py::list entries;
   for (const TraceEntry& entry : traced())
     entries.append(py::make_tuple(entry.work, entry.scale, double(entry.nanoseconds) * 1e-6, entry.tasks));
@@ -65,7 +72,8 @@ PYBIND11_MODULE(_planner, m) {
   m.def("tune", &tune, "stages"_a, "c_in"_a, "c_out"_a, "h_out"_a, "w_out"_a, "stride"_a, "fused"_a = -1,
         "band_rows"_a = 0, "step_rows"_a = 0, "strip"_a = 0, "tile_pixels"_a = 0);
   m.def("forget_tuning", [] { planner().forget_tuning(); });
+  m.def("may_be_staged", &staged_cells, "stages"_a, "scale"_a);
   m.def("machine", &machine);
   m.def("set_tracing", &set_tracing, "on"_a);
-  m.def("trace", &trace);
+  m.def("trace", &trace_entries);
 }

@@ -1,8 +1,13 @@
-// sepconv and transform: check, pack, allocate, launch.
+// sepconv: check, pack, allocate, launch.
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/planner/planner.h"
+#include <cstring>
+#include <vector>
+
 #include "bind.h"
+#include "cpu/kernels/tasks_of_jobs.h"
+#include "cpu/planner/planner.h"
+#include "packed_weights.h"
 
 namespace dynroute {
 namespace {
@@ -17,7 +22,7 @@ void add_sample(const Kernels<T>& kernels, const SepconvJob<T>& whole, const Sep
                 std::vector<TaskList>& lists) {
   SepconvJob<T> job = whole;
   job.tiling = plan.tiling;
-  if (plan.fused) return lists[0].add(kernels.sepconv, job, plan::sepconv_tasks(job));
+  if (plan.fused) return lists[0].add(kernels.sepconv, job, cuts::sepconv_tasks(job));
   job.stages = 1;
   job.residual = false;
   for (int k = 0; k < whole.stages; ++k) {
@@ -26,7 +31,7 @@ void add_sample(const Kernels<T>& kernels, const SepconvJob<T>& whole, const Sep
     job.x = k == 0 ? whole.x : middle[(k - 1) % 2];
     job.out = is_last ? whole.out : middle[k % 2];
     job.addend = is_last && whole.residual ? whole.x : nullptr;
-    lists[size_t(k)].add(kernels.sepconv, job, plan::sepconv_tasks(job));
+    lists[size_t(k)].add(kernels.sepconv, job, cuts::sepconv_tasks(job));
   }
 }
 
@@ -42,10 +47,10 @@ Tensor run_sepconv(const Tensor& x_in, const std::vector<Tensor>& depthwise, con
 
   int64_t packed_size = 0;
   for (int k = 0; k < stages; ++k)
-    packed_size += Packed<T>::depthwise_size(depthwise[k].size(0)) +
-                   Packed<T>::pointwise_size(pointwise[k].size(0), pointwise[k].size(1));
-  const int64_t pixels = ((x.size(2) - 1) / stride + 1) * ((x.size(3) - 1) / stride + 1);
-  Packed<T> packed(packed_size, pixels);
+    packed_size += PackedWeights<T>::depthwise_size(depthwise[k].size(0)) +
+                   PackedWeights<T>::pointwise_size(pointwise[k].size(0), pointwise[k].size(1));
+  const int64_t pixels = int64_t(strided(int(x.size(2)), stride)) * strided(int(x.size(3)), stride);
+  PackedWeights<T> packed(packed_size, pixels);
   std::vector<Values<T>> alive;
   const auto values = [&](const Tensor& tensor) { return alive.emplace_back(tensor).data(); };
   SepconvJob<T> job = {};
@@ -59,7 +64,7 @@ Tensor run_sepconv(const Tensor& x_in, const std::vector<Tensor>& depthwise, con
     stage.pointwise = packed.pointwise(values(pointwise[k]), values(scale[k]), values(shift[k]), n_out, c);
     stage.c_in = c, stage.stride = step, stage.pad = 1;
     stage.h_in = h, stage.w_in = w;
-    h = (h - 1) / step + 1, w = (w - 1) / step + 1, c = n_out;
+    h = strided(h, step), w = strided(w, step), c = n_out;
     stage.h_out = h, stage.w_out = w;
     stage.relu = k < stages - 1 || final_relu;
     if (k < stages - 1) middle_size = std::max(middle_size, int64_t(h) * w * c);
@@ -105,7 +110,8 @@ Tensor sepconv(const Tensor& x, const std::vector<Tensor>& depthwise, const std:
   require(x.size(2) > 0 && x.size(3) > 0, "sepconv: x: wanted a map of at least 1x1, got " + shape_text(x.sizes()));
   require(stride == 1 || stride == 2, "sepconv: stride: wanted 1 or 2, got " + std::to_string(stride));
   const size_t stages = depthwise.size();
-  require(stages >= 1 && stages <= 3, "sepconv: depthwise: wanted 1 to 3 stages, got " + std::to_string(stages));
+  require(stages >= 1 && stages <= kMaxStages,
+          "sepconv: depthwise: wanted 1 to " + std::to_string(kMaxStages) + " stages, got " + std::to_string(stages));
   require(pointwise.size() == stages && scale.size() == stages && shift.size() == stages,
           "sepconv: pointwise, scale, shift: wanted as many as depthwise (" + std::to_string(stages) + "), got " +
               std::to_string(pointwise.size()) + ", " + std::to_string(scale.size()) + ", " +
@@ -128,57 +134,7 @@ Tensor sepconv(const Tensor& x, const std::vector<Tensor>& depthwise, const std:
   });
 }
 
-template <class T>
-Tensor run_transform(const Tensor& x_in, const Tensor& weight, const Tensor& scale, const Tensor& shift,
-                     const Mask& open, int stride) {
-  const Tensor x = nhwc(x_in);
-  const TorchParallel parallel;
-  CallCounters counters;
-  const int n_out = int(weight.size(0)), c = int(x.size(1));
-  const int64_t pixels = ((x.size(2) - 1) / stride + 1) * ((x.size(3) - 1) / stride + 1);
-  Packed<T> packed(Packed<T>::pointwise_size(n_out, c), pixels);
-  const Values<T> weights(weight), scales(scale), shifts(shift);
-  TransformJob<T> job = {};
-  job.pointwise = packed.pointwise(weights.data(), scales.data(), shifts.data(), n_out, c);
-  packed.run(parallel);
-  job.h_in = int(x.size(2)), job.w_in = int(x.size(3));
-  job.h_out = (job.h_in - 1) / stride + 1, job.w_out = (job.w_in - 1) / stride + 1;
-  job.stride = stride;
-  job.relu_input = job.relu = true;
-  job.macs = counters.macs;
-  const int64_t in_size = int64_t(job.h_in) * job.w_in * c, out_size = int64_t(job.h_out) * job.w_out * n_out;
-  Tensor out = new_tensor({x.size(0), n_out, job.h_out, job.w_out}, x.scalar_type(), true);
-  TaskList list;
-  for (int64_t i = 0; i < x.size(0); ++i) {
-    job.x = x.template const_data_ptr<T>() + i * in_size;
-    job.out = out.template mutable_data_ptr<T>() + i * out_size;
-    if (open[i]) list.add(kernels_for<T>(pixels).transform, job, plan::transform_tasks(job));
-    else list.add([to = job.out, out_size](int) { std::memset(to, 0, size_t(out_size) * sizeof(T)); }, 1);
-  }
-  Runner(parallel).run(list);
-  return out;
-}
-
-Tensor transform(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift,
-                 const std::optional<Tensor>& open, int64_t stride) {
-  const ScalarType type = check_floating("transform: x", x);
-  check("transform: x", x, type, {-1, -1, -1, -1});
-  check_channels("transform: x", x.size(1), 8);
-  require(x.size(2) > 0 && x.size(3) > 0, "transform: x: wanted a map of at least 1x1, got " + shape_text(x.sizes()));
-  require(stride == 1 || stride == 2, "transform: stride: wanted 1 or 2, got " + std::to_string(stride));
-  check("transform: weight", weight, type, {-1, x.size(1), 1, 1});
-  check_channels("transform: weight", weight.size(0), 4);
-  check("transform: scale", scale, type, {weight.size(0)});
-  check("transform: shift", shift, type, {weight.size(0)});
-  const Mask mask("transform: open", open, x.size(0));
-  return with_type(type,
-                   [&](auto t) { return run_transform<decltype(t)>(x, weight, scale, shift, mask, int(stride)); });
-}
-
 }  // namespace
 }  // namespace dynroute
 
-STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) {
-  m.impl("sepconv", TORCH_BOX(&dynroute::sepconv));
-  m.impl("transform", TORCH_BOX(&dynroute::transform));
-}
+STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) { m.impl("sepconv", TORCH_BOX(&dynroute::sepconv)); }

@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/kernels/kernels.h"
+
 namespace dynroute {
 namespace {
 
-constexpr int kTilePixels = 48;     // pixels per panel while its weights are small enough for L1,
-constexpr int kTallPixels = 96;     // and where they come from L2
-constexpr int kWeightPixels = 256;  // least pixels of a step for one pass over weights that fill much of L2
-constexpr int kStripColumns = 16;   // two blocks of the depthwise, whole blocks of the pointwise product
+constexpr int kMaxL1Channels = 128;  // weights of no more channels are small enough for L1
+constexpr int kL1TilePixels = 48;    // pixels per panel there,
+constexpr int kL2TilePixels = 96;    // and where weights come from L2
+constexpr int kMinStepPixels = 256;  // of a step, for one pass over weights that fill much of L2
+constexpr int kStripColumns = 16;    // two blocks of the depthwise, whole blocks of the pointwise product
 constexpr double kTaskNanoseconds = 2000, kBarrierNanoseconds = 6000;
 // Bands of unequal number leave threads waiting, unless other scales and samples fill in: both happen.
 constexpr double kAlone = 0.5;
@@ -19,6 +22,11 @@ int64_t weight_bytes(int c_in, int c_out) { return int64_t(c_in) * c_out * 4; }
 double stage_flops(int c_in, int c_out, double pixels) { return 2 * pixels * c_in * (9.0 + c_out); }
 
 }  // namespace
+
+Planner& planner() {
+  static Planner of_process(chosen_isa());
+  return of_process;
+}
 
 Planner::Planner(std::string isa) : isa_(std::move(isa)), machine_(read_machine(isa_.c_str())) {}
 
@@ -46,11 +54,12 @@ SepconvPlan Planner::best(const SepconvShape& shape, bool staged, int samples, i
   if (const auto found = tuned_.find(key(shape)); found != tuned_.end()) tuned = found->second;
 
   const int64_t widest = std::max(shape.c_in, shape.c_out), row = shape.w_out * widest * 4;
+  const bool weights_in_l1 = widest <= kMaxL1Channels;
   Tiling tiling = {};
   // three rows of a strip, its panel and the panels of 64 output channels side by side in L1
   const bool strips = 3 * (kStripColumns + 2) * widest * 4 <= machine_.l1_bytes / 2;
   tiling.strip = tuned.strip > 0 ? tuned.strip : strips ? kStripColumns : shape.w_out;
-  tiling.tile_pixels = tuned.tile_pixels > 0 ? tuned.tile_pixels : widest <= 128 ? kTilePixels : kTallPixels;
+  tiling.tile_pixels = tuned.tile_pixels > 0 ? tuned.tile_pixels : weights_in_l1 ? kL1TilePixels : kL2TilePixels;
 
   SepconvPlan chosen = {};
   chosen.nanoseconds = HUGE_VAL;
@@ -63,8 +72,8 @@ SepconvPlan Planner::best(const SepconvShape& shape, bool staged, int samples, i
       // rows made at a time: rows of input, ring and output together in half of L2, and weights read for many pixels
       const int64_t fits = machine_.l2_bytes / 2 / (row * (fused ? 3 : 2)) - 3;
       candidate.step_rows = tuned.step_rows > 0 ? tuned.step_rows : int(std::clamp<int64_t>(fits, 1, 8));
-      const int least_pixels = widest <= 128 ? kTilePixels : kWeightPixels;
-      candidate.step_rows = std::max(candidate.step_rows, int(ceil_div(least_pixels, shape.w_out)));
+      const int min_pixels = weights_in_l1 ? kL1TilePixels : kMinStepPixels;
+      candidate.step_rows = std::max(candidate.step_rows, int(ceil_div(min_pixels, shape.w_out)));
       candidate.step_rows = std::min(candidate.step_rows, candidate.band_rows);
       const double estimated = estimate(shape, fused, candidate, samples, threads);
       if (estimated < chosen.nanoseconds) chosen = {fused, candidate, estimated};
@@ -106,7 +115,8 @@ double Planner::estimate(const SepconvShape& shape, bool fused, const Tiling& ti
 
 int samples_together(int n, int h, int w, int threads) {
   constexpr int64_t kPixelsPerThread = 128;  // of a map at 1/32
-  const int64_t wanted = ceil_div(threads * kPixelsPerThread, std::max<int64_t>(1, int64_t(h / 32) * (w / 32)));
+  const int64_t wanted =
+      ceil_div(threads * kPixelsPerThread, std::max<int64_t>(1, int64_t(h / kSideMultiple) * (w / kSideMultiple)));
   const int64_t groups = ceil_div(n, wanted);
   return groups == 0 ? 0 : int(ceil_div(n, groups));
 }

@@ -5,13 +5,10 @@
 #include <mutex>
 #include <string>
 #include <tuple>
-#include <vector>
 
+#include "api.h"
 #include "cpu/kernels/jobs.h"
 #include "machine.h"
-
-// What the Python module of the planner links against.
-#define DYNROUTE_API __attribute__((visibility("default")))
 
 namespace dynroute {
 
@@ -34,6 +31,12 @@ struct TunedPlan {
 // How many samples of images [h, w] go through the network together: one, whose maps are still in the caches when the
 // next layer reads them, or as many as it takes to give every thread something to do on the coarsest maps.
 int samples_together(int n, int h, int w, int threads);
+
+// Whether one stage at a time is considered for the cells of a scale: where maps are large it would not pay, and what
+// is stored in fewer bits than it is computed with stays in rings of rows between stages.
+constexpr bool may_be_staged(int stages, int scale, bool stored_as_computed = true) {
+  return stages > 1 && scale >= 2 && stored_as_computed;
+}
 
 class DYNROUTE_API Planner {
  public:
@@ -61,15 +64,6 @@ class DYNROUTE_API Planner {
   std::map<Key, TunedPlan> tuned_;
   std::map<std::tuple<Key, bool, int, int>, SepconvPlan> plans_;
 };
-
-// Nanoseconds and tasks by kind of work and scale since tracing was last switched.
-struct TraceEntry {
-  std::string work;
-  int scale;
-  int64_t nanoseconds, tasks;
-};
-DYNROUTE_API void set_tracing(bool on);
-DYNROUTE_API std::vector<TraceEntry> traced();
 
 // The planner of this process, for the instruction set that its kernels use.
 DYNROUTE_API Planner& planner();

@@ -1,4 +1,4 @@
-// The rules of routing, in one place: what closes a sample, what closes a path, and what makes a node present.
+// The gate's epilogue: what its tasks leave becomes alphas.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -9,16 +9,7 @@
 
 namespace dynroute {
 
-template <class T>
-bool is_closed(const T* alphas /* [3], 0 where no path is */) {
-  return alphas[kUp] + alphas[kKeep] + alphas[kDown] < T(kThreshold);
-}
-template <class T>
-bool path_is_open(T alpha) {
-  return alpha > T(kThreshold);
-}
-
-// alphas from the gate's partial sums: mean -> 1x1 + bias -> activation
+// From the partial sums of its bands: mean -> 1x1 + bias -> activation
 template <class T>
 void finish_gate(const T* partials /* [bands][stride] */, int bands, int stride, int channels, int64_t pixels,
                  const T* weight /* [gates][channels] */, const T* bias /* [gates] */, int gates, Activation activation,
