@@ -12,7 +12,7 @@ DYNROUTE_INLINE void outer_block(const T* a, int64_t a_stride, const T* b, int64
   using V = Vec<T>;
   V total[MR][NV];
   const bool whole = columns >= NV * V::width;
-  const auto lanes = [&](int j) { return least(most(columns - j * V::width, 0), V::width); };
+  const auto lanes = [&](int j) { return min(max(columns - j * V::width, 0), V::width); };
   DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
     DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
       const T* from = sum + i * sum_stride + j * V::width;

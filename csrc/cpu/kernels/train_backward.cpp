@@ -20,7 +20,7 @@ DYNROUTE_INLINE Vec<T> through_relu(const T* out, Vec<T> g, int64_t at, Load loa
 template <class T>
 void train_sums(const TrainSumsJob<T>& job, int task) {
   const int bands = int(ceil_div(job.h, job.band_rows)), sample = job.samples[task / bands];
-  const int begin = task % bands * job.band_rows, end = least(begin + job.band_rows, job.h);
+  const int begin = task % bands * job.band_rows, end = min(begin + job.band_rows, job.h);
   const TrainOutput<T>& output = job.output;
   const int64_t first = (int64_t(sample) * job.h + begin) * job.w * job.c;
   const int pixels = (end - begin) * job.w;
@@ -28,7 +28,7 @@ void train_sums(const TrainSumsJob<T>& job, int task) {
   for (int c = 0; c < 2 * job.c; ++c) sums[c] = 0;
   constexpr int kChunk = 256;  // pixels: what all channels of them take stays in L1 and L2
   for (int at = 0; at < pixels; at += kChunk) {
-    const int some = least(kChunk, pixels - at);
+    const int some = min(kChunk, pixels - at);
     for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
       const Vec<T> minus = Vec<T>::set(-1) * load(output.mean + c), invstd = load(output.invstd + c);
       Vec<T> sum = load(sums + c), product = load(products + c);
@@ -50,16 +50,16 @@ void train_product(const TrainProductJob<T>& job, int task) {
   const int64_t first = rows * task / job.parts, last = rows * (task + 1) / job.parts;
   const int c_in = stage.c_in, c_out = stage.c_out;
   const int64_t in_stride = panel_stride<T>(c_in), out_stride = panel_stride<T>(c_out);
-  const int most_pixels = most(kProductPixels, stage.w_out);
+  const int max_pixels = max(kProductPixels, stage.w_out);
   const int64_t memory = InputRows<T>::memory(stage);
-  ScratchParts<T> parts(3, most_pixels * (in_stride + out_stride) + memory);
-  T *d = parts.take(most_pixels * in_stride), *gy = parts.take(most_pixels * out_stride);
+  ScratchParts<T> parts(3, max_pixels * (in_stride + out_stride) + memory);
+  T *d = parts.take(max_pixels * in_stride), *gy = parts.take(max_pixels * out_stride);
   InputRows<T> in(stage, parts.take(memory));
   T* grad_weight = job.grad_weight ? job.grad_weight + int64_t(task) * c_out * c_in : nullptr;
   const TrainOutput<T>& output = job.output;
   for (int64_t row = first; row < last;) {
     const int sample = stage.samples[row / stage.h_out], begin = int(row % stage.h_out);
-    const int end = int(least<int64_t>(stage.h_out, begin + last - row));
+    const int end = int(min<int64_t>(stage.h_out, begin + last - row));
     in.of_sample(sample);
     for_tiles(begin, end, stage.w_out, kProductPixels, [&](const PixelTile& tile) {
       const int64_t pixel = (int64_t(sample) * stage.h_out + tile.y) * stage.w_out + tile.x;
@@ -125,7 +125,7 @@ void depthwise_gradient(const TrainStage<T>& stage, const T* grad /* [w_out, c] 
                         T* weight /* [3][c] */) {
   const int stride = stage.stride, w = stage.w_out;
   // pixels whose three taps are all inside, and the others one by one
-  const int first = 1, last = least(w, (stage.w_in - 2) / stride + 1);
+  const int first = 1, last = min(w, (stage.w_in - 2) / stride + 1);
   const auto edge = [&](int x) {
     for (int kx = 0; kx < 3; ++kx) {
       const int from = x * stride - 1 + kx;
@@ -147,7 +147,7 @@ void depthwise_gradient(const TrainStage<T>& stage, const T* grad /* [w_out, c] 
     DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) store(weight + kx * c + i, sum[kx]);
   });
   edge(0);
-  for (int x = most(last, first); x < w; ++x) edge(x);
+  for (int x = max(last, first); x < w; ++x) edge(x);
 }
 
 }  // namespace
@@ -156,7 +156,7 @@ template <class T>
 void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
   const TrainStage<T>& stage = job.stage;
   const int bands = int(ceil_div(stage.h_in, job.band_rows)), sample = stage.samples[task / bands];
-  const int begin = task % bands * job.band_rows, end = least(begin + job.band_rows, stage.h_in);
+  const int begin = task % bands * job.band_rows, end = min(begin + job.band_rows, stage.h_in);
   const int c = stage.c_in;
   const int64_t row_size = int64_t(stage.w_in) * c, out_row = int64_t(stage.w_out) * c;
   const int64_t memory = InputRows<T>::memory(stage);

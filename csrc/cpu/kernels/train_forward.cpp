@@ -11,13 +11,13 @@ template <class T>
 void train_forward(const TrainForwardJob<T>& job, int task) {
   const TrainStage<T>& stage = job.stage;
   const int bands = int(ceil_div(stage.h_out, job.band_rows)), sample = stage.samples[task / bands];
-  const int begin = task % bands * job.band_rows, end = least(begin + job.band_rows, stage.h_out);
+  const int begin = task % bands * job.band_rows, end = min(begin + job.band_rows, stage.h_out);
   const int n = stage.c_out;
   const int64_t stride = panel_stride<T>(stage.c_in);
-  const int most_pixels = most(kTrainPixels, stage.w_out);  // a whole row always fits
+  const int max_pixels = max(kTrainPixels, stage.w_out);  // a whole row always fits
   const int64_t memory = InputRows<T>::memory(stage);
-  ScratchParts<T> parts(2, most_pixels * stride + memory);
-  T* panel = parts.take(most_pixels * stride);
+  ScratchParts<T> parts(2, max_pixels * stride + memory);
+  T* panel = parts.take(max_pixels * stride);
   InputRows<T> in(stage, parts.take(memory));
   in.of_sample(sample);
   T* y_sample = job.y + int64_t(sample) * stage.h_out * stage.w_out * n;
@@ -46,7 +46,7 @@ void train_forward(const TrainForwardJob<T>& job, int task) {
 template <class T>
 void train_apply(const TrainApplyJob<T>& job, int task) {
   const int bands = int(ceil_div(job.h, job.band_rows)), sample = job.samples[task / bands];
-  const int begin = task % bands * job.band_rows, end = least(begin + job.band_rows, job.h);
+  const int begin = task % bands * job.band_rows, end = min(begin + job.band_rows, job.h);
   const int64_t from = (int64_t(sample) * job.h + begin) * job.w * job.c, pixels = int64_t(end - begin) * job.w;
   for (int64_t i = 0; i < pixels; ++i) {
     const int64_t at = from + i * job.c;

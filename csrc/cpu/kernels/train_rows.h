@@ -59,14 +59,14 @@ struct PixelTile {
   int pixels() const { return rows * count; }
 };
 
-// Calls body(tile) for tiles of at most `most_pixels` pixels (and at least a row's part) that cover rows [begin, end).
+// Calls body(tile) for tiles of at most `max_pixels` pixels (and at least a row's part) that cover rows [begin, end).
 template <class Body>
-DYNROUTE_INLINE void for_tiles(int begin, int end, int w, int most_pixels, const Body& body) {
-  const int group = most(1, most_pixels / w);
+DYNROUTE_INLINE void for_tiles(int begin, int end, int w, int max_pixels, const Body& body) {
+  const int group = max(1, max_pixels / w);
   for (int y = begin; y < end; y += group) {
-    const int rows = least(group, end - y);
-    const int parts = rows > 1 ? 1 : int(ceil_div(w, most_pixels)), width = int(ceil_div(w, parts));
-    for (int x = 0; x < w; x += width) body(PixelTile{y, x, rows, least(width, w - x)});
+    const int rows = min(group, end - y);
+    const int parts = rows > 1 ? 1 : int(ceil_div(w, max_pixels)), width = int(ceil_div(w, parts));
+    for (int x = 0; x < w; x += width) body(PixelTile{y, x, rows, min(width, w - x)});
   }
 }
 
