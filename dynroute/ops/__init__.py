@@ -7,6 +7,7 @@ from dynroute.ops.route import Routes, route
 from dynroute.ops.sepconv import sepconv
 from dynroute.ops.sepconv_train import sepconv_train
 from dynroute.ops.transform import transform
+from dynroute.ops.transform_train import transform_train
 
 __all__ = [
     "Routes",
@@ -18,4 +19,5 @@ __all__ = [
     "sepconv",
     "sepconv_train",
     "transform",
+    "transform_train",
 ]

@@ -95,7 +95,9 @@ def _register() -> None:
         ctx.mark_non_differentiable(raw, stats)
         ctx.set_materialize_grads(False)
 
-    def backward(ctx: Any, grad: Tensor, *rest: Tensor | None) -> tuple:
+    def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
+        if grad is None:
+            return None, *[[None] * ctx.stages] * 6, *[None] * 6
         x, open, out, raw, stats, *weights = ctx.saved_tensors
         k, needs = ctx.stages, ctx.needs_input_grad
         depthwise, pointwise, gamma, beta = (weights[i * k : (i + 1) * k] for i in range(4))
