@@ -56,6 +56,7 @@ void train_product(const TrainProductJob<T>& job, int task) {
   T *d = parts.take(max_pixels * in_stride), *gy = parts.take(max_pixels * out_stride);
   InputRows<T> in(stage, parts.take(memory));
   T* grad_weight = job.grad_weight ? job.grad_weight + int64_t(task) * c_out * c_in : nullptr;
+  if (grad_weight) std::memset(grad_weight, 0, size_t(c_out) * c_in * sizeof(T));
   const TrainOutput<T>& output = job.output;
   for (int64_t row = first; row < last;) {
     const int sample = stage.samples[row / stage.h_out], begin = int(row % stage.h_out);
@@ -63,13 +64,15 @@ void train_product(const TrainProductJob<T>& job, int task) {
     in.of_sample(sample);
     for_tiles(begin, end, stage.w_out, kProductPixels, [&](const PixelTile& tile) {
       const int64_t pixel = (int64_t(sample) * stage.h_out + tile.y) * stage.w_out + tile.x;
-      for (int i = 0; i < tile.pixels(); ++i) {
-        const int64_t at = (pixel + i) * c_out;
-        for_channels<T>(c_out, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-          const Vec<T> y = load(output.y + at + c), g = through_relu(output.out, load(job.grad + at + c), at + c, load);
-          store(gy + i * out_stride + c, fma(load(job.a + c), g, fma(load(job.b + c), y, load(job.c + c))));
-        });
-      }
+      for_channels<T>(c_out, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+        const Vec<T> scale = load(job.a + c), slope = load(job.b + c), shift = load(job.c + c);
+        int64_t at = pixel * c_out + c;
+        T* to = gy + c;
+        for (int i = 0; i < tile.pixels(); ++i, at += c_out, to += out_stride) {
+          const Vec<T> g = through_relu(output.out, load(job.grad + at), at, load);
+          store(to, fma(scale, g, fma(slope, load(output.y + at), shift)));
+        }
+      });
       if (job.transposed.panels) {
         const PointwiseArgs<T, T> args = {gy,      out_stride, tile.pixels(), job.transposed, job.grad_d + pixel * c_in,
                                           nullptr, false,      nullptr};
@@ -99,21 +102,27 @@ void input_gradient(const TrainStage<T>& stage, const T* grad_d, const T* flippe
     const Rows<T> rows = {{above(y - 1), above(y), above(y + 1)}};
     return depthwise_run<T, 1>(rows, w, 1, c, flipped, 0, stage.w_in, out, c);
   }
+  if (!stage.depthwise) {  // every stride-th pixel of every stride-th row
+    const T* from = y % stage.stride == 0 ? above(y / stage.stride) : nullptr;
+    for (int x = 0; x < stage.w_in; ++x, out += c) {
+      if (from && x % stage.stride == 0) std::memcpy(out, from + int64_t(x / stage.stride) * c, size_t(c) * sizeof(T));
+      else std::memset(out, 0, size_t(c) * sizeof(T));
+    }
+    return;
+  }
   std::memset(out, 0, size_t(stage.w_in) * c * sizeof(T));
-  const int taps = stage.depthwise ? 3 : 1, pad = stage.depthwise ? 1 : 0;
-  for (int ky = 0; ky < taps; ++ky) {
-    const int from = y + pad - ky;
+  for (int ky = 0; ky < 3; ++ky) {
+    const int from = y + 1 - ky;
     if (from % stage.stride || !above(from / stage.stride) || from < 0) continue;
     for (int x = 0; x < w; ++x)
-      for (int kx = 0; kx < taps; ++kx) {
-        const int to = x * stage.stride - pad + kx;
+      for (int kx = 0; kx < 3; ++kx) {
+        const int to = x * stage.stride - 1 + kx;
         if (to < 0 || to >= stage.w_in) continue;
         const T* g = above(from / stage.stride) + int64_t(x) * c;
         T* sum = out + int64_t(to) * c;
         for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
           const Vec<T> v = load(g + i);
-          store(sum + i, stage.depthwise ? fma(v, load(stage.depthwise + (ky * 3 + kx) * c + i), load(sum + i))
-                                         : v + load(sum + i));
+          store(sum + i, fma(v, load(stage.depthwise + (ky * 3 + kx) * c + i), load(sum + i)));
         });
       }
   }
@@ -168,6 +177,7 @@ void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
   T* sums = job.sums ? job.sums + int64_t(task) * 2 * c : nullptr;
   if (sums) std::memset(sums, 0, size_t(2 * c) * sizeof(T));
   T* weight = job.grad_weight ? job.grad_weight + int64_t(task) * 9 * c : nullptr;
+  if (weight) std::memset(weight, 0, size_t(9 * c) * sizeof(T));
   for (int y = begin; y < end; ++y) {
     if (weight && y % stage.stride == 0 && y / stage.stride < stage.h_out)
       for (int ky = 0; ky < 3; ++ky)

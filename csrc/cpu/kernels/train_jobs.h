@@ -81,7 +81,7 @@ struct TrainProductJob {
   const T *a, *b, *c;       // [c_out]
   Pointwise<T> transposed;  // k = c_out, n = c_in; panels null: grad_d is not wanted
   T* grad_d;                // [n, h_out, w_out, c_in]
-  T* grad_weight;           // [parts][c_out][c_in], zeroed; null: not wanted
+  T* grad_weight;           // [parts][c_out][c_in]; null: not wanted
   int parts;
   int64_t* macs;
 };
@@ -96,7 +96,7 @@ struct TrainDepthwiseJob {
   T* grad_x;               // [n, h_in, w_in, c_in]: before the input's affine, behind its ReLU; null: not wanted
   const T *mean, *invstd;  // [c_in], of the BatchNorm that the input went through; null: no sums
   T* sums;                 // [tasks][2][c_in]
-  T* grad_weight;          // [tasks][9][c_in], zeroed; null: not wanted
+  T* grad_weight;          // [tasks][9][c_in]; null: not wanted
   int band_rows;
   int64_t* macs;
 };

@@ -204,26 +204,18 @@ Backward run_backward(const Tensor& grad_in, const Tensor& x_in, const std::vect
   }
   PackedWeights<T> packed(packed_size, 0);
   const int widest = std::max(c, chain.c_in);
-  std::vector<T> ones(size_t(widest), T(1)), zeros(size_t(widest), T(0));
   chain.alive.reserve(size_t(6 * stages));
   std::vector<const T*> taps, flipped;
   std::vector<Pointwise<T>> products;
-  std::vector<std::vector<T>> turned;  // weights the other way round, alive until they are packed
   for (int k = 0; k < stages; ++k) {
     const int from = int(pointwise[k].size(1));
     const T* weight = chain.values(pointwise[k]);
     taps.push_back(nullptr), flipped.push_back(nullptr);
     if (!depthwise.empty()) {
       const T* tap = chain.values(depthwise[k]);
-      turned.emplace_back(size_t(9) * from);
-      for (int i = 0; i < from; ++i)
-        for (int t = 0; t < 9; ++t) turned.back()[size_t(i) * 9 + t] = tap[i * 9 + 8 - t];
-      taps.back() = packed.depthwise(tap, from), flipped.back() = packed.depthwise(turned.back().data(), from);
+      taps.back() = packed.depthwise(tap, from), flipped.back() = packed.flipped(tap, from);
     }
-    turned.emplace_back(size_t(from) * c);
-    for (int o = 0; o < c; ++o)
-      for (int i = 0; i < from; ++i) turned.back()[size_t(i) * c + o] = weight[int64_t(o) * from + i];
-    products.push_back(packed.pointwise(turned.back().data(), ones.data(), zeros.data(), from, c));
+    products.push_back(packed.transposed(weight, from, c));
   }
   packed.run(parallel);
 
@@ -268,7 +260,7 @@ Backward run_backward(const Tensor& grad_in, const Tensor& x_in, const std::vect
   }
   int sum_tasks = tasks;
   Tensor between = new_tensor({int64_t(chain.n) * chain.h * chain.w * std::max(c, stages == 1 ? chain.c_in : c)}, type);
-  Tensor depthwise_out = new_tensor({int64_t(chain.n) * chain.h * chain.w * widest}, type);
+  Tensor depthwise_out = new_tensor({depthwise.empty() && chain.stride == 1 && !options.relu_input ? 0 : int64_t(chain.n) * chain.h * chain.w * widest}, type);
   T* at_depthwise = want_depthwise ? grad_depthwise.template mutable_data_ptr<T>() + depthwise_size : nullptr;
   T* at_pointwise = want_pointwise ? grad_pointwise.template mutable_data_ptr<T>() + pointwise_size : nullptr;
   for (int k = stages - 1; k >= 0; --k) {
@@ -292,11 +284,10 @@ Backward run_backward(const Tensor& grad_in, const Tensor& x_in, const std::vect
     product.output = out, product.grad = above;
     product.a = a.data(), product.b = b.data(), product.c = shifted.data();
     if (on || want_depthwise) product.transposed = products[size_t(k)];
-    product.grad_d = depthwise_out.template mutable_data_ptr<T>();
-    if (want_pointwise) {
-      product.grad_weight = partial_product.template mutable_data_ptr<T>();
-      std::memset(product.grad_weight, 0, size_t(parts) * from * c * sizeof(T));
-    }
+    // what a pointwise product of every pixel gives is the input's gradient itself
+    const bool direct = depthwise.empty() && options.stride == 1 && !options.relu_input && want_x;
+    product.grad_d = direct ? grad_x.template mutable_data_ptr<T>() : depthwise_out.template mutable_data_ptr<T>();
+    if (want_pointwise) product.grad_weight = partial_product.template mutable_data_ptr<T>();
     product.parts = parts, product.macs = counters.macs;
     if (samples > 0) list.add(kernels.product, product, parts);
     runner.run(list);
@@ -314,21 +305,20 @@ Backward run_backward(const Tensor& grad_in, const Tensor& x_in, const std::vect
       const TrainOutput<T> before = output(k - 1);
       down.mean = before.mean, down.invstd = before.invstd, down.sums = sums_data;
     }
-    if (want_depthwise) {
-      down.grad_weight = partial_depthwise.template mutable_data_ptr<T>();
-      std::memset(down.grad_weight, 0, size_t(std::max(stage_tasks, 1)) * 9 * from * sizeof(T));
-    }
+    if (want_depthwise) down.grad_weight = partial_depthwise.template mutable_data_ptr<T>();
     down.band_rows = stage_rows, down.macs = counters.macs;
-    if (down.grad_x || down.grad_weight) list.add(kernels.depthwise, down, stage_tasks);
+    if (!direct && (down.grad_x || down.grad_weight)) list.add(kernels.depthwise, down, stage_tasks);
     runner.run(list);
     sum_tasks = stage_tasks;
 
     if (want_pointwise) {
       at_pointwise -= int64_t(from) * c;
+      if (samples == 0) std::memset(product.grad_weight, 0, size_t(parts) * from * c * sizeof(T));
       reduce_parts(list, static_cast<const T*>(product.grad_weight), parts, int64_t(from) * c, at_pointwise);
     }
     if (want_depthwise) {
       at_depthwise -= 9 * int64_t(from);
+      if (samples == 0) std::memset(down.grad_weight, 0, 9 * size_t(from) * sizeof(T));
       reduce_parts(list, static_cast<const T*>(down.grad_weight), std::max(stage_tasks, 1), 9 * int64_t(from),
                    at_depthwise);
     }
