@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a value of the configuration, such as optimiser.lr=0.02",
     )  # fmt: skip
     parser.add_argument("--run", type=Path, metavar="FOLDER", dest="run_folder", help="the run's folder (run.folder)")
-    parser.add_argument("--ops", choices=CHOICES, help="the operators that train (run.ops; default: auto)")
+    parser.add_argument("--ops", choices=CHOICES, help="the operators that train (run.ops)")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
 
 

@@ -53,33 +53,69 @@ def is_separable(modules: Sequence[nn.Module]) -> bool:
     )
 
 
-def _momentum(norm: nn.BatchNorm2d) -> float:
-    """How far the running statistics go towards the batch's; counts the batch, as BatchNorm's forward does."""
-    if not norm.training:
-        return 0.0
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    return 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+def _settings(norms: Sequence[nn.BatchNorm2d]) -> dict[str, Any]:
+    """What the BatchNorms of one operator have in common; counts the batch, as BatchNorm's forward does."""
+    first = norms[0]
+    if any(
+        type(norm) is not nn.BatchNorm2d
+        or (norm.training, norm.momentum, norm.eps) != (first.training, first.momentum, first.eps)
+        for norm in norms
+    ):
+        raise ValueError(
+            "ops: the fused operators need BatchNorm2d modules that agree in mode, momentum and eps within a cell; "
+            "net.use_ops('reference') trains any"
+        )
+    if first.training:
+        for norm in norms:
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked.add_(1)
+    momentum = first.momentum
+    if momentum is None:  # the mean over all batches so far
+        momentum = 1.0 / max(float(first.num_batches_tracked or 0), 1.0)
+    return {"frozen": not first.training, "momentum": momentum, "eps": first.eps}
+
+
+def _as_weights(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """x in the parameters' type: under autocast a convolution before it may have left another."""
+    return x.to(norm.weight.dtype)
 
 
 def sepconv(modules: Sequence[Any], x: Tensor, choice: str, residual: bool = False, final_relu: bool = False) -> Tensor:
-    """Pairs of depthwise and pointwise (`ConvNorm`) modules as one operator: x [N,C,h,w] -> [N,Cout,h',w']."""
+    """Pairs of depthwise and pointwise (`ConvNorm`) modules as one operator: x [N,C,h,w] -> [N,Cout,h',w'].
+
+    Raises:
+        ValueError: BatchNorms that one operator cannot compute.
+    """
     depthwise, pointwise = modules[0::2], modules[1::2]
     norms = [pw.norm for pw in pointwise]
-    rates = [_momentum(norm) for norm in norms]
     return ops.sepconv_train(
-        x, [dw.weight for dw in depthwise], [pw.weight for pw in pointwise], [n.weight for n in norms],
-        [n.bias for n in norms], [n.running_mean for n in norms], [n.running_var for n in norms],
-        stride=depthwise[0].stride[0], residual=residual, final_relu=final_relu, frozen=not norms[0].training,
-        momentum=rates[0], eps=norms[0].eps, backend=choice,
-    )  # fmt: skip
+        _as_weights(x, norms[0]),
+        [dw.weight for dw in depthwise],
+        [pw.weight for pw in pointwise],
+        [norm.weight for norm in norms],
+        [norm.bias for norm in norms],
+        [norm.running_mean for norm in norms],
+        [norm.running_var for norm in norms],
+        stride=depthwise[0].stride[0],
+        residual=residual,
+        final_relu=final_relu,
+        backend=choice,
+        **_settings(norms),
+    )
 
 
 def transform(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, choice: str) -> Tensor:
-    """1x1 convolution, BatchNorm and ReLU as one operator."""
-    rate = _momentum(norm)
+    """1x1 convolution, BatchNorm and ReLU as one operator. Raises ValueError as `sepconv` does."""
     assert norm.running_mean is not None and norm.running_var is not None
     return ops.transform_train(
-        x, conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, stride=conv.stride[0],
-        relu_input=False, frozen=not norm.training, momentum=rate, eps=norm.eps, backend=choice,
-    )  # fmt: skip
+        _as_weights(x, norm),
+        conv.weight,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        stride=conv.stride[0],
+        relu_input=False,
+        backend=choice,
+        **_settings([norm]),
+    )

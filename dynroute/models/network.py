@@ -60,10 +60,12 @@ class DynamicNetwork(nn.Module):
         init_weights(self)
         for gate in self.gates():
             gate.reset_bias()
-        self.use_ops("auto")
+        self.use_ops("reference")
 
     def use_ops(self, choice: str) -> DynamicNetwork:
-        """Chooses the operators that train: "auto", "reference" (plain PyTorch) or a backend's name; returns itself.
+        """Chooses the operators that train; returns the network.
+
+        "reference", which a new network has, is plain PyTorch; "auto" or a backend's name takes fused operators.
 
         Stem, sepconv cells, paths, gates' and decoder's 1x1 convolutions have fused operators; other cells, and
         evaluation, are plain PyTorch whatever is chosen.

@@ -30,7 +30,7 @@ def list_models() -> list[str]:
     return list(_ZOO)
 
 
-def create_model(name: str = "dynamic_raw_l16", *, ops: str = "auto", **overrides: Any) -> DynamicNetwork:
+def create_model(name: str = "dynamic_raw_l16", *, ops: str = "reference", **overrides: Any) -> DynamicNetwork:
     """Makes a network with fresh weights, in training mode.
 
     Args:

@@ -130,7 +130,7 @@ def batch_norm(
 ) -> tuple[Tensor, Tensor]:
     """BatchNorm of [N, C, H, W] by its own statistics or the running ones; [3, C] mean, inverse deviation, variance."""
     if frozen or raw.numel() == 0:
-        mean, var = running_mean, running_var
+        mean, var = running_mean.clone(), running_var.clone()  # the caller writes to them before the backward
     else:
         var, mean = torch.var_mean(raw, (0, 2, 3), correction=0)
     invstd = (var + eps).rsqrt()

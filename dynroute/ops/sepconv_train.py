@@ -38,8 +38,8 @@ def sepconv_train(
 
     Args:
         x: [N, C, H, W], C a multiple of 8.
-        depthwise: 1 to 3 weights [C, 1, 3, 3], padding 1.
-        pointwise: as many weights [Cout, C, 1, 1], Cout a multiple of 8.
+        depthwise: 1 to 3 weights, the first [C, 1, 3, 3], the others [Cout, 1, 3, 3]; padding 1.
+        pointwise: as many weights, the first [Cout, C, 1, 1], the others [Cout, Cout, 1, 1]; Cout a multiple of 8.
         gamma, beta: as many [Cout], BatchNorm's weight and bias.
         running_mean, running_var: as many [Cout]; updated in place, as torch's BatchNorm does, unless `frozen`.
         open: bool [N]: samples that take part, in forward, backward and statistics; others give zeros.  None: all.

@@ -1,6 +1,6 @@
 // The gradient of a product's weights: sum[i][j] += rows of a, transposed, times rows of b.
-// Unit of work: MR x NV vectors of the sum in registers over all pixels of a tile; a tile's pixels lie in two panels in L2,
-// and 64 channels of b's in L1, which every row of the sum reads.
+// Unit of work: MR x NV vectors of the sum in registers over all pixels of a tile; a tile's pixels lie in two panels in
+// L2, and 64 channels of b's in L1, which every row of the sum reads.
 #pragma once
 #include "target.h"
 
@@ -51,7 +51,8 @@ DYNROUTE_INLINE void outer_columns(const T* a, int64_t a_stride, int a_channels,
 // a [m, a_channels], b [m, b_channels], rows apart by their strides and readable up to whole vectors; sum [a_channels]
 // [b_channels].
 template <class T>
-void add_outer(const T* a, int64_t a_stride, int a_channels, const T* b, int64_t b_stride, int b_channels, int m, T* sum) {
+void add_outer(const T* a, int64_t a_stride, int a_channels, const T* b, int64_t b_stride, int b_channels, int m,
+               T* sum) {
 #if defined(DYNROUTE_TARGET_AVX512)
   constexpr int kWide = 4;
 #else

@@ -1,5 +1,5 @@
-// The backward of training stages, in passes over the map: the two sums of BatchNorm's backward; the pointwise product's
-// two gradients; the depthwise's two, with the ReLU before it and the sums that the BatchNorm before that needs.
+// The backward of training stages, in passes over the map: the two sums of BatchNorm's backward; the pointwise
+// product's two gradients; the depthwise's two, with the ReLU before it and the sums that the BatchNorm before needs.
 // Nothing between the passes but one map: the gradient of the depthwise's output. That output itself is made again.
 #include "outer.h"
 #include "train_rows.h"
@@ -7,7 +7,8 @@
 namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
-constexpr int kProductPixels = 96;  // of a tile: its two panels lie in L2, and sums of c_out x c_in pass by once for each
+constexpr int kProductPixels = 96;  // of a tile: its two panels lie in L2, and sums of c_out x c_in pass by once for it
+constexpr int kChunk = 32;          // pixels walked channel by channel: all that is read of them stays in L1
 
 // The gradient before a ReLU whose output is `out`; null: there is none.
 template <class T, class Load>
@@ -26,17 +27,15 @@ void train_sums(const TrainSumsJob<T>& job, int task) {
   const int pixels = (end - begin) * job.w;
   T *sums = job.sums + int64_t(task) * 2 * job.c, *products = sums + job.c;
   for (int c = 0; c < 2 * job.c; ++c) sums[c] = 0;
-  constexpr int kChunk = 256;  // pixels: what all channels of them take stays in L1 and L2
   for (int at = 0; at < pixels; at += kChunk) {
     const int some = min(kChunk, pixels - at);
     for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
       const Vec<T> minus = Vec<T>::set(-1) * load(output.mean + c), invstd = load(output.invstd + c);
       Vec<T> sum = load(sums + c), product = load(products + c);
-      const int64_t from = first + int64_t(at) * job.c + c;
-      for (int i = 0; i < some; ++i) {
-        const Vec<T> y = load(output.y + from + int64_t(i) * job.c);
-        const Vec<T> g = through_relu(output.out, load(job.grad + from + int64_t(i) * job.c), from + int64_t(i) * job.c, load);
-        sum = sum + g, product = fma(g, (y + minus) * invstd, product);
+      int64_t from = first + int64_t(at) * job.c + c;
+      for (int i = 0; i < some; ++i, from += job.c) {
+        const Vec<T> g = through_relu(output.out, load(job.grad + from), from, load);
+        sum = sum + g, product = fma(g, (load(output.y + from) + minus) * invstd, product);
       }
       store(sums + c, sum), store(products + c, product);
     });
@@ -128,35 +127,59 @@ void input_gradient(const TrainStage<T>& stage, const T* grad_d, const T* flippe
   }
 }
 
-// weight[ky][kx] += the sum over a row's pixels of the output's gradient times the input under tap (ky, kx).
-template <class T>
-void depthwise_gradient(const TrainStage<T>& stage, const T* grad /* [w_out, c] */, const T* in /* [w_in, c] */, int c,
-                        T* weight /* [3][c] */) {
-  const int stride = stage.stride, w = stage.w_out;
+// weight[row][kx] += the sum over a row's pixels of the output's gradient times the input under the row's tap kx.
+template <class T, int ROWS>
+void depthwise_gradient(const TrainStage<T>& stage, const T* grad /* [w_out, c] */, const T* const* in /* [w_in, c] */,
+                        T* weight /* [ROWS][3][c] */) {
+  const int stride = stage.stride, w = stage.w_out, c = stage.c_in;
   // pixels whose three taps are all inside, and the others one by one
   const int first = 1, last = min(w, (stage.w_in - 2) / stride + 1);
   const auto edge = [&](int x) {
-    for (int kx = 0; kx < 3; ++kx) {
-      const int from = x * stride - 1 + kx;
-      if (from < 0 || from >= stage.w_in) continue;
-      for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
-        T* to = weight + kx * c + i;
-        store(to, fma(load(grad + int64_t(x) * c + i), load(in + int64_t(from) * c + i), load(to)));
-      });
-    }
+    for (int row = 0; row < ROWS; ++row)
+      for (int kx = 0; kx < 3; ++kx) {
+        const int from = x * stride - 1 + kx;
+        if (from < 0 || from >= stage.w_in) continue;
+        for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+          T* to = weight + (row * 3 + kx) * c + i;
+          store(to, fma(load(grad + int64_t(x) * c + i), load(in[row] + int64_t(from) * c + i), load(to)));
+        });
+      }
   };
-  for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
-    Vec<T> sum[3];
-    DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) sum[kx] = load(weight + kx * c + i);
-    for (int x = first; x < last; ++x) {
-      const Vec<T> g = load(grad + int64_t(x) * c + i);
-      const T* from = in + (int64_t(x) * stride - 1) * c + i;
-      DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) sum[kx] = fma(g, load(from + int64_t(kx) * c), sum[kx]);
-    }
-    DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) store(weight + kx * c + i, sum[kx]);
-  });
   edge(0);
+  for (int begin = first; begin < last; begin += kChunk) {
+    const int end = min(begin + kChunk, last);
+    for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+      Vec<T> sum[ROWS][3];
+      const T* from[ROWS];
+      DYNROUTE_UNROLL for (int row = 0; row < ROWS; ++row) {
+        from[row] = in[row] + (int64_t(begin) * stride - 1) * c + i;
+        DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) sum[row][kx] = load(weight + (row * 3 + kx) * c + i);
+      }
+      const T* at = grad + int64_t(begin) * c + i;
+      for (int x = begin; x < end; ++x, at += c) {
+        const Vec<T> g = load(at);
+        DYNROUTE_UNROLL for (int row = 0; row < ROWS; ++row) {
+          DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx)
+            sum[row][kx] = fma(g, load(from[row] + int64_t(kx) * c), sum[row][kx]);
+          from[row] += int64_t(stride) * c;
+        }
+      }
+      DYNROUTE_UNROLL for (int row = 0; row < ROWS; ++row) {
+        DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) store(weight + (row * 3 + kx) * c + i, sum[row][kx]);
+      }
+    });
+  }
   for (int x = max(last, first); x < w; ++x) edge(x);
+}
+
+// The same for output row y of a map, weight [3][3][c].
+template <class T>
+void depthwise_gradient_of_row(const TrainStage<T>& stage, const T* grad, InputRows<T>& in, int y, T* weight) {
+  const T* rows[3];
+  for (int ky = 0; ky < 3; ++ky) rows[ky] = in.row(y * stage.stride - 1 + ky);
+  if (rows[0] && rows[2]) return depthwise_gradient<T, 3>(stage, grad, rows, weight);
+  for (int ky = 0; ky < 3; ++ky)
+    if (rows[ky]) depthwise_gradient<T, 1>(stage, grad, rows + ky, weight + ky * 3 * stage.c_in);
 }
 
 }  // namespace
@@ -179,33 +202,35 @@ void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
   T* weight = job.grad_weight ? job.grad_weight + int64_t(task) * 9 * c : nullptr;
   if (weight) std::memset(weight, 0, size_t(9 * c) * sizeof(T));
   for (int y = begin; y < end; ++y) {
-    if (weight && y % stage.stride == 0 && y / stage.stride < stage.h_out)
-      for (int ky = 0; ky < 3; ++ky)
-        if (const T* row = in.row(y - 1 + ky))
-          depthwise_gradient(stage, grad_d + y / stage.stride * out_row, row, c, weight + ky * 3 * c);
+    if (weight && y % stage.stride == 0)
+      depthwise_gradient_of_row(stage, grad_d + y / stage.stride * out_row, in, y / stage.stride, weight);
     if (!job.grad_x) continue;
     T* out = job.grad_x + first + y * row_size;
     input_gradient(stage, grad_d, job.flipped, y, out);
     const TrainInput<T>& input = stage.input;
     if (!input.relu && !job.added && !sums) continue;
     const T *x = in.raw(y), *added = job.added ? job.added + first + y * row_size : nullptr;
-    for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
-      Vec<T> sum = Vec<T>::set(0), product = sum, minus = sum, invstd = sum, scale = sum, shift = sum;
-      if (sums) {
-        sum = load(sums + i), product = load(sums + c + i);
-        minus = Vec<T>::set(-1) * load(job.mean + i), invstd = load(job.invstd + i);
-      }
-      if (input.scale) scale = load(input.scale + i), shift = load(input.shift + i);
-      for (int64_t at = i; at < row_size; at += c) {
-        Vec<T> g = load(out + at);
-        const Vec<T> value = load(x + at);
-        if (input.relu) g = where_positive(input.scale ? fma(scale, value, shift) : value, g);
-        if (added) g = g + through_relu(job.added_out ? job.added_out + first + y * row_size : nullptr, load(added + at), at, load);
-        if (sums) sum = sum + g, product = fma(g, (value + minus) * invstd, product);
-        store(out + at, g);
-      }
-      if (sums) store(sums + i, sum), store(sums + c + i, product);
-    });
+    const T* added_out = job.added_out ? job.added_out + first + y * row_size : nullptr;
+    for (int column = 0; column < stage.w_in; column += kChunk) {
+      const int64_t row_end = int64_t(min(column + kChunk, stage.w_in)) * c;
+      for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+        Vec<T> sum = Vec<T>::set(0), product = sum, minus = sum, invstd = sum, scale = sum, shift = sum;
+        if (sums) {
+          sum = load(sums + i), product = load(sums + c + i);
+          minus = Vec<T>::set(-1) * load(job.mean + i), invstd = load(job.invstd + i);
+        }
+        if (input.scale) scale = load(input.scale + i), shift = load(input.shift + i);
+        for (int64_t at = int64_t(column) * c + i; at < row_end; at += c) {
+          Vec<T> g = load(out + at);
+          const Vec<T> value = load(x + at);
+          if (input.relu) g = where_positive(input.scale ? fma(scale, value, shift) : value, g);
+          if (added) g = g + through_relu(added_out, load(added + at), at, load);
+          if (sums) sum = sum + g, product = fma(g, (value + minus) * invstd, product);
+          store(out + at, g);
+        }
+        if (sums) store(sums + i, sum), store(sums + c + i, product);
+      });
+    }
   }
   const int64_t taps = stage.depthwise ? 9 : 0, here = int64_t(end - begin) * stage.w_in * c * taps;
   const int64_t outputs = int64_t(ceil_div(end, stage.stride) - ceil_div(begin, stage.stride)) * stage.w_out * c * taps;

@@ -1,9 +1,10 @@
-// What the training kernels are told. A stage is [depthwise 3x3 ->] pointwise, whose raw output is stored: BatchNorm has
-// to see all of it first, and is applied by whoever reads it. So a stage's input is x itself, or ReLU(scale * y + shift)
-// of the stage before's raw output y, made row by row as it is read.
+// What the training kernels are told. A stage is [depthwise 3x3 ->] pointwise, whose raw output is stored: BatchNorm
+// has to see all of it first, and is applied by whoever reads it. So a stage's input is x itself, or
+// ReLU(scale * y + shift) of the stage before's raw output y, made row by row as it is read.
 //
 // Maps are [n, h, w, c]. Samples that take part are listed; the others are neither read nor written. Sums over pixels
-// are partial sums of tasks, whose cuts depend on shape and number of samples alone, added up in order by whoever asked.
+// are partial sums of tasks, whose cuts depend on shape and number of samples alone, added up in order by whoever
+// asked.
 #pragma once
 #include "jobs.h"
 
@@ -86,13 +87,14 @@ struct TrainProductJob {
   int64_t* macs;
 };
 
-// The depthwise half: the input's gradient, and the depthwise weights'. A task is a band of a sample's rows of the input.
+// The depthwise half: the input's gradient, and the depthwise weights'. A task is a band of rows of a sample's input.
 template <class T>
 struct TrainDepthwiseJob {
   TrainStage<T> stage;
   const T* grad_d;         // [n, h_out, w_out, c_in]
   const T* flipped;        // [9][c_in]: the taps from last to first
-  const T *added, *added_out;  // [n, h_in, w_in, c_in] or null: added to the input's gradient, where the other is above 0
+  const T* added;          // [n, h_in, w_in, c_in]: added to the input's gradient; or null
+  const T* added_out;      // like it: added only where this is above 0; or null
   T* grad_x;               // [n, h_in, w_in, c_in]: before the input's affine, behind its ReLU; null: not wanted
   const T *mean, *invstd;  // [c_in], of the BatchNorm that the input went through; null: no sums
   T* sums;                 // [tasks][2][c_in]

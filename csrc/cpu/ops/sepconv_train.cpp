@@ -52,9 +52,8 @@ Forward forward_op(const Tensor& x, std::vector<Tensor> depthwise, std::vector<T
 
 Backward backward_op(const Tensor& grad, const Tensor& x, std::vector<Tensor> depthwise, std::vector<Tensor> pointwise,
                      std::vector<Tensor> gamma, std::vector<Tensor> beta, const Tensor& out, const Tensor& raw,
-                     const Tensor& stats,
-                     std::optional<Tensor> open, int64_t stride, bool residual, bool final_relu, bool frozen,
-                     std::vector<bool> wanted) {
+                     const Tensor& stats, std::optional<Tensor> open, int64_t stride, bool residual, bool final_relu,
+                     bool frozen, std::vector<bool> wanted) {
   const std::string op = "sepconv_train_backward";
   const ScalarType type = check_floating(op + ": x", x);
   check_stages(op, x, depthwise, pointwise, {&gamma, &beta}, type, stride, residual);
@@ -69,8 +68,8 @@ Backward backward_op(const Tensor& grad, const Tensor& x, std::vector<Tensor> de
   const Mask mask(op + ": open", open, n);
   const ChainOptions options = {int(stride), false, residual, final_relu, frozen, 0};
   const auto run = [&](auto t) {
-    return run_backward<decltype(t)>(grad, x, depthwise, pointwise, gamma, beta, made, raw_maps, statistics, mask, options,
-                                     wanted);
+    return run_backward<decltype(t)>(grad, x, depthwise, pointwise, gamma, beta, made, raw_maps, statistics, mask,
+                                     options, wanted);
   };
   return type == ScalarType::Double ? run(double{}) : run(float{});
 }

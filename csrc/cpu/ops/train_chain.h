@@ -10,13 +10,12 @@
 
 namespace dynroute {
 
-
 constexpr int kMean = 0, kInvstd = 1, kVariance = 2, kStatistics = 3;
 // Tasks of a call, at least where the map has so many rows: a function of the shape, so that sums have one order.
 constexpr int64_t kTasks = 32;
 // Parts that the weights' gradient is summed in; each is as large as the weights, so wide ones have few.
 inline int product_parts(int64_t rows, int64_t weights) {
-  constexpr int64_t kFloats = 1 << 20;
+  constexpr int64_t kFloats = 1 << 18;
   return int(std::max<int64_t>(1, std::min<int64_t>({16, rows, kFloats / weights})));
 }
 inline int band_rows(int n, int h) {
@@ -171,10 +170,14 @@ Forward run_forward(const Tensor& x_in, const std::vector<Tensor>& depthwise, co
   job.out = out_data, job.samples = chain.samples.data(), job.n = int(chain.samples.size());
   job.h = chain.h, job.w = chain.w, job.c = c, job.band_rows = rows;
   list.add(kernels.apply, job, tasks);
-  for (int i = 0; i < chain.n; ++i)
-    if (!open[i])
-      list.add([to = out_data + i * sample_size, sample_size](int) { std::memset(to, 0, size_t(sample_size) * sizeof(T)); },
-               1);
+  const auto clear = [&](T* to) {
+    list.add([=](int) { std::memset(to, 0, size_t(sample_size) * sizeof(T)); }, 1);
+  };
+  for (int i = 0; i < chain.n; ++i) {
+    if (open[i]) continue;
+    clear(out_data + i * sample_size);
+    for (int k = 0; k < stages; ++k) clear(raw_data + k * chain.raw_size() + i * sample_size);
+  }
   runner.run(list);
   return {out, raw, stats};
 }
@@ -260,7 +263,9 @@ Backward run_backward(const Tensor& grad_in, const Tensor& x_in, const std::vect
   }
   int sum_tasks = tasks;
   Tensor between = new_tensor({int64_t(chain.n) * chain.h * chain.w * std::max(c, stages == 1 ? chain.c_in : c)}, type);
-  Tensor depthwise_out = new_tensor({depthwise.empty() && chain.stride == 1 && !options.relu_input ? 0 : int64_t(chain.n) * chain.h * chain.w * widest}, type);
+  // what a pointwise product of every pixel gives is the input's gradient itself
+  const bool direct = depthwise.empty() && options.stride == 1 && !options.relu_input && want_x;
+  Tensor depthwise_out = new_tensor({direct ? 0 : int64_t(chain.n) * chain.h * chain.w * widest}, type);
   T* at_depthwise = want_depthwise ? grad_depthwise.template mutable_data_ptr<T>() + depthwise_size : nullptr;
   T* at_pointwise = want_pointwise ? grad_pointwise.template mutable_data_ptr<T>() + pointwise_size : nullptr;
   for (int k = stages - 1; k >= 0; --k) {
@@ -284,8 +289,6 @@ Backward run_backward(const Tensor& grad_in, const Tensor& x_in, const std::vect
     product.output = out, product.grad = above;
     product.a = a.data(), product.b = b.data(), product.c = shifted.data();
     if (on || want_depthwise) product.transposed = products[size_t(k)];
-    // what a pointwise product of every pixel gives is the input's gradient itself
-    const bool direct = depthwise.empty() && options.stride == 1 && !options.relu_input && want_x;
     product.grad_d = direct ? grad_x.template mutable_data_ptr<T>() : depthwise_out.template mutable_data_ptr<T>();
     if (want_pointwise) product.grad_weight = partial_product.template mutable_data_ptr<T>();
     product.parts = parts, product.macs = counters.macs;
