@@ -11,25 +11,27 @@ from typing import Any
 from torch import Tensor, nn
 
 from dynroute import ops
-from dynroute.ops.backends import USERS, why_not
+from dynroute.ops import backends
 
-CHOICES = ("auto", *USERS)
+CHOICES = ("auto", *backends.USERS)
 
 
-def check(choice: str) -> None:
-    """Raises ValueError for a name that is unknown, or operators that do not run here, with the reason."""
+def why_not(choice: str) -> str | None:
+    """Why a network cannot train on these operators here, in one line, or None if it can."""
     if choice not in CHOICES:
-        raise ValueError(f"ops: wanted one of {', '.join(CHOICES)}, got {choice!r}")
-    if choice != "auto":
-        for op in ("sepconv_train", "transform_train"):
-            reason = why_not(op, choice)
-            if reason is not None:
-                raise ValueError(f"ops: {choice!r} cannot be used: {op}: {reason}")
+        return f"ops: wanted one of {', '.join(CHOICES)}, got {choice!r}"
+    for op in ("sepconv_train", "transform_train") if choice != "auto" else ():
+        reason = backends.why_not(op, choice)
+        if reason is not None:
+            return f"ops: {choice!r} cannot be used: {op}: {reason}"
+    return None
 
 
 def use(net: nn.Module, choice: str) -> None:
     """Has every module of `net` that has a fused form compute by `choice` when it trains. Raises ValueError."""
-    check(choice)
+    reason = why_not(choice)
+    if reason is not None:
+        raise ValueError(reason)
     for module in net.modules():
         if hasattr(module, "train_ops"):
             module.train_ops = choice  # type: ignore[assignment]
