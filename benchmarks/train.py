@@ -27,7 +27,7 @@ SHAPES: list[dict[str, Any]] = [
     {"n": 2, "c": 64, "h": 256, "w": 256, "layers": 16},
     {"n": 2, "c": 64, "h": 512, "w": 512, "layers": 16},
 ]
-TINY = [{"n": 2, "c": 8, "h": 64, "w": 64, "layers": 4}]
+TINY = [{"n": 4, "c": 8, "h": 128, "w": 128, "layers": 4}]
 
 
 def saved_bytes(step: Callable[[], object], parameters: set[int]) -> int:

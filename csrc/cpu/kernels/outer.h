@@ -1,5 +1,5 @@
 // The gradient of a product's weights: sum[i][j] += rows of a, transposed, times rows of b.
-// Unit of work: MR x NV vectors of the sum in registers over all pixels of a tile; a tile's pixels lie in two panels in
+// Unit of work: MR x NV vectors of a tile's own sum in registers over its pixels; a tile's pixels lie in two panels in
 // L2, and 64 channels of b's in L1, which every row of the sum reads.
 #pragma once
 #include "target.h"
@@ -14,10 +14,7 @@ DYNROUTE_INLINE void outer_block(const T* a, int64_t a_stride, const T* b, int64
   const bool whole = columns >= NV * V::width;
   const auto lanes = [&](int j) { return min(max(columns - j * V::width, 0), V::width); };
   DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
-    DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
-      const T* from = sum + i * sum_stride + j * V::width;
-      total[i][j] = whole ? V::load(from) : V::load(from, lanes(j));
-    }
+    DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) total[i][j] = V::set(0);
   }
   for (int p = 0; p < m; ++p, a += a_stride, b += b_stride) {
     V row[NV];
@@ -30,8 +27,8 @@ DYNROUTE_INLINE void outer_block(const T* a, int64_t a_stride, const T* b, int64
   DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
     DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
       T* to = sum + i * sum_stride + j * V::width;
-      if (whole) total[i][j].store(to);
-      else total[i][j].store(to, lanes(j));
+      if (whole) (V::load(to) + total[i][j]).store(to);
+      else (V::load(to, lanes(j)) + total[i][j]).store(to, lanes(j));
     }
   }
 }

@@ -8,7 +8,9 @@ namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
 constexpr int kProductPixels = 96;  // of a tile: its two panels lie in L2, and sums of c_out x c_in pass by once for it
-constexpr int kChunk = 32;          // pixels walked channel by channel: all that is read of them stays in L1
+// Pixels walked channel by channel: all that is read of them stays in L1. Sums are added up chunk by chunk: in one go
+// they would round too much, as a gradient's sum is small beside its parts.
+constexpr int kChunk = 32;
 
 // The gradient before a ReLU whose output is `out`; null: there is none.
 template <class T, class Load>
@@ -31,13 +33,13 @@ void train_sums(const TrainSumsJob<T>& job, int task) {
     const int some = min(kChunk, pixels - at);
     for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
       const Vec<T> minus = Vec<T>::set(-1) * load(output.mean + c), invstd = load(output.invstd + c);
-      Vec<T> sum = load(sums + c), product = load(products + c);
+      Vec<T> sum = Vec<T>::set(0), product = sum;
       int64_t from = first + int64_t(at) * job.c + c;
       for (int i = 0; i < some; ++i, from += job.c) {
         const Vec<T> g = through_relu(output.out, load(job.grad + from), from, load);
         sum = sum + g, product = fma(g, (load(output.y + from) + minus) * invstd, product);
       }
-      store(sums + c, sum), store(products + c, product);
+      store(sums + c, load(sums + c) + sum), store(products + c, load(products + c) + product);
     });
   }
 }
@@ -64,12 +66,13 @@ void train_product(const TrainProductJob<T>& job, int task) {
     for_tiles(begin, end, stage.w_out, kProductPixels, [&](const PixelTile& tile) {
       const int64_t pixel = (int64_t(sample) * stage.h_out + tile.y) * stage.w_out + tile.x;
       for_channels<T>(c_out, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-        const Vec<T> scale = load(job.a + c), slope = load(job.b + c), shift = load(job.c + c);
+        const Vec<T> gain = load(job.gain + c), slope = load(job.slope + c), minus = Vec<T>::set(-1);
+        const Vec<T> minus_grad = minus * load(job.mean_grad + c), minus_mean = minus * load(output.mean + c);
         int64_t at = pixel * c_out + c;
         T* to = gy + c;
         for (int i = 0; i < tile.pixels(); ++i, at += c_out, to += out_stride) {
           const Vec<T> g = through_relu(output.out, load(job.grad + at), at, load);
-          store(to, fma(scale, g, fma(slope, load(output.y + at), shift)));
+          store(to, fma(gain, g + minus_grad, slope * (load(output.y + at) + minus_mean)));
         }
       });
       if (job.transposed.panels) {
@@ -153,7 +156,7 @@ void depthwise_gradient(const TrainStage<T>& stage, const T* grad /* [w_out, c] 
       const T* from[ROWS];
       DYNROUTE_UNROLL for (int row = 0; row < ROWS; ++row) {
         from[row] = in[row] + (int64_t(begin) * stride - 1) * c + i;
-        DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) sum[row][kx] = load(weight + (row * 3 + kx) * c + i);
+        DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) sum[row][kx] = Vec<T>::set(0);
       }
       const T* at = grad + int64_t(begin) * c + i;
       for (int x = begin; x < end; ++x, at += c) {
@@ -165,7 +168,10 @@ void depthwise_gradient(const TrainStage<T>& stage, const T* grad /* [w_out, c] 
         }
       }
       DYNROUTE_UNROLL for (int row = 0; row < ROWS; ++row) {
-        DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) store(weight + (row * 3 + kx) * c + i, sum[row][kx]);
+        DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) {
+          T* to = weight + (row * 3 + kx) * c + i;
+          store(to, load(to) + sum[row][kx]);
+        }
       }
     });
   }
@@ -216,7 +222,6 @@ void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
       for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
         Vec<T> sum = Vec<T>::set(0), product = sum, minus = sum, invstd = sum, scale = sum, shift = sum;
         if (sums) {
-          sum = load(sums + i), product = load(sums + c + i);
           minus = Vec<T>::set(-1) * load(job.mean + i), invstd = load(job.invstd + i);
         }
         if (input.scale) scale = load(input.scale + i), shift = load(input.shift + i);
@@ -228,7 +233,7 @@ void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
           if (sums) sum = sum + g, product = fma(g, (value + minus) * invstd, product);
           store(out + at, g);
         }
-        if (sums) store(sums + i, sum), store(sums + c + i, product);
+        if (sums) store(sums + i, load(sums + i) + sum), store(sums + c + i, load(sums + c + i) + product);
       });
     }
   }

@@ -21,22 +21,23 @@ void train_forward(const TrainForwardJob<T>& job, int task) {
   InputRows<T> in(stage, parts.take(memory));
   in.of_sample(sample);
   T* y_sample = job.y + int64_t(sample) * stage.h_out * stage.w_out * n;
-  T *sums = job.sums + int64_t(task) * 2 * n, *squares = sums + n;
-  for (int c = 0; c < 2 * n; ++c) sums[c] = 0;
+  T *pivot = job.sums + int64_t(task) * 3 * n, *sums = pivot + n, *squares = sums + n;
+  std::memset(sums, 0, size_t(2 * n) * sizeof(T));
   for_tiles(begin, end, stage.w_out, kTrainPixels, [&](const PixelTile& tile) {
     fill_panel(stage, in, tile, panel, stride);
     T* out = y_sample + (int64_t(tile.y) * stage.w_out + tile.x) * n;
     const PointwiseArgs<T, T> args = {panel, stride, tile.pixels(), job.pointwise, out, nullptr, false, nullptr};
     pointwise<T, T>(args);
+    if (tile.y == begin && tile.x == 0) std::memcpy(pivot, out, size_t(n) * sizeof(T));
     for_channels<T>(n, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-      const Vec<T> minus = Vec<T>::set(-1) * load(job.pivot + c);
-      Vec<T> sum = load(sums + c), square = load(squares + c);
+      const Vec<T> minus = Vec<T>::set(-1) * load(pivot + c);
+      Vec<T> sum = Vec<T>::set(0), square = sum;  // a tile's own: long sums in one go would round too much
       const T* from = out + c;
       for (int i = 0; i < tile.pixels(); ++i, from += n) {
         const Vec<T> v = load(from) + minus;
         sum = sum + v, square = fma(v, v, square);
       }
-      store(sums + c, sum), store(squares + c, square);
+      store(sums + c, load(sums + c) + sum), store(squares + c, load(squares + c) + square);
     });
   });
   const int64_t pixels = int64_t(end - begin) * stage.w_out;

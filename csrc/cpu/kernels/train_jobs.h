@@ -28,15 +28,15 @@ struct TrainStage {
   int n;
 };
 
-// y = pointwise(depthwise(input)), and sums over a task's pixels of y - pivot and of its square.
+// y = pointwise(depthwise(input)); a pivot, and sums over a task's pixels of y - pivot and of its square. The pivot is
+// the task's first pixel, so that sums are of values about as large as y's deviation, however far from 0 its mean lies.
 // A task is a band of a sample's rows.
 template <class T>
 struct TrainForwardJob {
   TrainStage<T> stage;
   Pointwise<T> pointwise;
-  T* y;            // [n, h_out, w_out, c_out]
-  const T* pivot;  // [c_out]
-  T* sums;         // [tasks][2][c_out]
+  T* y;     // [n, h_out, w_out, c_out]
+  T* sums;  // [tasks][3][c_out]
   int band_rows;
   int64_t* macs;
 };
@@ -71,7 +71,8 @@ struct TrainApplyJob {
   int n, h, w, c, band_rows;
 };
 
-// The pointwise half of a stage's backward. The gradient of y is gy = a * g + b * y + c, made as it is read; then
+// The pointwise half of a stage's backward. The gradient of y is gy = gain * (g - mean_grad) + slope * (y - mean), made
+// as it is read: the two nearly cancel where few pixels make the statistics, so they are centred first. Then
 // grad_d = gy * weights, and the weights' gradient += gy^T * d, with d = depthwise(input) made again.
 // A task is a part of the rows of all samples, and leaves its own sum of the weights' gradient.
 template <class T>
@@ -79,7 +80,7 @@ struct TrainProductJob {
   TrainStage<T> stage;
   TrainOutput<T> output;
   const T* grad;            // [n, h_out, w_out, c_out]
-  const T *a, *b, *c;       // [c_out]
+  const T *gain, *slope, *mean_grad;  // [c_out]
   Pointwise<T> transposed;  // k = c_out, n = c_in; panels null: grad_d is not wanted
   T* grad_d;                // [n, h_out, w_out, c_in]
   T* grad_weight;           // [parts][c_out][c_in]; null: not wanted

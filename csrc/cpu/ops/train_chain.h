@@ -80,6 +80,26 @@ void add_up(const T* sums, int tasks, int c, double* first, double* second) {
     for (int i = 0; i < c; ++i) first[i] += double(sums[i]), second[i] += double(sums[c + i]);
 }
 
+// Mean and variance of all tasks' pixels from each task's pivot and sums about it ([tasks][3][c]), merged in order
+// (Chan, Golub, LeVeque 1983). Every sample has `bands` tasks, all of `band_rows` rows but the last.
+template <class T>
+void merge_statistics(const T* sums, int tasks, int h, int w, int band_rows, int c, double* mean, double* variance) {
+  const int bands = int(ceil_div(h, band_rows));
+  std::fill_n(mean, c, 0.0), std::fill_n(variance, c, 0.0);
+  double count = 0;
+  for (int task = 0; task < tasks; ++task, sums += 3 * c) {
+    const int begin = task % bands * band_rows;
+    const double here = double(std::min(band_rows, h - begin)) * w, share = here / (count + here);
+    for (int i = 0; i < c; ++i) {
+      const double off = double(sums[c + i]) / here, apart = double(sums[i]) + off - mean[i];
+      variance[i] += double(sums[2 * c + i]) - off * off * here + apart * apart * count * share;  // times the pixels
+      mean[i] += apart * share;
+    }
+    count += here;
+  }
+  for (int i = 0; i < c; ++i) variance[i] = std::max(0.0, variance[i] / std::max(count, 1.0));
+}
+
 // [parts][size] -> the sum, in order; `size` in tasks.
 template <class T>
 void reduce_parts(TaskList& list, const T* parts, int count, int64_t size, T* out) {
@@ -132,10 +152,10 @@ Forward run_forward(const Tensor& x_in, const std::vector<Tensor>& depthwise, co
   const int64_t sample_size = int64_t(chain.h) * chain.w * c;
   const int rows = band_rows(int(chain.samples.size()), chain.h);
   const int tasks = tasks_of(int(chain.samples.size()), chain.h, rows);
-  Tensor sums = new_tensor({std::max(tasks, 1), 2, c}, type);
+  Tensor sums = new_tensor({std::max(tasks, 1), 3, c}, type);
   T* sums_data = sums.template mutable_data_ptr<T>();
   std::vector<T> scale(size_t(stages) * c), shift(size_t(stages) * c);
-  std::vector<double> first(static_cast<size_t>(c)), second(static_cast<size_t>(c));
+  std::vector<double> means(static_cast<size_t>(c)), variances(static_cast<size_t>(c));
   Runner runner(parallel);
   TaskList list;
   for (int k = 0; k < stages; ++k) {
@@ -144,17 +164,15 @@ Forward run_forward(const Tensor& x_in, const std::vector<Tensor>& depthwise, co
     job.stage = chain.stage(k, taps[size_t(k)], raw_data, scale.data(), shift.data());
     job.pointwise = products[size_t(k)];
     job.y = raw_data + k * chain.raw_size();
-    job.pivot = mean, job.sums = sums_data, job.band_rows = rows, job.macs = counters.macs;
+    job.sums = sums_data, job.band_rows = rows, job.macs = counters.macs;
     list.add(kernels.forward, job, tasks);
     runner.run(list);
     T* of_stage = stats_data + int64_t(k) * kStatistics * c;
-    add_up(sums_data, tasks, c, first.data(), second.data());
+    const bool of_batch = !options.frozen && chain.pixels > 0;
+    if (of_batch) merge_statistics(sums_data, tasks, chain.h, chain.w, rows, c, means.data(), variances.data());
     for (int i = 0; i < c; ++i) {
-      double m = double(mean[i]), v = double(variance[i]);
-      if (!options.frozen && chain.pixels > 0) {
-        const double off = first[size_t(i)] / double(chain.pixels);
-        m += off, v = std::max(0.0, second[size_t(i)] / double(chain.pixels) - off * off);
-      }
+      const double m = of_batch ? means[size_t(i)] : double(mean[i]);
+      const double v = of_batch ? variances[size_t(i)] : double(variance[i]);
       of_stage[kMean * c + i] = T(m), of_stage[kVariance * c + i] = T(v);
       of_stage[kInvstd * c + i] = T(1 / std::sqrt(v + options.eps));
     }
@@ -249,7 +267,7 @@ Backward run_backward(const Tensor& grad_in, const Tensor& x_in, const std::vect
   Tensor sums = new_tensor({max_tasks, 2, c}, type);
   T* sums_data = sums.template mutable_data_ptr<T>();
   std::vector<double> first(static_cast<size_t>(c)), second(static_cast<size_t>(c));
-  std::vector<T> a(static_cast<size_t>(c)), b(static_cast<size_t>(c)), shifted(static_cast<size_t>(c));
+  std::vector<T> gains(static_cast<size_t>(c)), slopes(static_cast<size_t>(c)), mean_grads(static_cast<size_t>(c));
   T* norms = grad_norms.template mutable_data_ptr<T>();
   // the gradient of a stage's output, behind its BatchNorm and ReLU: at first the caller's
   const T* above = grad.template const_data_ptr<T>();
@@ -278,8 +296,8 @@ Backward run_backward(const Tensor& grad_in, const Tensor& x_in, const std::vect
       norms[int64_t(k) * 2 * c + i] = T(second[size_t(i)]), norms[int64_t(k) * 2 * c + c + i] = T(first[size_t(i)]);
       const double gain = double(weights[i]) * double(out.invstd[i]);
       const double slope = options.frozen ? 0 : -gain * double(out.invstd[i]) * second[size_t(i)] / pixels;
-      a[size_t(i)] = T(gain), b[size_t(i)] = T(slope);
-      shifted[size_t(i)] = T(options.frozen ? 0 : -gain * first[size_t(i)] / pixels - slope * double(out.mean[i]));
+      gains[size_t(i)] = T(gain), slopes[size_t(i)] = T(slope);
+      mean_grads[size_t(i)] = T(options.frozen ? 0 : first[size_t(i)] / pixels);
     }
     const bool on = want_x || k > 0;  // whether anything before this stage wants a gradient
     const int parts = product_parts(int64_t(samples) * chain.h, int64_t(from) * c);
@@ -287,7 +305,7 @@ Backward run_backward(const Tensor& grad_in, const Tensor& x_in, const std::vect
     TrainProductJob<T> product = {};
     product.stage = chain.stage(k, taps[size_t(k)], raw_data, scale.data(), shift.data());
     product.output = out, product.grad = above;
-    product.a = a.data(), product.b = b.data(), product.c = shifted.data();
+    product.gain = gains.data(), product.slope = slopes.data(), product.mean_grad = mean_grads.data();
     if (on || want_depthwise) product.transposed = products[size_t(k)];
     product.grad_d = direct ? grad_x.template mutable_data_ptr<T>() : depthwise_out.template mutable_data_ptr<T>();
     if (want_pointwise) product.grad_weight = partial_product.template mutable_data_ptr<T>();
