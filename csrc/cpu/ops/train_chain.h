@@ -13,10 +13,10 @@ namespace dynroute {
 constexpr int kMean = 0, kInvstd = 1, kVariance = 2, kStatistics = 3;
 // Tasks of a call, at least where the map has so many rows: a function of the shape, so that sums have one order.
 constexpr int64_t kTasks = 32;
-// Parts that the weights' gradient is summed in; each is as large as the weights, so wide ones have few.
+// Parts that the weights' gradient is summed in: each is as large as the weights, so wide ones have few.
 inline int product_parts(int64_t rows, int64_t weights) {
-  constexpr int64_t kFloats = 1 << 18;
-  return int(std::max<int64_t>(1, std::min<int64_t>({16, rows, kFloats / weights})));
+  constexpr int64_t kFewest = 4, kMost = 16, kFloats = 1 << 18;
+  return int(std::max<int64_t>(1, std::min(rows, std::clamp(kFloats / weights, kFewest, kMost))));
 }
 inline int band_rows(int n, int h) {
   const int64_t bands = std::max<int64_t>(1, std::min<int64_t>(h, ceil_div(kTasks, std::max(n, 1))));
