@@ -59,7 +59,8 @@ def report(document: dict[str, Any]) -> str:
     results, machine = document["results"], document["machine"]
     parts = [_machine(document)]
     for title, make in (
-        ("All open, ms per call", _all_open), ("Random routes", _routed), ("Operators", _operators), ("Bars", _bars),
+        ("All open, ms per call", _all_open), ("Random routes", _routed), ("Operators", _operators),
+        ("Training steps, ms", _train), ("Bars", _bars),
     ):  # fmt: skip
         table = make(results, machine)
         if table:
@@ -150,6 +151,24 @@ def _operators(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         "vs ONNX Runtime",
         "vs OpenVINO",
     ]
+    return markdown(header, rows) if rows else ""
+
+
+def _train(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
+    rows = []
+    for r in (r for r in results if r["group"] == "train" and OURS in r.get("ms", {})):
+        cells = [shape_text(r["shape"]), figure(r["ms"][OURS], 1)]
+        for peer in (EAGER_NHWC, EAGER, COMPILED):
+            if peer in r["ratios"]:
+                cells.append(f"{figure(r['ms'][peer], 1)} ({r['ratios'][peer]['median']:.2f}x)")
+            else:
+                cells.append("-")
+        for name in ("saved", "peak"):
+            megabytes = [f"{r['facts'][key]['value'] / 1e6:.0f}" if key in r["facts"] else "-"
+                         for key in (f"{name}_bytes_{OURS}", f"{name}_bytes_{EAGER_NHWC}")]  # fmt: skip
+            cells.append(" / ".join(megabytes))
+        rows.append(cells)
+    header = ["", "ours", PEERS[EAGER_NHWC], PEERS[EAGER], PEERS[COMPILED], "MB kept, ours / eager", "MB at most"]
     return markdown(header, rows) if rows else ""
 
 

@@ -14,6 +14,24 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def("transform(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? open, int stride) -> Tensor");
   m.def("aggregate(Tensor? down, Tensor? keep, Tensor? up, Tensor alphas) -> Tensor");
 
+  // Training: BatchNorm with the batch's statistics. raw: the stages' outputs before it, [stages * N, C, H, W]; stats: of
+  // each, [stages, 3, C] mean, inverse deviation, variance. `wanted`: gradients of x and of weights.
+  m.def(
+      "sepconv_train(Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] gamma, Tensor[] beta, "
+      "Tensor[] running_mean, Tensor[] running_var, Tensor? open, int stride, bool residual, bool final_relu, "
+      "bool frozen, float eps) -> (Tensor out, Tensor raw, Tensor stats)");
+  m.def(
+      "sepconv_train_backward(Tensor grad, Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] gamma, "
+      "Tensor[] beta, Tensor out, Tensor raw, Tensor stats, Tensor? open, int stride, bool residual, bool final_relu, bool frozen, "
+      "bool[] wanted) -> (Tensor x, Tensor depthwise, Tensor pointwise, Tensor norms)");
+  m.def(
+      "transform_train(Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor running_mean, Tensor running_var, "
+      "Tensor? open, int stride, bool relu_input, bool frozen, float eps) -> (Tensor out, Tensor raw, Tensor stats)");
+  m.def(
+      "transform_train_backward(Tensor grad, Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor out, Tensor raw, "
+      "Tensor stats, Tensor? open, int stride, bool relu_input, bool frozen, bool[] wanted) -> (Tensor x, Tensor weight, "
+      "Tensor norms)");
+
   m.def("network_buffer(int floats) -> Tensor");
   m.def("network_workspace(int n, int h, int w, int[] config) -> int");
   m.def(

@@ -19,6 +19,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from dynroute.models.fused import CHOICES
     from dynroute.train.config import list_configs
 
     parser.add_argument("config", metavar="CONFIG", help=f"a YAML file, or one of: {', '.join(list_configs())}")
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a value of the configuration, such as optimiser.lr=0.02",
     )  # fmt: skip
     parser.add_argument("--run", type=Path, metavar="FOLDER", dest="run_folder", help="the run's folder (run.folder)")
+    parser.add_argument("--ops", choices=CHOICES, help="the operators that train (run.ops)")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
 
 
@@ -37,6 +39,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     overrides = [item for group in args.overrides for item in group]
     if args.run_folder is not None:
         overrides.append(f"run.folder={json.dumps(str(args.run_folder))}")
+    if args.ops is not None:
+        overrides.append(f"run.ops={args.ops}")
     folder = train(load_config(args.config, overrides), resume=args.resume)
     result = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     print(f"run: {folder}")

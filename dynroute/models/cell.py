@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynroute.models import fused
 from dynroute.models.layers import ConvNorm, depthwise, module_cost
 
 
@@ -56,6 +58,8 @@ class Cell(nn.Module):
         ops: names from `CELL_OPS`; identity is always there.
     """
 
+    train_ops = "reference"  # `dynroute.models.fused.use` sets it
+
     def __init__(self, channels: int, ops: Sequence[str] = ("sepconv",)) -> None:
         super().__init__()
         unknown = [op for op in ops if op not in CELL_OPS]
@@ -63,13 +67,22 @@ class Cell(nn.Module):
             raise ValueError(f"cell: wanted names from {', '.join(CELL_OPS)}, got {', '.join(ops) or 'none'}")
         self.op_names = tuple(ops)
         self.ops = nn.ModuleList(CELL_OPS[op](channels) for op in ops)
+        self.is_separable = len(self.ops) == 1 and fused.is_separable(list(self.ops[0].children()))
 
-    def forward(self, x: Tensor, keep_prob: float = 1.0) -> Tensor:
-        """x [N,C',h,w] -> H of the same shape; keep_prob < 1 drops the operations' sum per sample (not identity)."""
-        y = self.ops[0](x)
-        for op in self.ops[1:]:
-            y = y + op(x)
-        return x + (scaled_drop(y, keep_prob) if keep_prob < 1.0 else y)
+    def forward(self, x: Tensor, keep_prob: float = 1.0, relu: bool = False) -> Tensor:
+        """x [N,C',h,w] -> H, or ReLU(H), of the same shape; keep_prob < 1 drops the operations' sum per sample (not
+        identity)."""
+        if self.is_separable and fused.is_on(self):
+            modules = list(self.ops[0].children())  # type: ignore[arg-type]
+            if keep_prob == 1.0:
+                return fused.sepconv(modules, x, self.train_ops, residual=True, final_relu=relu)
+            y = fused.sepconv(modules, x, self.train_ops)
+        else:
+            y = self.ops[0](x)
+            for op in self.ops[1:]:
+                y = y + op(x)
+        h = x + (scaled_drop(y, keep_prob) if keep_prob < 1.0 else y)
+        return F.relu(h) if relu else h
 
 
 @lru_cache(maxsize=256)

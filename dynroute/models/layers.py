@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynroute.cost.tables import conv_cost, norm_cost, relu_cost
+from dynroute.models import fused
 
 BN_EPS = 1e-5
 BN_MOMENTUM = 0.1
@@ -20,6 +21,8 @@ class ConvNorm(nn.Conv2d):
         padding: None pads by half the (dilated) kernel.
         relu: apply ReLU after the norm.
     """
+
+    train_ops = "reference"  # `dynroute.models.fused.use` sets it
 
     def __init__(
         self,
@@ -39,9 +42,12 @@ class ConvNorm(nn.Conv2d):
         )
         self.norm = nn.BatchNorm2d(channels_out, eps=BN_EPS, momentum=BN_MOMENTUM)
         self.relu = relu
+        self.is_pointwise = relu and kernel == 1 and groups == 1 and channels_in % 8 == 0 and channels_out % 4 == 0
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N,Cin,H,W] -> [N,Cout,H',W']."""
+        if self.is_pointwise and fused.is_on(self):
+            return fused.transform(self, self.norm, x, self.train_ops)
         y = self.norm(super().forward(x))
         return F.relu(y, inplace=True) if self.relu else y
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynroute.cost.tables import CostTables
+from dynroute.models import fused
 from dynroute.models.config import NetworkConfig
 from dynroute.models.decoder import Decoder
 from dynroute.models.gate import Gate
@@ -59,6 +60,22 @@ class DynamicNetwork(nn.Module):
         init_weights(self)
         for gate in self.gates():
             gate.reset_bias()
+        self.use_ops("reference")
+
+    def use_ops(self, choice: str) -> DynamicNetwork:
+        """Chooses the operators that train; returns the network.
+
+        "reference", which a new network has, is plain PyTorch; "auto" or a backend's name takes fused operators.
+
+        Stem, sepconv cells, paths, gates' and decoder's 1x1 convolutions have fused operators; other cells, and
+        evaluation, are plain PyTorch whatever is chosen.
+
+        Raises:
+            ValueError: an unknown name, or a backend that does not run here, with the reason.
+        """
+        fused.use(self, choice)
+        self.ops = choice
+        return self
 
     def rows(self) -> list[list[RoutedNode]]:
         """The init cell's row, then the grid's."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynroute.models.cell import Cell
@@ -39,7 +38,7 @@ class RoutedNode(nn.Module):
         if not self.training:
             alphas = torch.where(is_path_open(alphas), alphas, 0.0)
         a = alphas.to(x.dtype)[:, :, None, None, None]
-        h = F.relu(self.cell(x, keep_prob))
+        h = self.cell(x, keep_prob, relu=True)
         if self.training and bridge > 0.0:
             passed = (1.0 - a.sum(1) / bridge).relu()
             out: list[Tensor | None] = [None, h * a[:, KEEP] + x * passed, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynroute.models import fused
 from dynroute.models.layers import ConvNorm, depthwise
 from dynroute.space.wiring import padded_size
 
@@ -19,6 +20,8 @@ class Stem(nn.Module):
         width: W; 64 in the published code whatever C is.
     """
 
+    train_ops = "reference"  # `dynroute.models.fused.use` sets it
+
     def __init__(self, channels: int, width: int = 64) -> None:
         super().__init__()
         self.conv = ConvNorm(3, width, 3, 2, padding=0, relu=True)
@@ -29,8 +32,13 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images [N,3,H,W] -> [N,C,H/4,W/4]."""
-        x = self.pointwise1(self.depthwise1(self.conv(images)))
-        return self.pointwise2(self.depthwise2(x))
+        x = self.conv(images)
+        for depthwise_, pointwise in ((self.depthwise1, self.pointwise1), (self.depthwise2, self.pointwise2)):
+            if fused.is_on(self):
+                x = fused.sepconv((depthwise_, pointwise), x, self.train_ops, final_relu=True)
+            else:
+                x = pointwise(depthwise_(x))
+        return x
 
 
 def pad_images(images: Tensor, small_gate: bool) -> Tensor:

@@ -30,11 +30,12 @@ def list_models() -> list[str]:
     return list(_ZOO)
 
 
-def create_model(name: str = "dynamic_raw_l16", **overrides: Any) -> DynamicNetwork:
+def create_model(name: str = "dynamic_raw_l16", *, ops: str = "reference", **overrides: Any) -> DynamicNetwork:
     """Makes a network with fresh weights, in training mode.
 
     Args:
         name: one of `list_models()`.  A, B and C differ from each other only in the budget they are trained with.
+        ops: the operators that train, see `DynamicNetwork.use_ops`.
         overrides: fields of `NetworkConfig`: num_classes=19, channels=64, layers=16, small_gate=False, gate="tanh",
             stem_width=64, cell=("sepconv",), drop_prob=0.0.  None keeps the name's own value.
 
@@ -50,4 +51,4 @@ def create_model(name: str = "dynamic_raw_l16", **overrides: Any) -> DynamicNetw
     fields = {**_ZOO[name], **{k: v for k, v in overrides.items() if v is not None}}
     if "cell" in fields:
         fields["cell"] = (fields["cell"],) if isinstance(fields["cell"], str) else tuple(fields["cell"])
-    return DynamicNetwork(NetworkConfig(**fields))
+    return DynamicNetwork(NetworkConfig(**fields)).use_ops(ops)

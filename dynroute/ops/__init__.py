@@ -5,7 +5,9 @@ from dynroute.ops.aggregate import aggregate
 from dynroute.ops.gate import gate
 from dynroute.ops.route import Routes, route
 from dynroute.ops.sepconv import sepconv
+from dynroute.ops.sepconv_train import sepconv_train
 from dynroute.ops.transform import transform
+from dynroute.ops.transform_train import transform_train
 
 __all__ = [
     "Routes",
@@ -15,5 +17,7 @@ __all__ = [
     "network_workspace",
     "route",
     "sepconv",
+    "sepconv_train",
     "transform",
+    "transform_train",
 ]

@@ -123,3 +123,74 @@ def route(
     after = arrivals(is_open, present, path_exists)
     next_slots = torch.where(is_open, 1 - slots, slots)
     return masked, open_list, open_count, path_list, path_count, closed, after, next_slots
+
+
+def batch_norm(
+    raw: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor, running_var: Tensor, frozen: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    """BatchNorm of [N, C, H, W] by its own statistics or the running ones; [3, C] mean, inverse deviation, variance."""
+    if frozen or raw.numel() == 0:
+        mean, var = running_mean.clone(), running_var.clone()  # the caller writes to them before the backward
+    else:
+        var, mean = torch.var_mean(raw, (0, 2, 3), correction=0)
+    invstd = (var + eps).rsqrt()
+    scale = gamma * invstd
+    return affine(raw, scale, beta - mean * scale), torch.stack([mean, invstd, var]).detach()
+
+
+def sepconv_train(
+    x: Tensor,
+    depthwise: Sequence[Tensor],
+    pointwise: Sequence[Tensor],
+    gamma: Sequence[Tensor],
+    beta: Sequence[Tensor],
+    running_mean: Sequence[Tensor],
+    running_var: Sequence[Tensor],
+    open: Tensor | None = None,
+    stride: int = 1,
+    residual: bool = False,
+    final_relu: bool = False,
+    frozen: bool = False,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    here = x if open is None else x[open]
+    y, raws, stats = here, [], []
+    for k, (dw, pw) in enumerate(zip(depthwise, pointwise)):
+        raw = F.conv2d(F.conv2d(y, dw, padding=1, stride=stride if k == 0 else 1, groups=y.shape[1]), pw)
+        y, of_stage = batch_norm(raw, gamma[k], beta[k], running_mean[k], running_var[k], frozen, eps)
+        if k < len(depthwise) - 1:
+            y = y.relu()
+        raws.append(raw)
+        stats.append(of_stage)
+    if residual:
+        y = y + here
+    if final_relu:
+        y = y.relu()
+    whole = [_scattered(value, open, x) for value in (y, *raws)]
+    return whole[0], torch.cat(whole[1:]).detach(), torch.stack(stats)
+
+
+def transform_train(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    open: Tensor | None = None,
+    stride: int = 1,
+    relu_input: bool = True,
+    frozen: bool = False,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    here = x if open is None else x[open]
+    raw = F.conv2d(here.relu() if relu_input else here, weight, stride=stride)
+    y, stats = batch_norm(raw, gamma, beta, running_mean, running_var, frozen, eps)
+    return _scattered(y.relu(), open, x), _scattered(raw, open, x).detach(), stats[None]
+
+
+def _scattered(value: Tensor, open: Tensor | None, x: Tensor) -> Tensor:
+    """Samples back in their places; zeros where there is none."""
+    if open is None:
+        return value
+    return value.new_zeros(len(x), *value.shape[1:]).index_put((open,), value)

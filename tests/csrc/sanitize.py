@@ -18,7 +18,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # The kernels, for each instruction set; and once what is the same for all of them: the bindings' contract with torch.
-KERNEL_TESTS = ("tests/ops/test_parity.py", "tests/ops/test_bits.py", "tests/native/test_network.py")
+KERNEL_TESTS = (
+    "tests/ops/test_parity.py",
+    "tests/ops/test_bits.py",
+    "tests/ops/test_training.py",
+    "tests/models/test_fused.py",
+    "tests/native/test_network.py",
+)
 ONCE = ("tests/ops/test_contract.py", "tests/csrc/test_isa.py::test_isa_by_name")
 LEFT_OUT = "not inductor"  # it starts a C++ compiler, which must not run with libasan preloaded
 REPORT_LINES = 16

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import dynroute
+from dynroute.models import fused
 from tests.support.goldens import CASES, EVAL, TRAIN, check_eval, load
 
 
@@ -27,9 +28,13 @@ def test_evaluation(path: Path, batched: bool) -> None:
 
 
 @pytest.mark.parametrize("path", [c for c, _ in TRAIN], ids=[i for _, i in TRAIN])
-def test_training_step(path: Path) -> None:
+@pytest.mark.parametrize("ops", ["reference", "cpu"])
+def test_training_step(path: Path, ops: str) -> None:
+    reason = fused.why_not(ops)
+    if reason is not None:
+        pytest.skip(reason)
     info, golden, net, (images, labels) = load(path)
-    net.train()
+    net.train().use_ops(ops)
     b = info["budget"]
     budget = dynroute.Budget(b["LOSS_WEIGHT"], b["LOSS_MU"], b["FLOPS_ALL"])
     losses = dynroute.objective(net, images, labels, progress=0.41, budget=budget)

@@ -52,6 +52,25 @@ def transform(n: int, c: int, h: int, w: int, out: int, dtype: torch.dtype = tor
     )
 
 
+def running(channels: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A BatchNorm's running mean and variance."""
+    return 0.1 * normal(channels, dtype=dtype, seed=50 + seed), 0.5 + normal(channels, dtype=dtype, seed=60 + seed) ** 2
+
+
+def sepconv_train(
+    n: int, c: int, h: int, w: int, stages: int = 2, out: int | None = None, dtype: torch.dtype = torch.float32
+):
+    """The first stage goes from c to `out` channels, the others stay there."""
+    x, *first = sepconv(n, c, h, w, 1, out, dtype)
+    _, *others = sepconv(0, out or c, h, w, stages, None, dtype)
+    mean, var = zip(*(running(out or c, dtype, k) for k in range(stages)))
+    return x, *(a + b[1:] for a, b in zip(first, others)), list(mean), list(var)
+
+
+def transform_train(n: int, c: int, h: int, w: int, out: int, dtype: torch.dtype = torch.float32):
+    return *transform(n, c, h, w, out, dtype), *running(out, dtype)
+
+
 def gate(n: int, c: int, h: int, w: int, gates: int = 3, dtype: torch.dtype = torch.float32):
     fc_weight = normal(gates, c // 2, 1, 1, dtype=dtype, scale=(c // 2) ** -0.5, seed=4)
     return *transform(n, c, h, w, c // 2, dtype), fc_weight, 0.5 + 0.5 * normal(gates, dtype=dtype, seed=5)

@@ -3,8 +3,19 @@
 #include <string>
 
 #include "jobs.h"
+#include "train_jobs.h"
 
 namespace dynroute {
+
+// Of training, in float and double.
+template <class T>
+struct TrainKernels {
+  void (*forward)(const TrainForwardJob<T>& job, int task);
+  void (*apply)(const TrainApplyJob<T>& job, int task);
+  void (*sums)(const TrainSumsJob<T>& job, int task);
+  void (*product)(const TrainProductJob<T>& job, int task);
+  void (*depthwise)(const TrainDepthwiseJob<T>& job, int task);
+};
 
 // A kernel runs one task of a job, on any thread.
 template <class T>
@@ -17,6 +28,7 @@ struct Kernels {
   // No kernels: the arithmetic peaks of vectors and of tiles (null: there are none); they return the operations done.
   double (*fma_loop)(int64_t iterations);
   double (*tile_loop)(int64_t iterations);
+  TrainKernels<Compute<T>> train;
 };
 
 // The table for float is the best the machine has, or what DYNROUTE_CPU_ISA names; double is always portable.

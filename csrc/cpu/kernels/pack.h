@@ -43,6 +43,17 @@ void pack_panel(const T* weight /* [n][k] */, const T* scale /* [n] */, int n, i
       out[int64_t(i) * kPanel + c] = c < columns ? weight[int64_t(c) * k + i] * scale[c] : T(0);
 }
 
+// One panel of the transpose: what lies side by side stays so.
+template <class T>
+void pack_transposed_panel(const T* weight /* [k][n] */, int n, int k, int panel, T* out /* [k][16] */) {
+  const int columns = std::min(kPanel, n - panel * kPanel);
+  weight += panel * kPanel;
+  for (int i = 0; i < k; ++i, weight += n, out += kPanel) {
+    for (int c = 0; c < columns; ++c) out[c] = weight[c];
+    for (int c = columns; c < kPanel; ++c) out[c] = T(0);
+  }
+}
+
 // A panel into tiles (jobs.h, tiles.h).
 inline void tile_panel(const float* panel /* [k][16] */, int k, bf16* out /* [tiles_size<float>(16, k)] */) {
   constexpr int kPairs = kTileInputs / 2, kTileValues = kTileInputs * kPanel;

@@ -30,7 +30,8 @@ DYNROUTE_INLINE T max(T a, T b) {
   return a < b ? b : a;
 }
 
-// fma(a, b, c) = a * b + c, fused wherever the target can; relu keeps NaN, as torch does.
+// fma(a, b, c) = a * b + c, fused wherever the target can; relu keeps NaN, as torch does. where_positive(a, b): b where
+// a is above 0, else 0.
 template <class T>
 struct Vec;
 
@@ -56,6 +57,9 @@ DYNROUTE_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { retur
 DYNROUTE_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm512_mul_ps(a.v, b.v)}; }
 DYNROUTE_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm512_add_ps(a.v, b.v)}; }
 DYNROUTE_INLINE Vec<float> relu(Vec<float> a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }
+DYNROUTE_INLINE Vec<float> where_positive(Vec<float> a, Vec<float> b) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v)};
+}
 
 #elif defined(DYNROUTE_TARGET_AVX2)
 template <>
@@ -81,6 +85,9 @@ DYNROUTE_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { retur
 DYNROUTE_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {_mm256_mul_ps(a.v, b.v)}; }
 DYNROUTE_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm256_add_ps(a.v, b.v)}; }
 DYNROUTE_INLINE Vec<float> relu(Vec<float> a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }
+DYNROUTE_INLINE Vec<float> where_positive(Vec<float> a, Vec<float> b) {
+  return {_mm256_and_ps(_mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_GT_OQ), b.v)};
+}
 
 #elif defined(DYNROUTE_TARGET_NEON)
 template <>
@@ -105,6 +112,9 @@ DYNROUTE_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { retur
 DYNROUTE_INLINE Vec<float> operator*(Vec<float> a, Vec<float> b) { return {vmulq_f32(a.v, b.v)}; }
 DYNROUTE_INLINE Vec<float> operator+(Vec<float> a, Vec<float> b) { return {vaddq_f32(a.v, b.v)}; }
 DYNROUTE_INLINE Vec<float> relu(Vec<float> a) { return {vmaxq_f32(a.v, vdupq_n_f32(0))}; }
+DYNROUTE_INLINE Vec<float> where_positive(Vec<float> a, Vec<float> b) {
+  return {vreinterpretq_f32_u32(vandq_u32(vcgtq_f32(a.v, vdupq_n_f32(0)), vreinterpretq_u32_f32(b.v)))};
+}
 
 #else
 // The compiler's own vectors, for float and double: no fused multiply-add (the file is compiled with
@@ -142,6 +152,11 @@ template <class T>
 DYNROUTE_INLINE Vec<T> relu(Vec<T> a) {
   typename Vec<T>::Lanes zero = {};
   return {a.v < zero ? zero : a.v};
+}
+template <class T>
+DYNROUTE_INLINE Vec<T> where_positive(Vec<T> a, Vec<T> b) {
+  typename Vec<T>::Lanes zero = {};
+  return {a.v > zero ? b.v : zero};
 }
 #endif
 

@@ -98,6 +98,16 @@ void gate(const GateJob<T>& job, int band);
 template <class T>
 void upsample(const UpsampleJob<T>& job, int band);
 template <class T>
+void train_forward(const TrainForwardJob<T>& job, int task);
+template <class T>
+void train_apply(const TrainApplyJob<T>& job, int task);
+template <class T>
+void train_sums(const TrainSumsJob<T>& job, int task);
+template <class T>
+void train_product(const TrainProductJob<T>& job, int task);
+template <class T>
+void train_depthwise(const TrainDepthwiseJob<T>& job, int task);
+template <class T>
 double fma_loop(int64_t iterations);
 double tile_loop(int64_t iterations);
 

@@ -51,6 +51,25 @@ class PackedWeights {
                int(ceil_div(n, kPanel)));
     return {panels, shifts, k, n};
   }
+  // Of the weights' transpose: [k][n] as they lie, without scale or shift; always in panels.
+  Pointwise<T> transposed(const T* weight /* [k][n] */, int n, int k) {
+    T *panels = take(panels_size(n, k)), *shifts = take(round_up(n, kPanel));
+    std::fill_n(shifts, round_up(n, kPanel), T(0));
+    tasks_.add([=](int panel) { pack_transposed_panel(weight, n, k, panel, panels + int64_t(panel) * k * kPanel); },
+               int(ceil_div(n, kPanel)));
+    return {panels, shifts, k, n};
+  }
+  // The taps from last to first.
+  const T* flipped(const T* weight /* [channels][9] */, int channels) {
+    T* packed = take(depthwise_size(channels));
+    tasks_.add(
+        [=](int) {
+          for (int tap = 0; tap < 9; ++tap)
+            for (int c = 0; c < channels; ++c) packed[int64_t(tap) * channels + c] = weight[int64_t(c) * 9 + 8 - tap];
+        },
+        1);
+    return packed;
+  }
   const T* depthwise(const T* weight /* [channels][9] */, int channels) {
     T* packed = take(depthwise_size(channels));
     tasks_.add([=](int) { pack_depthwise(weight, channels, packed); }, 1);

@@ -1,0 +1,254 @@
+// The backward of training stages, in passes over the map: the two sums of BatchNorm's backward; the pointwise
+// product's two gradients; the depthwise's two, with the ReLU before it and the sums that the BatchNorm before needs.
+// Nothing between the passes but one map: the gradient of the depthwise's output. That output itself is made again.
+#include "outer.h"
+#include "train_rows.h"
+
+namespace dynroute::DYNROUTE_TARGET {
+namespace {
+
+constexpr int kProductPixels = 96;  // of a tile: its two panels lie in L2, and sums of c_out x c_in pass by once for it
+// Pixels walked channel by channel: all that is read of them stays in L1. Sums are added up chunk by chunk: in one go
+// they would round too much, as a gradient's sum is small beside its parts.
+constexpr int kChunk = 32;
+
+// The gradient before a ReLU whose output is `out`; null: there is none.
+template <class T, class Load>
+DYNROUTE_INLINE Vec<T> through_relu(const T* out, Vec<T> g, int64_t at, Load load) {
+  return out ? where_positive(load(out + at), g) : g;
+}
+
+}  // namespace
+
+template <class T>
+void train_sums(const TrainSumsJob<T>& job, int task) {
+  const int bands = int(ceil_div(job.h, job.band_rows)), sample = job.samples[task / bands];
+  const int begin = task % bands * job.band_rows, end = min(begin + job.band_rows, job.h);
+  const TrainOutput<T>& output = job.output;
+  const int64_t first = (int64_t(sample) * job.h + begin) * job.w * job.c;
+  const int pixels = (end - begin) * job.w;
+  T *sums = job.sums + int64_t(task) * 2 * job.c, *products = sums + job.c;
+  for (int c = 0; c < 2 * job.c; ++c) sums[c] = 0;
+  for (int at = 0; at < pixels; at += kChunk) {
+    const int some = min(kChunk, pixels - at);
+    for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+      const Vec<T> minus = Vec<T>::set(-1) * load(output.mean + c), invstd = load(output.invstd + c);
+      Vec<T> sum = Vec<T>::set(0), product = sum;
+      int64_t from = first + int64_t(at) * job.c + c;
+      for (int i = 0; i < some; ++i, from += job.c) {
+        const Vec<T> g = through_relu(output.out, load(job.grad + from), from, load);
+        sum = sum + g, product = fma(g, (load(output.y + from) + minus) * invstd, product);
+      }
+      store(sums + c, load(sums + c) + sum), store(products + c, load(products + c) + product);
+    });
+  }
+}
+
+template <class T>
+void train_product(const TrainProductJob<T>& job, int task) {
+  const TrainStage<T>& stage = job.stage;
+  const int64_t rows = int64_t(stage.n) * stage.h_out;
+  const int64_t first = rows * task / job.parts, last = rows * (task + 1) / job.parts;
+  const int c_in = stage.c_in, c_out = stage.c_out;
+  const int64_t in_stride = panel_stride<T>(c_in), out_stride = panel_stride<T>(c_out);
+  const int max_pixels = max(kProductPixels, stage.w_out);
+  const int64_t memory = InputRows<T>::memory(stage);
+  ScratchParts<T> parts(3, max_pixels * (in_stride + out_stride) + memory);
+  T *d = parts.take(max_pixels * in_stride), *gy = parts.take(max_pixels * out_stride);
+  InputRows<T> in(stage, parts.take(memory));
+  T* grad_weight = job.grad_weight ? job.grad_weight + int64_t(task) * c_out * c_in : nullptr;
+  if (grad_weight) std::memset(grad_weight, 0, size_t(c_out) * c_in * sizeof(T));
+  const TrainOutput<T>& output = job.output;
+  for (int64_t row = first; row < last;) {
+    const int sample = stage.samples[row / stage.h_out], begin = int(row % stage.h_out);
+    const int end = int(min<int64_t>(stage.h_out, begin + last - row));
+    in.of_sample(sample);
+    for_tiles(begin, end, stage.w_out, kProductPixels, [&](const PixelTile& tile) {
+      const int64_t pixel = (int64_t(sample) * stage.h_out + tile.y) * stage.w_out + tile.x;
+      for_channels<T>(c_out, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+        const Vec<T> gain = load(job.gain + c), slope = load(job.slope + c), minus = Vec<T>::set(-1);
+        const Vec<T> minus_grad = minus * load(job.mean_grad + c), minus_mean = minus * load(output.mean + c);
+        int64_t at = pixel * c_out + c;
+        T* to = gy + c;
+        for (int i = 0; i < tile.pixels(); ++i, at += c_out, to += out_stride) {
+          const Vec<T> g = through_relu(output.out, load(job.grad + at), at, load);
+          store(to, fma(gain, g + minus_grad, slope * (load(output.y + at) + minus_mean)));
+        }
+      });
+      if (job.transposed.panels) {
+        const PointwiseArgs<T, T> args = {gy,      out_stride, tile.pixels(), job.transposed, job.grad_d + pixel * c_in,
+                                          nullptr, false,      nullptr};
+        pointwise<T, T>(args);
+      }
+      if (grad_weight) {
+        fill_panel(stage, in, tile, d, in_stride);
+        add_outer(gy, out_stride, c_out, d, in_stride, c_in, tile.pixels(), grad_weight);
+      }
+    });
+    row += end - begin;
+  }
+  const int64_t pixels = (last - first) * stage.w_out, product = int64_t(c_in) * c_out;
+  count(job.macs, pixels * ((job.transposed.panels ? product : 0) +
+                            (grad_weight ? product + (stage.depthwise ? 9 * int64_t(c_in) : 0) : 0)));
+}
+
+namespace {
+
+// Row y of the gradient of a stage's input, from the gradient of its depthwise's output: [w_in][c].
+template <class T>
+void input_gradient(const TrainStage<T>& stage, const T* grad_d, const T* flipped, int y, T* out) {
+  const int c = stage.c_in, w = stage.w_out;
+  const int64_t row = int64_t(w) * c;
+  const auto above = [&](int at) { return at >= 0 && at < stage.h_out ? grad_d + at * row : nullptr; };
+  if (stage.depthwise && stage.stride == 1) {
+    const Rows<T> rows = {{above(y - 1), above(y), above(y + 1)}};
+    return depthwise_run<T, 1>(rows, w, 1, c, flipped, 0, stage.w_in, out, c);
+  }
+  if (!stage.depthwise) {  // every stride-th pixel of every stride-th row
+    const T* from = y % stage.stride == 0 ? above(y / stage.stride) : nullptr;
+    for (int x = 0; x < stage.w_in; ++x, out += c) {
+      if (from && x % stage.stride == 0) std::memcpy(out, from + int64_t(x / stage.stride) * c, size_t(c) * sizeof(T));
+      else std::memset(out, 0, size_t(c) * sizeof(T));
+    }
+    return;
+  }
+  std::memset(out, 0, size_t(stage.w_in) * c * sizeof(T));
+  for (int ky = 0; ky < 3; ++ky) {
+    const int from = y + 1 - ky;
+    if (from % stage.stride || !above(from / stage.stride) || from < 0) continue;
+    for (int x = 0; x < w; ++x)
+      for (int kx = 0; kx < 3; ++kx) {
+        const int to = x * stage.stride - 1 + kx;
+        if (to < 0 || to >= stage.w_in) continue;
+        const T* g = above(from / stage.stride) + int64_t(x) * c;
+        T* sum = out + int64_t(to) * c;
+        for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+          const Vec<T> v = load(g + i);
+          store(sum + i, fma(v, load(stage.depthwise + (ky * 3 + kx) * c + i), load(sum + i)));
+        });
+      }
+  }
+}
+
+// weight[row][kx] += the sum over a row's pixels of the output's gradient times the input under the row's tap kx.
+template <class T, int ROWS>
+void depthwise_gradient(const TrainStage<T>& stage, const T* grad /* [w_out, c] */, const T* const* in /* [w_in, c] */,
+                        T* weight /* [ROWS][3][c] */) {
+  const int stride = stage.stride, w = stage.w_out, c = stage.c_in;
+  // pixels whose three taps are all inside, and the others one by one
+  const int first = 1, last = min(w, (stage.w_in - 2) / stride + 1);
+  const auto edge = [&](int x) {
+    for (int row = 0; row < ROWS; ++row)
+      for (int kx = 0; kx < 3; ++kx) {
+        const int from = x * stride - 1 + kx;
+        if (from < 0 || from >= stage.w_in) continue;
+        for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+          T* to = weight + (row * 3 + kx) * c + i;
+          store(to, fma(load(grad + int64_t(x) * c + i), load(in[row] + int64_t(from) * c + i), load(to)));
+        });
+      }
+  };
+  edge(0);
+  for (int begin = first; begin < last; begin += kChunk) {
+    const int end = min(begin + kChunk, last);
+    for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+      Vec<T> sum[ROWS][3];
+      const T* from[ROWS];
+      DYNROUTE_UNROLL for (int row = 0; row < ROWS; ++row) {
+        from[row] = in[row] + (int64_t(begin) * stride - 1) * c + i;
+        DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) sum[row][kx] = Vec<T>::set(0);
+      }
+      const T* at = grad + int64_t(begin) * c + i;
+      for (int x = begin; x < end; ++x, at += c) {
+        const Vec<T> g = load(at);
+        DYNROUTE_UNROLL for (int row = 0; row < ROWS; ++row) {
+          DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx)
+            sum[row][kx] = fma(g, load(from[row] + int64_t(kx) * c), sum[row][kx]);
+          from[row] += int64_t(stride) * c;
+        }
+      }
+      DYNROUTE_UNROLL for (int row = 0; row < ROWS; ++row) {
+        DYNROUTE_UNROLL for (int kx = 0; kx < 3; ++kx) {
+          T* to = weight + (row * 3 + kx) * c + i;
+          store(to, load(to) + sum[row][kx]);
+        }
+      }
+    });
+  }
+  for (int x = max(last, first); x < w; ++x) edge(x);
+}
+
+// The same for output row y of a map, weight [3][3][c].
+template <class T>
+void depthwise_gradient_of_row(const TrainStage<T>& stage, const T* grad, InputRows<T>& in, int y, T* weight) {
+  const T* rows[3];
+  for (int ky = 0; ky < 3; ++ky) rows[ky] = in.row(y * stage.stride - 1 + ky);
+  if (rows[0] && rows[2]) return depthwise_gradient<T, 3>(stage, grad, rows, weight);
+  for (int ky = 0; ky < 3; ++ky)
+    if (rows[ky]) depthwise_gradient<T, 1>(stage, grad, rows + ky, weight + ky * 3 * stage.c_in);
+}
+
+}  // namespace
+
+template <class T>
+void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
+  const TrainStage<T>& stage = job.stage;
+  const int bands = int(ceil_div(stage.h_in, job.band_rows)), sample = stage.samples[task / bands];
+  const int begin = task % bands * job.band_rows, end = min(begin + job.band_rows, stage.h_in);
+  const int c = stage.c_in;
+  const int64_t row_size = int64_t(stage.w_in) * c, out_row = int64_t(stage.w_out) * c;
+  const int64_t memory = InputRows<T>::memory(stage);
+  ScratchParts<T> parts(1, memory);
+  InputRows<T> in(stage, parts.take(memory));
+  in.of_sample(sample);
+  const T* grad_d = job.grad_d + int64_t(sample) * stage.h_out * out_row;
+  const int64_t first = int64_t(sample) * stage.h_in * row_size;
+  T* sums = job.sums ? job.sums + int64_t(task) * 2 * c : nullptr;
+  if (sums) std::memset(sums, 0, size_t(2 * c) * sizeof(T));
+  T* weight = job.grad_weight ? job.grad_weight + int64_t(task) * 9 * c : nullptr;
+  if (weight) std::memset(weight, 0, size_t(9 * c) * sizeof(T));
+  for (int y = begin; y < end; ++y) {
+    if (weight && y % stage.stride == 0)
+      depthwise_gradient_of_row(stage, grad_d + y / stage.stride * out_row, in, y / stage.stride, weight);
+    if (!job.grad_x) continue;
+    T* out = job.grad_x + first + y * row_size;
+    input_gradient(stage, grad_d, job.flipped, y, out);
+    const TrainInput<T>& input = stage.input;
+    if (!input.relu && !job.added && !sums) continue;
+    const T *x = in.raw(y), *added = job.added ? job.added + first + y * row_size : nullptr;
+    const T* added_out = job.added_out ? job.added_out + first + y * row_size : nullptr;
+    for (int column = 0; column < stage.w_in; column += kChunk) {
+      const int64_t row_end = int64_t(min(column + kChunk, stage.w_in)) * c;
+      for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+        Vec<T> sum = Vec<T>::set(0), product = sum, minus = sum, invstd = sum, scale = sum, shift = sum;
+        if (sums) {
+          minus = Vec<T>::set(-1) * load(job.mean + i), invstd = load(job.invstd + i);
+        }
+        if (input.scale) scale = load(input.scale + i), shift = load(input.shift + i);
+        for (int64_t at = int64_t(column) * c + i; at < row_end; at += c) {
+          Vec<T> g = load(out + at);
+          const Vec<T> value = load(x + at);
+          if (input.relu) g = where_positive(input.scale ? fma(scale, value, shift) : value, g);
+          if (added) g = g + through_relu(added_out, load(added + at), at, load);
+          if (sums) sum = sum + g, product = fma(g, (value + minus) * invstd, product);
+          store(out + at, g);
+        }
+        if (sums) store(sums + i, load(sums + i) + sum), store(sums + c + i, load(sums + c + i) + product);
+      });
+    }
+  }
+  const int64_t taps = stage.depthwise ? 9 : 0, here = int64_t(end - begin) * stage.w_in * c * taps;
+  const int64_t outputs = int64_t(ceil_div(end, stage.stride) - ceil_div(begin, stage.stride)) * stage.w_out * c * taps;
+  count(job.macs, (job.grad_x ? (stage.stride == 1 ? here : outputs) : 0) + (weight ? outputs : 0));
+}
+
+template void train_sums<float>(const TrainSumsJob<float>&, int);
+template void train_product<float>(const TrainProductJob<float>&, int);
+template void train_depthwise<float>(const TrainDepthwiseJob<float>&, int);
+#if defined(DYNROUTE_TARGET_PORTABLE)
+template void train_sums<double>(const TrainSumsJob<double>&, int);
+template void train_product<double>(const TrainProductJob<double>&, int);
+template void train_depthwise<double>(const TrainDepthwiseJob<double>&, int);
+#endif
+
+}  // namespace dynroute::DYNROUTE_TARGET

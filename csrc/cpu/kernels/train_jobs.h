@@ -1,0 +1,107 @@
+// What the training kernels are told. A stage is [depthwise 3x3 ->] pointwise, whose raw output is stored: BatchNorm
+// has to see all of it first, and is applied by whoever reads it. So a stage's input is x itself, or
+// ReLU(scale * y + shift) of the stage before's raw output y, made row by row as it is read.
+//
+// Maps are [n, h, w, c]. Samples that take part are listed; the others are neither read nor written. Sums over pixels
+// are partial sums of tasks, whose cuts depend on shape and number of samples alone, added up in order by whoever
+// asked.
+#pragma once
+#include "jobs.h"
+
+namespace dynroute {
+
+template <class T>
+struct TrainInput {
+  const T* x;      // [n, h_in, w_in, c_in]
+  const T* scale;  // [c_in], or null: x as it is
+  const T* shift;  // [c_in]
+  bool relu;
+};
+
+template <class T>
+struct TrainStage {
+  TrainInput<T> input;
+  const T* depthwise;  // [9][c_in], padding 1; or null: a pointwise product of every stride-th pixel
+  int c_in, c_out, stride;
+  int h_in, w_in, h_out, w_out;
+  const int* samples;  // [n]
+  int n;
+};
+
+// y = pointwise(depthwise(input)); a pivot, and sums over a task's pixels of y - pivot and of its square. The pivot is
+// the task's first pixel, so that sums are of values about as large as y's deviation, however far from 0 its mean lies.
+// A task is a band of a sample's rows.
+template <class T>
+struct TrainForwardJob {
+  TrainStage<T> stage;
+  Pointwise<T> pointwise;
+  T* y;     // [n, h_out, w_out, c_out]
+  T* sums;  // [tasks][3][c_out]
+  int band_rows;
+  int64_t* macs;
+};
+
+// A stage's raw output y and what BatchNorm and ReLU made of it.
+template <class T>
+struct TrainOutput {
+  const T* y;              // [n, h, w, c]
+  const T *mean, *invstd;  // [c]
+  const T* out;            // [n, h, w, c] behind a ReLU: gradients pass where it is above 0; null: there is no ReLU
+};
+
+// Sums of BatchNorm's backward over a task's pixels: of g and of g * (y - mean) * invstd, where g is the gradient of b.
+template <class T>
+struct TrainSumsJob {
+  TrainOutput<T> output;
+  const T* grad;  // [n, h, w, c]: of what comes behind the ReLU
+  T* sums;        // [tasks][2][c]
+  const int* samples;
+  int n, h, w, c, band_rows;
+};
+
+// BatchNorm's output, out = [ReLU](scale * y + shift [+ residual]). A task is a band of a sample's rows.
+template <class T>
+struct TrainApplyJob {
+  const T* y;              // [n, h, w, c]
+  const T *scale, *shift;  // [c]
+  const T* residual;       // like y, or null
+  bool relu;
+  T* out;                  // like y
+  const int* samples;
+  int n, h, w, c, band_rows;
+};
+
+// The pointwise half of a stage's backward. The gradient of y is gy = gain * (g - mean_grad) + slope * (y - mean), made
+// as it is read: the two nearly cancel where few pixels make the statistics, so they are centred first. Then
+// grad_d = gy * weights, and the weights' gradient += gy^T * d, with d = depthwise(input) made again.
+// A task is a part of the rows of all samples, and leaves its own sum of the weights' gradient.
+template <class T>
+struct TrainProductJob {
+  TrainStage<T> stage;
+  TrainOutput<T> output;
+  const T* grad;            // [n, h_out, w_out, c_out]
+  const T *gain, *slope, *mean_grad;  // [c_out]
+  Pointwise<T> transposed;  // k = c_out, n = c_in; panels null: grad_d is not wanted
+  T* grad_d;                // [n, h_out, w_out, c_in]
+  T* grad_weight;           // [parts][c_out][c_in]; null: not wanted
+  int parts;
+  int64_t* macs;
+};
+
+// The depthwise half: the input's gradient, and the depthwise weights'. A task is a band of rows of a sample's input.
+template <class T>
+struct TrainDepthwiseJob {
+  TrainStage<T> stage;
+  const T* grad_d;         // [n, h_out, w_out, c_in]
+  const T* flipped;        // [9][c_in]: the taps from last to first
+  const T* added;          // [n, h_in, w_in, c_in]: added to the input's gradient; or null
+  const T* added_out;      // like it: added only where this is above 0; or null
+  T* grad_x;               // [n, h_in, w_in, c_in]: before the input's affine, behind its ReLU; null: not wanted
+  const T *mean, *invstd;  // [c_in], of the BatchNorm that the input went through; null: no sums
+  T* sums;                 // [tasks][2][c_in]
+  T* grad_weight;          // [tasks][9][c_in]; null: not wanted
+  int band_rows;
+  int64_t* macs;
+};
+
+}  // namespace dynroute

@@ -1,0 +1,123 @@
+"""Modules of the network computed by the fused training operators, in training mode; parameters stay where they are.
+
+`use` says which operators a network's modules are to take: "reference" is plain PyTorch, module by module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from dynroute import ops
+from dynroute.ops import backends
+
+CHOICES = ("auto", *backends.USERS)
+
+
+def why_not(choice: str) -> str | None:
+    """Why a network cannot train on these operators here, in one line, or None if it can."""
+    if choice not in CHOICES:
+        return f"ops: wanted one of {', '.join(CHOICES)}, got {choice!r}"
+    for op in ("sepconv_train", "transform_train") if choice != "auto" else ():
+        reason = backends.why_not(op, choice)
+        if reason is not None:
+            return f"ops: {choice!r} cannot be used: {op}: {reason}"
+    return None
+
+
+def use(net: nn.Module, choice: str) -> None:
+    """Has every module of `net` that has a fused form compute by `choice` when it trains. Raises ValueError."""
+    reason = why_not(choice)
+    if reason is not None:
+        raise ValueError(reason)
+    for module in net.modules():
+        if hasattr(module, "train_ops"):
+            module.train_ops = choice  # type: ignore[assignment]
+
+
+def is_on(module: nn.Module) -> bool:
+    """Whether a module computes by fused operators now."""
+    return module.training and module.train_ops != "reference"
+
+
+def is_separable(modules: Sequence[nn.Module]) -> bool:
+    """Whether the modules are pairs of a depthwise 3x3 with padding 1 and a pointwise convolution."""
+    return len(modules) in (2, 4, 6) and all(
+        isinstance(dw, nn.Conv2d)
+        and isinstance(pw, nn.Conv2d)
+        and dw.kernel_size == (3, 3)
+        and dw.dilation == (1, 1)
+        and dw.groups == dw.in_channels
+        and pw.kernel_size == (1, 1)
+        for dw, pw in zip(modules[0::2], modules[1::2])
+    )
+
+
+def _settings(norms: Sequence[nn.BatchNorm2d]) -> dict[str, Any]:
+    """What the BatchNorms of one operator have in common; counts the batch, as BatchNorm's forward does."""
+    first = norms[0]
+    if any(
+        type(norm) is not nn.BatchNorm2d
+        or (norm.training, norm.momentum, norm.eps) != (first.training, first.momentum, first.eps)
+        for norm in norms
+    ):
+        raise ValueError(
+            "ops: the fused operators need BatchNorm2d modules that agree in mode, momentum and eps within a cell; "
+            "net.use_ops('reference') trains any"
+        )
+    if first.training:
+        for norm in norms:
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked.add_(1)
+    momentum = first.momentum
+    if momentum is None:  # the mean over all batches so far
+        momentum = 1.0 / max(float(first.num_batches_tracked or 0), 1.0)
+    return {"frozen": not first.training, "momentum": momentum, "eps": first.eps}
+
+
+def _as_weights(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """x in the parameters' type: under autocast a convolution before it may have left another."""
+    return x.to(norm.weight.dtype)
+
+
+def sepconv(modules: Sequence[Any], x: Tensor, choice: str, residual: bool = False, final_relu: bool = False) -> Tensor:
+    """Pairs of depthwise and pointwise (`ConvNorm`) modules as one operator: x [N,C,h,w] -> [N,Cout,h',w'].
+
+    Raises:
+        ValueError: BatchNorms that one operator cannot compute.
+    """
+    depthwise, pointwise = modules[0::2], modules[1::2]
+    norms = [pw.norm for pw in pointwise]
+    return ops.sepconv_train(
+        _as_weights(x, norms[0]),
+        [dw.weight for dw in depthwise],
+        [pw.weight for pw in pointwise],
+        [norm.weight for norm in norms],
+        [norm.bias for norm in norms],
+        [norm.running_mean for norm in norms],
+        [norm.running_var for norm in norms],
+        stride=depthwise[0].stride[0],
+        residual=residual,
+        final_relu=final_relu,
+        backend=choice,
+        **_settings(norms),
+    )
+
+
+def transform(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, choice: str) -> Tensor:
+    """1x1 convolution, BatchNorm and ReLU as one operator. Raises ValueError as `sepconv` does."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return ops.transform_train(
+        _as_weights(x, norm),
+        conv.weight,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        stride=conv.stride[0],
+        relu_input=False,
+        backend=choice,
+        **_settings([norm]),
+    )

@@ -1,0 +1,142 @@
+"""Stacked separable convolutions with BatchNorm in training, fused: of what lies between, only raw outputs are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from dynroute.native import library
+from dynroute.ops import backends, batchnorm, reference
+from dynroute.ops.registration import flops_of, nhwc_empty
+
+
+def sepconv_train(
+    x: Tensor,
+    depthwise: Sequence[Tensor],
+    pointwise: Sequence[Tensor],
+    gamma: Sequence[Tensor],
+    beta: Sequence[Tensor],
+    running_mean: Sequence[Tensor],
+    running_var: Sequence[Tensor],
+    open: Tensor | None = None,
+    stride: int = 1,
+    residual: bool = False,
+    final_relu: bool = False,
+    frozen: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """One to three times depthwise 3x3 -> pointwise -> BatchNorm, with ReLU between them [+ x] [-> ReLU].
+
+    Kept for the backward: x, each stage's output before its BatchNorm, and the output where it ends with a ReLU; the
+    depthwise outputs and what lies between the stages are made again.
+
+    Args:
+        x: [N, C, H, W], C a multiple of 8.
+        depthwise: 1 to 3 weights, the first [C, 1, 3, 3], the others [Cout, 1, 3, 3]; padding 1.
+        pointwise: as many weights, the first [Cout, C, 1, 1], the others [Cout, Cout, 1, 1]; Cout a multiple of 8.
+        gamma, beta: as many [Cout], BatchNorm's weight and bias.
+        running_mean, running_var: as many [Cout]; updated in place, as torch's BatchNorm does, unless `frozen`.
+        open: bool [N]: samples that take part, in forward, backward and statistics; others give zeros.  None: all.
+        stride: 1 or 2, of the first stage.
+        residual: add x (stride 1 and Cout = C only).
+        final_relu: end with a ReLU, after the residual.
+        frozen: normalise with the running statistics, and leave them alone.
+        momentum, eps: BatchNorm's.
+        backend: "auto", or a name of `dynroute.ops.backends`.
+
+    Returns:
+        [N, Cout, H', W'] in channels_last, H' = ceil(H / stride).
+
+    Raises:
+        RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
+        ValueError: an unknown backend.
+    """
+    run = backends.operator("sepconv_train", backend, x)
+    lists = [list(values) for values in (depthwise, pointwise, gamma, beta, running_mean, running_var)]
+    out, _, stats = run(x, *lists, open, stride, residual, final_relu, frozen, eps)
+    if not frozen:
+        batchnorm.update(running_mean, running_var, stats, batchnorm.pixels(out, open), momentum)
+    return out
+
+
+def _register() -> None:
+    @torch.library.register_fake("dynroute::sepconv_train")
+    def _(x, depthwise, pointwise, gamma, beta, running_mean, running_var, open, stride, *rest):  # type: ignore[no-untyped-def]
+        n, _, h, w = x.shape
+        stages, c = len(pointwise), pointwise[-1].shape[0]
+        h, w = (h - 1) // stride + 1, (w - 1) // stride + 1
+        return nhwc_empty(x, (n, c, h, w)), nhwc_empty(x, (stages * n, c, h, w)), x.new_empty((stages, 3, c))
+
+    @torch.library.register_fake("dynroute::sepconv_train_backward")
+    def _(grad, x, depthwise, pointwise, gamma, *rest):  # type: ignore[no-untyped-def]
+        wanted = rest[-1]
+        of = [
+            sum(w.numel() for w in weights) if want else 0 for weights, want in zip((depthwise, pointwise), wanted[1:])
+        ]
+        n, c, h, w = x.shape
+        grad_x = nhwc_empty(x, (n if wanted[0] else 0, c, h, w))
+        return grad_x, x.new_empty(of[0]), x.new_empty(of[1]), x.new_empty((len(pointwise), 2, pointwise[-1].shape[0]))
+
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        x, depthwise, pointwise, gamma, beta, _, _, open, *ctx.options, _ = inputs
+        out, raw, stats = output
+        ctx.stages = len(depthwise)
+        final_relu = ctx.options[2]
+        # without a ReLU at the end the output is not looked at again
+        ctx.save_for_backward(
+            x, open, out if final_relu else raw[: len(out)], raw, stats, *depthwise, *pointwise, *gamma, *beta
+        )
+        ctx.mark_non_differentiable(raw, stats)
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
+        if grad is None:
+            return None, *[[None] * ctx.stages] * 6, *[None] * 6
+        x, open, out, raw, stats, *weights = ctx.saved_tensors
+        k, needs = ctx.stages, ctx.needs_input_grad
+        depthwise, pointwise, gamma, beta = (weights[i * k : (i + 1) * k] for i in range(4))
+        wanted = [needs[0], any(needs[1]), any(needs[2])]
+        grad_x, grad_depthwise, grad_pointwise, norms = torch.ops.dynroute.sepconv_train_backward(
+            grad, x, depthwise, pointwise, gamma, beta, out, raw, stats, open, *ctx.options, wanted
+        )
+        taps = [part.view(9, -1).t().reshape(w.shape) for part, w in batchnorm.parts(grad_depthwise, depthwise)]
+        products = [part.view(w.shape) for part, w in batchnorm.parts(grad_pointwise, pointwise)]
+        return (
+            grad_x if wanted[0] else None, taps if wanted[1] else [None] * k, products if wanted[2] else [None] * k,
+            list(norms[:, 0].unbind()), list(norms[:, 1].unbind()), [None] * k, [None] * k, *[None] * 6,
+        )  # fmt: skip
+
+    torch.library.register_autograd("dynroute::sepconv_train", backward, setup_context=setup_context)
+
+    def macs(x: Any, pointwise: Any, stride: int) -> tuple[int, int]:
+        """Of all depthwise and of all pointwise products."""
+        n, _, h, w = x
+        pixels = n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
+        shapes = [flops_of(weight) for weight in pointwise]
+        return pixels * sum(9 * shape[1] for shape in shapes), pixels * sum(shape[0] * shape[1] for shape in shapes)
+
+    @register_flop_formula(torch.ops.dynroute.sepconv_train)
+    def _(x, depthwise, pointwise, gamma, beta, mean, var, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return 2 * sum(macs(x, pointwise, stride))
+
+    @register_flop_formula(torch.ops.dynroute.sepconv_train_backward)
+    def _(grad, x, depthwise, pointwise, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        stride, wanted = args[6], args[10]
+        taps, products = macs(x, pointwise, stride)
+        # depthwise outputs are made again for the products' weights
+        return 2 * ((1 + wanted[2]) * products + (1 + wanted[1] + wanted[2]) * taps)
+
+
+if library.why_not_loaded() is None:
+    _register()
+backends.register(
+    "sepconv_train",
+    backends.cpu_kernels("sepconv_train"),
+    backends.Backend("reference", reference.sepconv_train, backends.anywhere),
+)

@@ -1,0 +1,116 @@
+"""A path between scales in training, fused: [ReLU ->] 1x1 -> BatchNorm -> ReLU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from dynroute.native import library
+from dynroute.ops import backends, batchnorm, reference
+from dynroute.ops.registration import flops_of, nhwc_empty
+
+
+def transform_train(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    open: Tensor | None = None,
+    stride: int = 1,
+    relu_input: bool = True,
+    frozen: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """[ReLU ->] 1x1 convolution with a stride -> BatchNorm -> ReLU.
+
+    Kept for the backward: x, the product before its BatchNorm, the output.
+
+    Args:
+        x: [N, C, H, W], C a multiple of 8.
+        weight: [Cout, C, 1, 1], Cout a multiple of 4.
+        gamma, beta: [Cout], BatchNorm's weight and bias.
+        running_mean, running_var: [Cout]; updated in place, as torch's BatchNorm does, unless `frozen`.
+        open: bool [N]: samples that take part, in forward, backward and statistics; others give zeros.  None: all.
+        stride: 1 or 2; with 2 only every second pixel and row is read.
+        relu_input: read ReLU(x).
+        frozen: normalise with the running statistics, and leave them alone.
+        momentum, eps: BatchNorm's.
+        backend: "auto", or a name of `dynroute.ops.backends`.
+
+    Returns:
+        [N, Cout, ceil(H / stride), ceil(W / stride)] in channels_last.
+
+    Raises:
+        RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
+        ValueError: an unknown backend.
+    """
+    run = backends.operator("transform_train", backend, x)
+    out, _, stats = run(x, weight, gamma, beta, running_mean, running_var, open, stride, relu_input, frozen, eps)
+    if not frozen:
+        batchnorm.update([running_mean], [running_var], stats, batchnorm.pixels(out, open), momentum)
+    return out
+
+
+def _register() -> None:
+    @torch.library.register_fake("dynroute::transform_train")
+    def _(x, weight, gamma, beta, running_mean, running_var, open, stride, *rest):  # type: ignore[no-untyped-def]
+        n, _, h, w = x.shape
+        shape = (n, weight.shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1)
+        return nhwc_empty(x, shape), nhwc_empty(x, shape), x.new_empty((1, 3, weight.shape[0]))
+
+    @torch.library.register_fake("dynroute::transform_train_backward")
+    def _(grad, x, weight, *rest):  # type: ignore[no-untyped-def]
+        wanted = rest[-1]
+        n, c, h, w = x.shape
+        grad_weight = x.new_empty(weight.numel() if wanted[1] else 0)
+        return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), grad_weight, x.new_empty((1, 2, weight.shape[0]))
+
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        x, weight, gamma, beta, _, _, open, *ctx.options, _ = inputs
+        ctx.save_for_backward(x, weight, gamma, beta, *output, open)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
+        if grad is None:
+            return (None,) * 11
+        *saved, open = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
+        grad_x, grad_weight, norms = torch.ops.dynroute.transform_train_backward(
+            grad, *saved, open, *ctx.options, wanted
+        )
+        weight = saved[1]
+        return (
+            grad_x if wanted[0] else None, grad_weight.view(weight.shape) if wanted[1] else None, norms[0, 0],
+            norms[0, 1], *[None] * 7,
+        )  # fmt: skip
+
+    torch.library.register_autograd("dynroute::transform_train", backward, setup_context=setup_context)
+
+    def flops(x: Any, weight: Any, stride: int) -> int:
+        n, c, h, w = x
+        return 2 * n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1) * c * flops_of(weight)[0]
+
+    @register_flop_formula(torch.ops.dynroute.transform_train)
+    def _(x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return flops(x, weight, args[5])
+
+    @register_flop_formula(torch.ops.dynroute.transform_train_backward)
+    def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return sum(args[9]) * flops(x, weight, args[6])
+
+
+if library.why_not_loaded() is None:
+    _register()
+backends.register(
+    "transform_train",
+    backends.cpu_kernels("transform_train"),
+    backends.Backend("reference", reference.transform_train, backends.anywhere),
+)
