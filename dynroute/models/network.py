@@ -60,7 +60,7 @@ class DynamicNetwork(nn.Module):
         init_weights(self)
         for gate in self.gates():
             gate.reset_bias()
-        self.use_ops("reference")
+        self.ops = "reference"  # what its modules begin with
 
     def use_ops(self, choice: str) -> DynamicNetwork:
         """Chooses the operators that train; returns the network.

@@ -1,8 +1,8 @@
-"""What training operators share: running statistics from a call's, and flat gradients taken apart."""
+"""What training operators share: running statistics from a call's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -38,13 +38,3 @@ def update(
     for k, (mean, var) in enumerate(zip(running_mean, running_var)):
         mean.copy_(torch.where(some, mean.lerp(stats[k, MEAN].to(mean.dtype), momentum), mean))
         var.copy_(torch.where(some, var.lerp(stats[k, VARIANCE].to(var.dtype) * unbiased_of, momentum), var))
-
-
-def parts(flat: Tensor, like: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """A flat gradient's pieces, each as long as a weight, with that weight; nothing where the gradient is empty."""
-    if flat.numel() == 0:
-        return
-    at = 0
-    for weight in like:
-        yield flat[at : at + weight.numel()], weight
-        at += weight.numel()

@@ -105,10 +105,16 @@ def _register() -> None:
         grad_x, grad_depthwise, grad_pointwise, norms = torch.ops.dynroute.sepconv_train_backward(
             grad, x, depthwise, pointwise, gamma, beta, out, raw, stats, open, *ctx.options, wanted
         )
-        taps = [part.view(9, -1).t().reshape(w.shape) for part, w in batchnorm.parts(grad_depthwise, depthwise)]
-        products = [part.view(w.shape) for part, w in batchnorm.parts(grad_pointwise, pointwise)]
+        taps: list[Tensor | None] = [None] * k
+        products: list[Tensor | None] = [None] * k
+        if wanted[1]:
+            parts = grad_depthwise.split([w.numel() for w in depthwise])
+            taps = [part.view(9, -1).t().reshape(w.shape) for part, w in zip(parts, depthwise)]
+        if wanted[2]:
+            parts = grad_pointwise.split([w.numel() for w in pointwise])
+            products = [part.view(w.shape) for part, w in zip(parts, pointwise)]
         return (
-            grad_x if wanted[0] else None, taps if wanted[1] else [None] * k, products if wanted[2] else [None] * k,
+            grad_x if wanted[0] else None, taps, products,
             list(norms[:, 0].unbind()), list(norms[:, 1].unbind()), [None] * k, [None] * k, *[None] * 6,
         )  # fmt: skip
 

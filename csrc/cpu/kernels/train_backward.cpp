@@ -22,11 +22,10 @@ DYNROUTE_INLINE Vec<T> through_relu(const T* out, Vec<T> g, int64_t at, Load loa
 
 template <class T>
 void train_sums(const TrainSumsJob<T>& job, int task) {
-  const int bands = int(ceil_div(job.h, job.band_rows)), sample = job.samples[task / bands];
-  const int begin = task % bands * job.band_rows, end = min(begin + job.band_rows, job.h);
+  const Band band = band_of(task, job.samples, job.h, job.band_rows);
   const TrainOutput<T>& output = job.output;
-  const int64_t first = (int64_t(sample) * job.h + begin) * job.w * job.c;
-  const int pixels = (end - begin) * job.w;
+  const int64_t first = (int64_t(band.sample) * job.h + band.begin) * job.w * job.c;
+  const int pixels = (band.end - band.begin) * job.w;
   T *sums = job.sums + int64_t(task) * 2 * job.c, *products = sums + job.c;
   for (int c = 0; c < 2 * job.c; ++c) sums[c] = 0;
   for (int at = 0; at < pixels; at += kChunk) {
@@ -193,21 +192,20 @@ void depthwise_gradient_of_row(const TrainStage<T>& stage, const T* grad, InputR
 template <class T>
 void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
   const TrainStage<T>& stage = job.stage;
-  const int bands = int(ceil_div(stage.h_in, job.band_rows)), sample = stage.samples[task / bands];
-  const int begin = task % bands * job.band_rows, end = min(begin + job.band_rows, stage.h_in);
+  const Band band = band_of(task, stage.samples, stage.h_in, job.band_rows);
   const int c = stage.c_in;
   const int64_t row_size = int64_t(stage.w_in) * c, out_row = int64_t(stage.w_out) * c;
   const int64_t memory = InputRows<T>::memory(stage);
   ScratchParts<T> parts(1, memory);
   InputRows<T> in(stage, parts.take(memory));
-  in.of_sample(sample);
-  const T* grad_d = job.grad_d + int64_t(sample) * stage.h_out * out_row;
-  const int64_t first = int64_t(sample) * stage.h_in * row_size;
+  in.of_sample(band.sample);
+  const T* grad_d = job.grad_d + int64_t(band.sample) * stage.h_out * out_row;
+  const int64_t first = int64_t(band.sample) * stage.h_in * row_size;
   T* sums = job.sums ? job.sums + int64_t(task) * 2 * c : nullptr;
   if (sums) std::memset(sums, 0, size_t(2 * c) * sizeof(T));
   T* weight = job.grad_weight ? job.grad_weight + int64_t(task) * 9 * c : nullptr;
   if (weight) std::memset(weight, 0, size_t(9 * c) * sizeof(T));
-  for (int y = begin; y < end; ++y) {
+  for (int y = band.begin; y < band.end; ++y) {
     if (weight && y % stage.stride == 0)
       depthwise_gradient_of_row(stage, grad_d + y / stage.stride * out_row, in, y / stage.stride, weight);
     if (!job.grad_x) continue;
@@ -237,8 +235,9 @@ void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
       });
     }
   }
-  const int64_t taps = stage.depthwise ? 9 : 0, here = int64_t(end - begin) * stage.w_in * c * taps;
-  const int64_t outputs = int64_t(ceil_div(end, stage.stride) - ceil_div(begin, stage.stride)) * stage.w_out * c * taps;
+  const int64_t taps = stage.depthwise ? 9 : 0, here = int64_t(band.end - band.begin) * stage.w_in * c * taps;
+  const int64_t out_rows = ceil_div(band.end, stage.stride) - ceil_div(band.begin, stage.stride);
+  const int64_t outputs = out_rows * stage.w_out * c * taps;
   count(job.macs, (job.grad_x ? (stage.stride == 1 ? here : outputs) : 0) + (weight ? outputs : 0));
 }
 

@@ -10,8 +10,7 @@ constexpr int kTrainPixels = 96;  // of a tile: weights from L2 are read once fo
 template <class T>
 void train_forward(const TrainForwardJob<T>& job, int task) {
   const TrainStage<T>& stage = job.stage;
-  const int bands = int(ceil_div(stage.h_out, job.band_rows)), sample = stage.samples[task / bands];
-  const int begin = task % bands * job.band_rows, end = min(begin + job.band_rows, stage.h_out);
+  const Band band = band_of(task, stage.samples, stage.h_out, job.band_rows);
   const int n = stage.c_out;
   const int64_t stride = panel_stride<T>(stage.c_in);
   const int max_pixels = max(kTrainPixels, stage.w_out);  // a whole row always fits
@@ -19,16 +18,16 @@ void train_forward(const TrainForwardJob<T>& job, int task) {
   ScratchParts<T> parts(2, max_pixels * stride + memory);
   T* panel = parts.take(max_pixels * stride);
   InputRows<T> in(stage, parts.take(memory));
-  in.of_sample(sample);
-  T* y_sample = job.y + int64_t(sample) * stage.h_out * stage.w_out * n;
+  in.of_sample(band.sample);
+  T* y_sample = job.y + int64_t(band.sample) * stage.h_out * stage.w_out * n;
   T *pivot = job.sums + int64_t(task) * 3 * n, *sums = pivot + n, *squares = sums + n;
   std::memset(sums, 0, size_t(2 * n) * sizeof(T));
-  for_tiles(begin, end, stage.w_out, kTrainPixels, [&](const PixelTile& tile) {
+  for_tiles(band.begin, band.end, stage.w_out, kTrainPixels, [&](const PixelTile& tile) {
     fill_panel(stage, in, tile, panel, stride);
     T* out = y_sample + (int64_t(tile.y) * stage.w_out + tile.x) * n;
     const PointwiseArgs<T, T> args = {panel, stride, tile.pixels(), job.pointwise, out, nullptr, false, nullptr};
     pointwise<T, T>(args);
-    if (tile.y == begin && tile.x == 0) std::memcpy(pivot, out, size_t(n) * sizeof(T));
+    if (tile.y == band.begin && tile.x == 0) std::memcpy(pivot, out, size_t(n) * sizeof(T));
     for_channels<T>(n, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
       const Vec<T> minus = Vec<T>::set(-1) * load(pivot + c);
       Vec<T> sum = Vec<T>::set(0), square = sum;  // a tile's own: long sums in one go would round too much
@@ -40,15 +39,15 @@ void train_forward(const TrainForwardJob<T>& job, int task) {
       store(sums + c, load(sums + c) + sum), store(squares + c, load(squares + c) + square);
     });
   });
-  const int64_t pixels = int64_t(end - begin) * stage.w_out;
+  const int64_t pixels = int64_t(band.end - band.begin) * stage.w_out;
   count(job.macs, pixels * stage.c_in * ((stage.depthwise ? 9 : 0) + int64_t(n)));
 }
 
 template <class T>
 void train_apply(const TrainApplyJob<T>& job, int task) {
-  const int bands = int(ceil_div(job.h, job.band_rows)), sample = job.samples[task / bands];
-  const int begin = task % bands * job.band_rows, end = min(begin + job.band_rows, job.h);
-  const int64_t from = (int64_t(sample) * job.h + begin) * job.w * job.c, pixels = int64_t(end - begin) * job.w;
+  const Band band = band_of(task, job.samples, job.h, job.band_rows);
+  const int64_t from = (int64_t(band.sample) * job.h + band.begin) * job.w * job.c;
+  const int64_t pixels = int64_t(band.end - band.begin) * job.w;
   for (int64_t i = 0; i < pixels; ++i) {
     const int64_t at = from + i * job.c;
     for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {

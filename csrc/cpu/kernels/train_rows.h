@@ -6,6 +6,15 @@
 
 namespace dynroute::DYNROUTE_TARGET {
 
+// A task's band of rows: [begin, end) of one of the samples that take part.
+struct Band {
+  int sample, begin, end;
+};
+DYNROUTE_INLINE Band band_of(int task, const int* samples, int h, int band_rows) {
+  const int bands = int(ceil_div(h, band_rows)), begin = task % bands * band_rows;
+  return {samples[task / bands], begin, min(begin + band_rows, h)};
+}
+
 // [ReLU](scale * x + shift) of `pixels` pixels, `apart` values from one to the next.
 template <class T>
 DYNROUTE_INLINE void make_input(const TrainInput<T>& input, const T* from, int64_t apart, int pixels, int channels,

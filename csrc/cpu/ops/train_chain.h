@@ -132,7 +132,7 @@ Forward run_forward(const Tensor& x_in, const std::vector<Tensor>& depthwise, co
   for (int k = 0; k < stages; ++k)
     packed_size += PackedWeights<T>::depthwise_size(pointwise[k].size(1)) +
                    PackedWeights<T>::pointwise_size(pointwise[k].size(0), pointwise[k].size(1));
-  PackedWeights<T> packed(packed_size + 2 * round_up(c, kPanel), 0);
+  PackedWeights<T> packed(packed_size, 0);
   std::vector<T> ones(size_t(c), T(1)), zeros(size_t(c), T(0));
   chain.alive.reserve(size_t(6 * stages));
   std::vector<const T*> taps;
