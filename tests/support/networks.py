@@ -7,6 +7,8 @@ import torch
 import dynroute
 from dynroute.models.network import DynamicNetwork
 
+BITS = ("logits", "gates", "executed_nodes", "executed_macs")  # the halo follows the plan
+
 
 def random_network(seed: int = 0, gate_shift: float = 0.0, **config) -> DynamicNetwork:
     """Evaluation-mode network with random weights and running statistics; gates spread around `gate_shift`."""
@@ -44,3 +46,18 @@ def random_gates(net: DynamicNetwork, n: int, share: float, seed: int = 0) -> to
 def largest_error(logits: torch.Tensor, wanted: torch.Tensor) -> float:
     """Largest difference over the largest value wanted."""
     return float((logits.float() - wanted).abs().max() / wanted.abs().max())
+
+
+def same_bits(a: dynroute.RunOutput, b: dynroute.RunOutput, fields: tuple[str, ...] = BITS) -> None:
+    for name in fields:
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+def check_batch_never_changes_a_sample(run: dynroute.Runtime, images: torch.Tensor) -> None:
+    """Each sample's outputs are the same bits in the batch and alone; samples that all do the same would say little."""
+    whole = run(images)
+    assert len(set(whole.executed_macs.tolist())) > 1, "the samples should have differed"
+    for i in range(len(images)):
+        alone = run(images[i : i + 1])
+        for name in BITS:
+            assert torch.equal(getattr(whole, name)[i : i + 1], getattr(alone, name)), name

@@ -16,21 +16,23 @@ from dynroute.runtime.cuda.executor import CudaExecutor
 from dynroute.runtime.cuda.launch_list import DTYPES
 from dynroute.runtime.executor import Runtime
 from tests.support.goldens import EVAL, check_eval, load
-from tests.support.networks import largest_error, random_gates, random_images, random_network
+from tests.support.networks import (
+    BITS,
+    check_batch_never_changes_a_sample,
+    largest_error,
+    random_gates,
+    random_images,
+    random_network,
+    same_bits,
+)
 
 pytestmark = pytest.mark.skipif(library.why_not_cuda() is not None, reason=library.why_not_cuda() or "")
-FIELDS = ("logits", "gates", "executed_nodes", "executed_macs")
 FULL = {"layers": 16, "channels": 64, "stem_width": 64, "num_classes": 19}
 
 
 def on_cpu(out) -> SimpleNamespace:
-    names = (*FIELDS, "expected_mflops", "real_mflops", "halo_macs")
+    names = (*BITS, "expected_mflops", "real_mflops", "halo_macs")
     return SimpleNamespace(**{name: getattr(out, name).cpu() for name in names})
-
-
-def same_bits(a, b) -> None:
-    for name in FIELDS:
-        assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
 @pytest.mark.parametrize("path", [path for path, _ in EVAL], ids=[name for _, name in EVAL])
@@ -70,13 +72,7 @@ def test_error_is_no_more_than_twice_that_of_torch_at_that_precision(storage: to
 @pytest.mark.parametrize("storage", DTYPES, ids=str)
 def test_a_batch_never_changes_a_sample(storage: torch.dtype) -> None:
     run = dynroute.optimize(random_network(gate_shift=-0.3, **FULL), "cuda", storage)
-    x = random_images(5, 192, 320).cuda()
-    whole = run(x)
-    assert len(set(whole.executed_macs.tolist())) > 1, "the samples should have differed"
-    for i in range(5):
-        alone = run(x[i : i + 1])
-        for name in FIELDS:
-            assert torch.equal(getattr(whole, name)[i : i + 1], getattr(alone, name)), name
+    check_batch_never_changes_a_sample(run, random_images(5, 192, 320).cuda())
 
 
 def test_labels() -> None:

@@ -16,7 +16,14 @@ from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
 from dynroute.runtime.executor import Runtime
 from tests.support.cuda.devices import A100, H100
 from tests.support.goldens import EVAL, check_eval, load
-from tests.support.networks import largest_error, random_gates, random_images, random_network
+from tests.support.networks import (
+    check_batch_never_changes_a_sample,
+    largest_error,
+    random_gates,
+    random_images,
+    random_network,
+    same_bits,
+)
 
 needs_emulator = pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")
 HALVES = DTYPES[1:]
@@ -24,17 +31,11 @@ GOLDENS = [path for path, _ in EVAL if path.stem in ("public_l4", "public_l6_sma
 # With room for tiles of up to 32 channels: of 8 to 64 three scales are fused, and one is staged.
 MIXED = A100._replace(shared_per_block=52 << 10)
 WAYS: dict[str, dict[str, Any]] = {"fused": {}, "staged": {"fusion": "staged"}, "mixed": {"limits": MIXED}}
-FIELDS = ("logits", "gates", "executed_nodes", "executed_macs")
 
 
 def emulated(net, storage=torch.float32, **settings) -> Runtime:
     """The runtime that `optimize` makes for "cuda-emulated", with settings of its executor."""
     return Runtime(net, "cuda-emulated", "a test", storage, EmulatedExecutor(net, storage, **settings))
-
-
-def same_bits(a, b, fields=FIELDS) -> None:
-    for name in fields:
-        assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
 def check_against_cpu(out, net, x, gates=None) -> None:
@@ -93,13 +94,7 @@ def test_gates_in_16_bits(storage: torch.dtype) -> None:
 def test_a_batch_never_changes_a_sample(way: str, storage: torch.dtype) -> None:
     net = random_network(gate_shift=-0.3)
     run = emulated(net, storage, **WAYS[way])
-    x = random_images(3, 64, 64)
-    whole = run(x)
-    assert len(set(whole.executed_macs.tolist())) > 1, "the samples should have differed"
-    for i in range(3):
-        alone = run(x[i : i + 1])
-        for name in FIELDS:
-            assert torch.equal(getattr(whole, name)[i : i + 1], getattr(alone, name)), name
+    check_batch_never_changes_a_sample(run, random_images(3, 64, 64))
 
 
 @needs_emulator
