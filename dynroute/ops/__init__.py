@@ -3,6 +3,7 @@
 from dynroute.native.network import network_forward, network_workspace
 from dynroute.ops.aggregate import aggregate
 from dynroute.ops.gate import gate
+from dynroute.ops.node_train import NodeOutput, node_train
 from dynroute.ops.route import Routes, route
 from dynroute.ops.sepconv import sepconv
 from dynroute.ops.sepconv_train import sepconv_train
@@ -10,11 +11,13 @@ from dynroute.ops.transform import transform
 from dynroute.ops.transform_train import transform_train
 
 __all__ = [
+    "NodeOutput",
     "Routes",
     "aggregate",
     "gate",
     "network_forward",
     "network_workspace",
+    "node_train",
     "route",
     "sepconv",
     "sepconv_train",

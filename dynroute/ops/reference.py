@@ -128,14 +128,18 @@ def route(
 def batch_norm(
     raw: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor, running_var: Tensor, frozen: bool, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """BatchNorm of [N, C, H, W] by its own statistics or the running ones; [3, C] mean, inverse deviation, variance."""
-    if frozen or raw.numel() == 0:
+    """BatchNorm of [N, C, H, W] by its own statistics or the running ones; [3, C] mean, inverse deviation, unbiased
+    variance."""
+    count = raw.numel() // raw.shape[1]
+    if frozen or count == 0:
         mean, var = running_mean.clone(), running_var.clone()  # the caller writes to them before the backward
+        unbiased = var
     else:
         var, mean = torch.var_mean(raw, (0, 2, 3), correction=0)
+        unbiased = var * (count / max(count - 1, 1))
     invstd = (var + eps).rsqrt()
     scale = gamma * invstd
-    return affine(raw, scale, beta - mean * scale), torch.stack([mean, invstd, var]).detach()
+    return affine(raw, scale, beta - mean * scale), torch.stack([mean, invstd, unbiased]).detach()
 
 
 def sepconv_train(
@@ -187,6 +191,55 @@ def transform_train(
     raw = F.conv2d(here.relu() if relu_input else here, weight, stride=stride)
     y, stats = batch_norm(raw, gamma, beta, running_mean, running_var, frozen, eps)
     return _scattered(y.relu(), open, x), _scattered(raw, open, x).detach(), stats[None]
+
+
+def node_train(
+    x: Tensor,
+    alphas: Tensor,
+    depthwise: Sequence[Tensor],
+    pointwise: Sequence[Tensor],
+    up: Tensor | None,
+    down: Tensor | None,
+    gamma: Sequence[Tensor],
+    beta: Sequence[Tensor],
+    running_mean: Sequence[Tensor],
+    running_var: Sequence[Tensor],
+    factor: Tensor | None = None,
+    bridge: float = 0.0,
+    skip: bool = False,
+    frozen: bool = False,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    norms = list(zip(gamma, beta, running_mean, running_var))
+    closed = is_closed(alphas)
+    open = ~closed if skip else torch.ones_like(closed)
+    cell = (gamma, beta, running_mean, running_var)
+    y, raw, stats = sepconv_train(
+        x, depthwise, pointwise, *(values[: len(depthwise)] for values in cell), open, frozen=frozen, eps=eps
+    )
+    if factor is not None:
+        y = y * factor.view(-1, 1, 1, 1)
+    hidden = (y + x).relu()
+    keep_weight, x_weight = alphas[:, KEEP], closed.to(x.dtype)
+    if bridge > 0:
+        x_weight = (1.0 - alphas.sum(1) / bridge).relu()
+    else:
+        keep_weight = torch.where(closed, 0.0, keep_weight)
+    keep = x_weight.view(-1, 1, 1, 1) * x + only(open, keep_weight.view(-1, 1, 1, 1) * hidden)
+    all_stats = [stats.flatten()]
+    outputs, raws = [], []
+    for path, weight, stride in ((UP, up, 1), (DOWN, down, 2)):
+        if weight is None:
+            outputs.append(x.new_empty(0))
+            raws.append(x.new_empty(0))
+            continue
+        taken = open & is_path_open(alphas)[:, path] if skip else open
+        norm = norms[len(depthwise) + len(all_stats) - 1]
+        out, raw_of, stats = transform_train(hidden, weight, *norm, taken, stride, False, frozen, eps)
+        outputs.append(out * alphas[:, path].view(-1, 1, 1, 1))
+        raws.append(raw_of)
+        all_stats.append(stats.flatten())
+    return keep, *outputs, raw, *raws, torch.cat(all_stats)  # type: ignore[return-value]
 
 
 def _scattered(value: Tensor, open: Tensor | None, x: Tensor) -> Tensor:

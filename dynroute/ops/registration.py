@@ -17,3 +17,8 @@ def nhwc_empty(x: Tensor, shape: Sequence[Any]) -> Tensor:
 def flops_of(shape: Any) -> Any:
     """Shape of a tensor argument in a FLOP formula, which receives either shapes or tensors."""
     return shape.shape if isinstance(shape, Tensor) else shape
+
+
+def as_weights(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients that lie in one tensor, one after the other, as views in the shapes of their weights."""
+    return [part.view(w.shape) for part, w in zip(flat.split([w.numel() for w in weights]), weights)]

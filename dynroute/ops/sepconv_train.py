@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import backends, batchnorm, reference
-from dynroute.ops.registration import flops_of, nhwc_empty
+from dynroute.ops.registration import as_weights, flops_of, nhwc_empty
 
 
 def sepconv_train(
@@ -33,8 +33,7 @@ def sepconv_train(
 ) -> Tensor:
     """One to three times depthwise 3x3 -> pointwise -> BatchNorm, with ReLU between them [+ x] [-> ReLU].
 
-    Kept for the backward: x, each stage's output before its BatchNorm, and the output where it ends with a ReLU; the
-    depthwise outputs and what lies between the stages are made again.
+    Kept for the backward: x and each stage's output before its BatchNorm; all else is made again.
 
     Args:
         x: [N, C, H, W], C a multiple of 8.
@@ -61,7 +60,7 @@ def sepconv_train(
     lists = [list(values) for values in (depthwise, pointwise, gamma, beta, running_mean, running_var)]
     out, _, stats = run(x, *lists, open, stride, residual, final_relu, frozen, eps)
     if not frozen:
-        batchnorm.update(running_mean, running_var, stats, batchnorm.pixels(out, open), momentum)
+        batchnorm.update(running_mean, running_var, stats, momentum)
     return out
 
 
@@ -75,47 +74,38 @@ def _register() -> None:
 
     @torch.library.register_fake("dynroute::sepconv_train_backward")
     def _(grad, x, depthwise, pointwise, gamma, *rest):  # type: ignore[no-untyped-def]
-        wanted = rest[-1]
-        of = [
-            sum(w.numel() for w in weights) if want else 0 for weights, want in zip((depthwise, pointwise), wanted[1:])
-        ]
+        wanted, beta = rest[-1], rest[0]
+        lists = (depthwise if wanted[1] else [], pointwise if wanted[2] else [], gamma, beta)
+        size = sum(w.numel() for weights in lists for w in weights)
         n, c, h, w = x.shape
-        grad_x = nhwc_empty(x, (n if wanted[0] else 0, c, h, w))
-        return grad_x, x.new_empty(of[0]), x.new_empty(of[1]), x.new_empty((len(pointwise), 2, pointwise[-1].shape[0]))
+        return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), x.new_empty(size)
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, depthwise, pointwise, gamma, beta, _, _, open, *ctx.options, _ = inputs
-        out, raw, stats = output
+        _, raw, stats = output
         ctx.stages = len(depthwise)
-        final_relu = ctx.options[2]
-        # without a ReLU at the end the output is not looked at again
-        ctx.save_for_backward(
-            x, open, out if final_relu else raw[: len(out)], raw, stats, *depthwise, *pointwise, *gamma, *beta
-        )
+        ctx.save_for_backward(x, open, raw, stats, *depthwise, *pointwise, *gamma, *beta)
         ctx.mark_non_differentiable(raw, stats)
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
-        if grad is None:
-            return None, *[[None] * ctx.stages] * 6, *[None] * 6
-        x, open, out, raw, stats, *weights = ctx.saved_tensors
         k, needs = ctx.stages, ctx.needs_input_grad
+        if grad is None:
+            return None, *[[None] * k] * 6, *[None] * 6
+        x, open, raw, stats, *weights = ctx.saved_tensors
         depthwise, pointwise, gamma, beta = (weights[i * k : (i + 1) * k] for i in range(4))
         wanted = [needs[0], any(needs[1]), any(needs[2])]
-        grad_x, grad_depthwise, grad_pointwise, norms = torch.ops.dynroute.sepconv_train_backward(
-            grad, x, depthwise, pointwise, gamma, beta, out, raw, stats, open, *ctx.options, wanted
+        grad_x, flat = torch.ops.dynroute.sepconv_train_backward(
+            grad, x, depthwise, pointwise, gamma, beta, raw, stats, open, *ctx.options, wanted
         )
-        taps: list[Tensor | None] = [None] * k
-        products: list[Tensor | None] = [None] * k
-        if wanted[1]:
-            parts = grad_depthwise.split([w.numel() for w in depthwise])
-            taps = [part.view(9, -1).t().reshape(w.shape) for part, w in zip(parts, depthwise)]
-        if wanted[2]:
-            parts = grad_pointwise.split([w.numel() for w in pointwise])
-            products = [part.view(w.shape) for part, w in zip(parts, pointwise)]
+        taps, products = depthwise if wanted[1] else [], pointwise if wanted[2] else []
+        grads = as_weights(flat, [*taps, *products, *gamma, *beta])
+        none: list[Tensor | None] = [None] * k
         return (
-            grad_x if wanted[0] else None, taps, products,
-            list(norms[:, 0].unbind()), list(norms[:, 1].unbind()), [None] * k, [None] * k, *[None] * 6,
+            grad_x if wanted[0] else None,
+            grads[:k] if wanted[1] else none,
+            grads[-3 * k : -2 * k] if wanted[2] else none,
+            grads[-2 * k : -k], grads[-k:], none, none, *[None] * 6,
         )  # fmt: skip
 
     torch.library.register_autograd("dynroute::sepconv_train", backward, setup_context=setup_context)
@@ -133,7 +123,7 @@ def _register() -> None:
 
     @register_flop_formula(torch.ops.dynroute.sepconv_train_backward)
     def _(grad, x, depthwise, pointwise, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        stride, wanted = args[6], args[10]
+        stride, wanted = args[5], args[9]
         taps, products = macs(x, pointwise, stride)
         # depthwise outputs are made again for the products' weights
         return 2 * ((1 + wanted[2]) * products + (1 + wanted[1] + wanted[2]) * taps)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import backends, batchnorm, reference
-from dynroute.ops.registration import flops_of, nhwc_empty
+from dynroute.ops.registration import as_weights, flops_of, nhwc_empty
 
 
 def transform_train(
@@ -30,7 +30,7 @@ def transform_train(
 ) -> Tensor:
     """[ReLU ->] 1x1 convolution with a stride -> BatchNorm -> ReLU.
 
-    Kept for the backward: x, the product before its BatchNorm, the output.
+    Kept for the backward: x and the product before its BatchNorm.
 
     Args:
         x: [N, C, H, W], C a multiple of 8.
@@ -54,7 +54,7 @@ def transform_train(
     run = backends.operator("transform_train", backend, x)
     out, _, stats = run(x, weight, gamma, beta, running_mean, running_var, open, stride, relu_input, frozen, eps)
     if not frozen:
-        batchnorm.update([running_mean], [running_var], stats, batchnorm.pixels(out, open), momentum)
+        batchnorm.update([running_mean], [running_var], stats, momentum)
     return out
 
 
@@ -69,12 +69,12 @@ def _register() -> None:
     def _(grad, x, weight, *rest):  # type: ignore[no-untyped-def]
         wanted = rest[-1]
         n, c, h, w = x.shape
-        grad_weight = x.new_empty(weight.numel() if wanted[1] else 0)
-        return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), grad_weight, x.new_empty((1, 2, weight.shape[0]))
+        flat = x.new_empty((weight.numel() if wanted[1] else 0) + 2 * weight.shape[0])
+        return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), flat
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, weight, gamma, beta, _, _, open, *ctx.options, _ = inputs
-        ctx.save_for_backward(x, weight, gamma, beta, *output, open)
+        ctx.save_for_backward(x, weight, gamma, beta, *output[1:], open)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
@@ -83,13 +83,11 @@ def _register() -> None:
             return (None,) * 11
         *saved, open = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
-        grad_x, grad_weight, norms = torch.ops.dynroute.transform_train_backward(
-            grad, *saved, open, *ctx.options, wanted
-        )
-        weight = saved[1]
+        grad_x, flat = torch.ops.dynroute.transform_train_backward(grad, *saved, open, *ctx.options, wanted)
+        _, weight, gamma, beta, *_ = saved
+        *grad_weight, grad_gamma, grad_beta = as_weights(flat, [weight, gamma, beta] if wanted[1] else [gamma, beta])
         return (
-            grad_x if wanted[0] else None, grad_weight.view(weight.shape) if wanted[1] else None, norms[0, 0],
-            norms[0, 1], *[None] * 7,
+            grad_x if wanted[0] else None, grad_weight[0] if wanted[1] else None, grad_gamma, grad_beta, *[None] * 7,
         )  # fmt: skip
 
     torch.library.register_autograd("dynroute::transform_train", backward, setup_context=setup_context)
@@ -104,7 +102,7 @@ def _register() -> None:
 
     @register_flop_formula(torch.ops.dynroute.transform_train_backward)
     def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return sum(args[9]) * flops(x, weight, args[6])
+        return sum(args[8]) * flops(x, weight, args[5])
 
 
 if library.why_not_loaded() is None:

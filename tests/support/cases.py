@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynroute.space.wiring import DOWN, UP
+
 ODD_SIZES = [(1, 1), (7, 5), (13, 9), (33, 34)]
 CHANNELS = [8, 16, 24, 32, 64, 128, 256]
 
@@ -69,6 +71,26 @@ def sepconv_train(
 
 def transform_train(n: int, c: int, h: int, w: int, out: int, dtype: torch.dtype = torch.float32):
     return *transform(n, c, h, w, out, dtype), *running(out, dtype)
+
+
+def node_train(
+    n: int, c: int, h: int, w: int, stages: int = 2, paths: str = "ud", dtype: torch.dtype = torch.float32
+):
+    """x, alphas (sample 1 closed, sample 2's down too), weights; `paths` names those that are there."""
+    x, dw, pw, *norms = sepconv_train(n, c, h, w, stages, dtype=dtype)
+    alphas = normal(n, 3, dtype=dtype, seed=8).abs() * 0.5 + 0.1
+    alphas[1:2] = 0
+    alphas[2:3, DOWN] = 0
+    weights = []
+    for name, out in (("u", c // 2), ("d", 2 * c)):
+        if name not in paths:
+            alphas[:, UP if name == "u" else DOWN] = 0
+            weights.append(None)
+            continue
+        _, weight, *norm = transform_train(n, c, h, w, out, dtype)
+        weights.append(weight)
+        norms = [[*have, more] for have, more in zip(norms, norm)]
+    return x, alphas, dw, pw, *weights, *norms
 
 
 def gate(n: int, c: int, h: int, w: int, gates: int = 3, dtype: torch.dtype = torch.float32):

@@ -4,6 +4,7 @@
 
 #include "jobs.h"
 #include "train_jobs.h"
+#include "train_node_jobs.h"
 
 namespace dynroute {
 
@@ -15,6 +16,8 @@ struct TrainKernels {
   void (*sums)(const TrainSumsJob<T>& job, int task);
   void (*product)(const TrainProductJob<T>& job, int task);
   void (*depthwise)(const TrainDepthwiseJob<T>& job, int task);
+  void (*paths)(const TrainPathsJob<T>& job, int task);
+  void (*paths_backward)(const TrainPathsBackwardJob<T>& job, int task);
 };
 
 // A kernel runs one task of a job, on any thread.

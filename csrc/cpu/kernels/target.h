@@ -108,6 +108,10 @@ void train_product(const TrainProductJob<T>& job, int task);
 template <class T>
 void train_depthwise(const TrainDepthwiseJob<T>& job, int task);
 template <class T>
+void train_paths(const TrainPathsJob<T>& job, int task);
+template <class T>
+void train_paths_backward(const TrainPathsBackwardJob<T>& job, int task);
+template <class T>
 double fma_loop(int64_t iterations);
 double tile_loop(int64_t iterations);
 

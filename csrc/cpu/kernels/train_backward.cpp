@@ -2,22 +2,13 @@
 // product's two gradients; the depthwise's two, with the ReLU before it and the sums that the BatchNorm before needs.
 // Nothing between the passes but one map: the gradient of the depthwise's output. That output itself is made again.
 #include "outer.h"
+#include "train_output.h"
 #include "train_rows.h"
 
 namespace dynroute::DYNROUTE_TARGET {
 namespace {
 
 constexpr int kProductPixels = 96;  // of a tile: its two panels lie in L2, and sums of c_out x c_in pass by once for it
-// Pixels walked channel by channel: all that is read of them stays in L1. Sums are added up chunk by chunk: in one go
-// they would round too much, as a gradient's sum is small beside its parts.
-constexpr int kChunk = 32;
-
-// The gradient before a ReLU whose output is `out`; null: there is none.
-template <class T, class Load>
-DYNROUTE_INLINE Vec<T> through_relu(const T* out, Vec<T> g, int64_t at, Load load) {
-  return out ? where_positive(load(out + at), g) : g;
-}
-
 }  // namespace
 
 template <class T>
@@ -26,8 +17,10 @@ void train_sums(const TrainSumsJob<T>& job, int task) {
   const TrainOutput<T>& output = job.output;
   const int64_t first = (int64_t(band.sample) * job.h + band.begin) * job.w * job.c;
   const int pixels = (band.end - band.begin) * job.w;
+  const Vec<T> weight = Vec<T>::set(weight_of(job.weight, band.sample));
   T *sums = job.sums + int64_t(task) * 2 * job.c, *products = sums + job.c;
   for (int c = 0; c < 2 * job.c; ++c) sums[c] = 0;
+  T dot[Vec<T>::width] = {};
   for (int at = 0; at < pixels; at += kChunk) {
     const int some = min(kChunk, pixels - at);
     for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
@@ -35,12 +28,25 @@ void train_sums(const TrainSumsJob<T>& job, int task) {
       Vec<T> sum = Vec<T>::set(0), product = sum;
       int64_t from = first + int64_t(at) * job.c + c;
       for (int i = 0; i < some; ++i, from += job.c) {
-        const Vec<T> g = through_relu(output.out, load(job.grad + from), from, load);
-        sum = sum + g, product = fma(g, (load(output.y + from) + minus) * invstd, product);
+        const Vec<T> y = load(output.y + from);
+        const Vec<T> g = through_relu(output, weight * load(job.grad + from), y, from, c, load);
+        sum = sum + g, product = fma(g, (y + minus) * invstd, product);
       }
       store(sums + c, load(sums + c) + sum), store(products + c, load(products + c) + product);
+      if (job.dots) {
+        // of what the ReLU let through: out = scale * y + shift there
+        Vec<T> behind = Vec<T>::set(0);
+        const Vec<T> scale = load(output.scale + c), shift = load(output.shift + c);
+        from = first + int64_t(at) * job.c + c;
+        for (int i = 0; i < some; ++i, from += job.c)
+          behind = fma(load(job.grad + from), relu(fma(scale, load(output.y + from), shift)), behind);
+        (Vec<T>::load(dot) + behind).store(dot);
+      }
     });
   }
+  if (!job.dots) return;
+  job.dots[task] = 0;
+  for (T lane : dot) job.dots[task] += lane;
 }
 
 template <class T>
@@ -57,23 +63,15 @@ void train_product(const TrainProductJob<T>& job, int task) {
   InputRows<T> in(stage, parts.take(memory));
   T* grad_weight = job.grad_weight ? job.grad_weight + int64_t(task) * c_out * c_in : nullptr;
   if (grad_weight) std::memset(grad_weight, 0, size_t(c_out) * c_in * sizeof(T));
-  const TrainOutput<T>& output = job.output;
   for (int64_t row = first; row < last;) {
     const int sample = stage.samples[row / stage.h_out], begin = int(row % stage.h_out);
     const int end = int(min<int64_t>(stage.h_out, begin + last - row));
     in.of_sample(sample);
+    const OutputGradient<T> from = {job.output, job.grad,  weight_of(job.weight, sample),
+                                    job.gain,   job.slope, job.mean_grad};
     for_tiles(begin, end, stage.w_out, kProductPixels, [&](const PixelTile& tile) {
       const int64_t pixel = (int64_t(sample) * stage.h_out + tile.y) * stage.w_out + tile.x;
-      for_channels<T>(c_out, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-        const Vec<T> gain = load(job.gain + c), slope = load(job.slope + c), minus = Vec<T>::set(-1);
-        const Vec<T> minus_grad = minus * load(job.mean_grad + c), minus_mean = minus * load(output.mean + c);
-        int64_t at = pixel * c_out + c;
-        T* to = gy + c;
-        for (int i = 0; i < tile.pixels(); ++i, at += c_out, to += out_stride) {
-          const Vec<T> g = through_relu(output.out, load(job.grad + at), at, load);
-          store(to, fma(gain, g + minus_grad, slope * (load(output.y + at) + minus_mean)));
-        }
-      });
+      make_output_gradient(from, pixel * c_out, tile.pixels(), c_out, gy, out_stride);
       if (job.transposed.panels) {
         const PointwiseArgs<T, T> args = {gy,      out_stride, tile.pixels(), job.transposed, job.grad_d + pixel * c_in,
                                           nullptr, false,      nullptr};
@@ -212,9 +210,10 @@ void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
     T* out = job.grad_x + first + y * row_size;
     input_gradient(stage, grad_d, job.flipped, y, out);
     const TrainInput<T>& input = stage.input;
-    if (!input.relu && !job.added && !sums) continue;
+    if (!input.relu && !job.added && !job.more && !sums) continue;
     const T *x = in.raw(y), *added = job.added ? job.added + first + y * row_size : nullptr;
-    const T* added_out = job.added_out ? job.added_out + first + y * row_size : nullptr;
+    const Vec<T> more_weight = Vec<T>::set(job.more ? job.more_weight[band.sample] : T(0));
+    const T* more = job.more && job.more_weight[band.sample] != 0 ? job.more + first + y * row_size : nullptr;
     for (int column = 0; column < stage.w_in; column += kChunk) {
       const int64_t row_end = int64_t(min(column + kChunk, stage.w_in)) * c;
       for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
@@ -227,7 +226,12 @@ void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
           Vec<T> g = load(out + at);
           const Vec<T> value = load(x + at);
           if (input.relu) g = where_positive(input.scale ? fma(scale, value, shift) : value, g);
-          if (added) g = g + through_relu(added_out, load(added + at), at, load);
+          if (added) {
+            const int64_t here = first + y * row_size + at;
+            const Vec<T> made = job.passed.relu ? load(job.passed.y + here) : g;
+            g = g + through_relu(job.passed, load(added + at), made, here, i, load);
+          }
+          if (more) g = fma(more_weight, load(more + at), g);
           if (sums) sum = sum + g, product = fma(g, (value + minus) * invstd, product);
           store(out + at, g);
         }

@@ -1,6 +1,7 @@
 // The forward of training stages: raw outputs with their sums; and BatchNorm applied to what a stage left.
 // Unit of work: a band of a sample's rows, in tiles of pixels. A tile's depthwise goes to a panel in L2, the product
 // writes y, and y's sums are added up while it is in L1: some 3 operations for the k multiply-adds that made a value.
+#include "train_output.h"
 #include "train_rows.h"
 
 namespace dynroute::DYNROUTE_TARGET {
@@ -20,24 +21,13 @@ void train_forward(const TrainForwardJob<T>& job, int task) {
   InputRows<T> in(stage, parts.take(memory));
   in.of_sample(band.sample);
   T* y_sample = job.y + int64_t(band.sample) * stage.h_out * stage.w_out * n;
-  T *pivot = job.sums + int64_t(task) * 3 * n, *sums = pivot + n, *squares = sums + n;
-  std::memset(sums, 0, size_t(2 * n) * sizeof(T));
+  T* sums = job.sums + int64_t(task) * 3 * n;
   for_tiles(band.begin, band.end, stage.w_out, kTrainPixels, [&](const PixelTile& tile) {
     fill_panel(stage, in, tile, panel, stride);
     T* out = y_sample + (int64_t(tile.y) * stage.w_out + tile.x) * n;
     const PointwiseArgs<T, T> args = {panel, stride, tile.pixels(), job.pointwise, out, nullptr, false, nullptr};
     pointwise<T, T>(args);
-    if (tile.y == band.begin && tile.x == 0) std::memcpy(pivot, out, size_t(n) * sizeof(T));
-    for_channels<T>(n, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-      const Vec<T> minus = Vec<T>::set(-1) * load(pivot + c);
-      Vec<T> sum = Vec<T>::set(0), square = sum;  // a tile's own: long sums in one go would round too much
-      const T* from = out + c;
-      for (int i = 0; i < tile.pixels(); ++i, from += n) {
-        const Vec<T> v = load(from) + minus;
-        sum = sum + v, square = fma(v, v, square);
-      }
-      store(sums + c, load(sums + c) + sum), store(squares + c, load(squares + c) + square);
-    });
+    add_statistics(out, tile.pixels(), n, tile.y == band.begin && tile.x == 0, sums);
   });
   const int64_t pixels = int64_t(band.end - band.begin) * stage.w_out;
   count(job.macs, pixels * stage.c_in * ((stage.depthwise ? 9 : 0) + int64_t(n)));
@@ -48,12 +38,14 @@ void train_apply(const TrainApplyJob<T>& job, int task) {
   const Band band = band_of(task, job.samples, job.h, job.band_rows);
   const int64_t from = (int64_t(band.sample) * job.h + band.begin) * job.w * job.c;
   const int64_t pixels = int64_t(band.end - band.begin) * job.w;
+  const Vec<T> weight = Vec<T>::set(weight_of(job.weight, band.sample));
   for (int64_t i = 0; i < pixels; ++i) {
     const int64_t at = from + i * job.c;
     for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
       Vec<T> v = fma(load(job.scale + c), load(job.y + at + c), load(job.shift + c));
       if (job.residual) v = v + load(job.residual + at + c);
-      store(job.out + at + c, job.relu ? relu(v) : v);
+      v = job.relu ? relu(v) : v;
+      store(job.out + at + c, job.weight ? weight * v : v);
     });
   }
 }

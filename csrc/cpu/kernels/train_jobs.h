@@ -41,31 +41,37 @@ struct TrainForwardJob {
   int64_t* macs;
 };
 
-// A stage's raw output y and what BatchNorm and ReLU made of it.
+// A stage's raw output y, its BatchNorm's statistics, and the ReLU behind it.
 template <class T>
 struct TrainOutput {
   const T* y;              // [n, h, w, c]
   const T *mean, *invstd;  // [c]
-  const T* out;            // [n, h, w, c] behind a ReLU: gradients pass where it is above 0; null: there is no ReLU
+  // A ReLU of scale * y + shift [+ residual], which is made again: gradients pass where it is above 0.
+  bool relu;
+  const T *scale, *shift;  // [c]
+  const T* residual;       // like y, or null
 };
 
 // Sums of BatchNorm's backward over a task's pixels: of g and of g * (y - mean) * invstd, where g is the gradient of b.
 template <class T>
 struct TrainSumsJob {
   TrainOutput<T> output;
-  const T* grad;  // [n, h, w, c]: of what comes behind the ReLU
-  T* sums;        // [tasks][2][c]
+  const T* grad;    // [n, h, w, c]: of what comes behind the ReLU, times `weight`
+  const T* weight;  // [n] by sample; null: 1
+  T* sums;          // [tasks][2][c]
+  T* dots;          // [tasks]: sum of grad * ReLU's output, the weight's gradient; null: not wanted
   const int* samples;
   int n, h, w, c, band_rows;
 };
 
-// BatchNorm's output, out = [ReLU](scale * y + shift [+ residual]). A task is a band of a sample's rows.
+// BatchNorm's output, out = [ReLU](scale * y + shift [+ residual]) [* weight]. A task is a band of a sample's rows.
 template <class T>
 struct TrainApplyJob {
   const T* y;              // [n, h, w, c]
   const T *scale, *shift;  // [c]
   const T* residual;       // like y, or null
   bool relu;
+  const T* weight;         // [n] by sample, or null
   T* out;                  // like y
   const int* samples;
   int n, h, w, c, band_rows;
@@ -80,6 +86,7 @@ struct TrainProductJob {
   TrainStage<T> stage;
   TrainOutput<T> output;
   const T* grad;            // [n, h_out, w_out, c_out]
+  const T* weight;          // [n] of grad, by sample; null: 1
   const T *gain, *slope, *mean_grad;  // [c_out]
   Pointwise<T> transposed;  // k = c_out, n = c_in; panels null: grad_d is not wanted
   T* grad_d;                // [n, h_out, w_out, c_in]
@@ -95,7 +102,9 @@ struct TrainDepthwiseJob {
   const T* grad_d;         // [n, h_out, w_out, c_in]
   const T* flipped;        // [9][c_in]: the taps from last to first
   const T* added;          // [n, h_in, w_in, c_in]: added to the input's gradient; or null
-  const T* added_out;      // like it: added only where this is above 0; or null
+  TrainOutput<T> passed;   // with a ReLU: `added` is the gradient behind it
+  const T* more;           // like `added`, times more_weight; or null
+  const T* more_weight;    // [n] by sample
   T* grad_x;               // [n, h_in, w_in, c_in]: before the input's affine, behind its ReLU; null: not wanted
   const T *mean, *invstd;  // [c_in], of the BatchNorm that the input went through; null: no sums
   T* sums;                 // [tasks][2][c_in]

@@ -69,12 +69,13 @@ struct PixelTile {
 };
 
 // Calls body(tile) for tiles of at most `max_pixels` pixels (and at least a row's part) that cover rows [begin, end).
+// Tiles begin at columns that are a multiple of `step`.
 template <class Body>
-DYNROUTE_INLINE void for_tiles(int begin, int end, int w, int max_pixels, const Body& body) {
+DYNROUTE_INLINE void for_tiles(int begin, int end, int w, int max_pixels, const Body& body, int step = 1) {
   const int group = max(1, max_pixels / w);
   for (int y = begin; y < end; y += group) {
     const int rows = min(group, end - y);
-    const int parts = rows > 1 ? 1 : int(ceil_div(w, max_pixels)), width = int(ceil_div(w, parts));
+    const int parts = rows > 1 ? 1 : int(ceil_div(w, max_pixels)), width = int(round_up(ceil_div(w, parts), step));
     for (int x = 0; x < w; x += width) body(PixelTile{y, x, rows, min(width, w - x)});
   }
 }

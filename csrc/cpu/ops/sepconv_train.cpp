@@ -1,35 +1,15 @@
 // sepconv_train and its backward: check, and run the chain.
 #include <torch/csrc/stable/library.h>
 
-#include "train_chain.h"
+#include "train_checks.h"
+#include "train_stages.h"
 
 namespace dynroute {
 namespace {
 
-void check_stages(const std::string& op, const Tensor& x, const std::vector<Tensor>& depthwise,
-                  const std::vector<Tensor>& pointwise, const std::vector<const std::vector<Tensor>*>& norms,
-                  ScalarType type, int64_t stride, bool residual) {
-  check(op + ": x", x, type, {-1, -1, -1, -1});
-  check_channels(op + ": x", x.size(1), 8);
-  require(x.size(2) > 0 && x.size(3) > 0, op + ": x: wanted a map of at least 1x1, got " + shape_text(x.sizes()));
-  require(stride == 1 || stride == 2, op + ": stride: wanted 1 or 2, got " + std::to_string(stride));
-  const size_t stages = depthwise.size();
-  require(stages >= 1 && stages <= 3, op + ": depthwise: wanted 1 to 3 stages, got " + std::to_string(stages));
-  require(pointwise.size() == stages, op + ": pointwise: wanted as many as depthwise (" + std::to_string(stages) +
-                                          "), got " + std::to_string(pointwise.size()));
-  int64_t c = x.size(1);
-  for (size_t k = 0; k < stages; ++k) {
-    const std::string at = "[" + std::to_string(k) + "]";
-    check(op + ": depthwise" + at, depthwise[k], type, {c, 1, 3, 3});
-    check(op + ": pointwise" + at, pointwise[k], type, {k == 0 ? -1 : c, c, 1, 1});
-    c = pointwise[k].size(0);
-    check_channels(op + ": pointwise" + at, c, 8);
-    for (const auto* list : norms) {
-      require(list->size() == stages, op + ": gamma, beta, running_mean, running_var: wanted as many as depthwise (" +
-                                          std::to_string(stages) + ")");
-      check(op + ": gamma, beta, running_mean, running_var" + at, (*list)[k], type, {c});
-    }
-  }
+void check_residual(const std::string& op, const Tensor& x, const std::vector<Tensor>& pointwise, int64_t stride,
+                    bool residual) {
+  const int64_t c = pointwise.back().size(0);
   require(!residual || (stride == 1 && c == x.size(1)),
           op + ": residual: wanted an output of x's shape (stride 1, " + std::to_string(x.size(1)) +
               " channels), got stride " + std::to_string(stride) + ", " + std::to_string(c) + " channels");
@@ -41,35 +21,37 @@ Forward forward_op(const Tensor& x, std::vector<Tensor> depthwise, std::vector<T
                    bool final_relu, bool frozen, double eps) {
   const std::string op = "sepconv_train";
   const ScalarType type = check_floating(op + ": x", x);
-  check_stages(op, x, depthwise, pointwise, {&gamma, &beta, &running_mean, &running_var}, type, stride, residual);
+  check_stages(op, x, depthwise, pointwise, {&gamma, &beta, &running_mean, &running_var}, type, stride);
+  check_residual(op, x, pointwise, stride, residual);
   const Mask mask(op + ": open", open, x.size(0));
   const ChainOptions options = {int(stride), false, residual, final_relu, frozen, eps};
   const auto run = [&](auto t) {
-    return run_forward<decltype(t)>(x, depthwise, pointwise, gamma, beta, running_mean, running_var, mask, options);
+    return run_forward<decltype(t)>(x, {depthwise, pointwise, gamma, beta, &running_mean, &running_var}, mask, options);
   };
   return type == ScalarType::Double ? run(double{}) : run(float{});
 }
 
-Backward backward_op(const Tensor& grad, const Tensor& x, std::vector<Tensor> depthwise, std::vector<Tensor> pointwise,
-                     std::vector<Tensor> gamma, std::vector<Tensor> beta, const Tensor& out, const Tensor& raw,
-                     const Tensor& stats, std::optional<Tensor> open, int64_t stride, bool residual, bool final_relu,
-                     bool frozen, std::vector<bool> wanted) {
+std::tuple<Tensor, Tensor> backward_op(const Tensor& grad, const Tensor& x, std::vector<Tensor> depthwise,
+                                       std::vector<Tensor> pointwise, std::vector<Tensor> gamma,
+                                       std::vector<Tensor> beta, const Tensor& raw, const Tensor& stats,
+                                       std::optional<Tensor> open, int64_t stride, bool residual, bool final_relu,
+                                       bool frozen, std::vector<bool> wanted) {
   const std::string op = "sepconv_train_backward";
   const ScalarType type = check_floating(op + ": x", x);
-  check_stages(op, x, depthwise, pointwise, {&gamma, &beta}, type, stride, residual);
+  check_stages(op, x, depthwise, pointwise, {&gamma, &beta}, type, stride);
+  check_residual(op, x, pointwise, stride, residual);
   require(wanted.size() == 3, op + ": wanted: wanted 3 booleans, got " + std::to_string(wanted.size()));
   const int64_t n = x.size(0), h = strided(int(x.size(2)), int(stride)), w = strided(int(x.size(3)), int(stride));
   const int64_t stages = int64_t(depthwise.size()), c = pointwise[0].size(0);
   check(op + ": grad", grad, type, {n, c, h, w});
-  check(op + ": out", out, type, {n, c, h, w});
   check(op + ": raw", raw, type, {stages * n, c, h, w});
   check(op + ": stats", stats, type, {stages, kStatistics, c});
-  const Tensor raw_maps = nhwc(raw), made = nhwc(out), statistics = torch::stable::contiguous(stats);
+  const Tensor raw_maps = nhwc(raw), statistics = torch::stable::contiguous(stats);
   const Mask mask(op + ": open", open, n);
   const ChainOptions options = {int(stride), false, residual, final_relu, frozen, 0};
   const auto run = [&](auto t) {
-    return run_backward<decltype(t)>(grad, x, depthwise, pointwise, gamma, beta, made, raw_maps, statistics, mask,
-                                     options, wanted);
+    return run_backward<decltype(t)>(grad, x, {depthwise, pointwise, gamma, beta, nullptr, nullptr}, raw_maps,
+                                     statistics, mask, options, wanted);
   };
   return type == ScalarType::Double ? run(double{}) : run(float{});
 }

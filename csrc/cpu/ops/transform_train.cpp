@@ -1,7 +1,7 @@
 // transform_train and its backward: a chain of one stage without a depthwise.
 #include <torch/csrc/stable/library.h>
 
-#include "train_chain.h"
+#include "train_stages.h"
 
 namespace dynroute {
 namespace {
@@ -27,15 +27,17 @@ Forward forward_op(const Tensor& x, const Tensor& weight, const Tensor& gamma, c
   const Mask mask(op + ": open", open, x.size(0));
   const ChainOptions options = {int(stride), relu_input, false, true, frozen, eps};
   const auto run = [&](auto t) {
-    return run_forward<decltype(t)>(x, {}, {weight}, {gamma}, {beta}, {running_mean}, {running_var}, mask, options);
+    const std::vector<Tensor> none, weights = {weight}, gammas = {gamma}, betas = {beta}, means = {running_mean},
+                                    variances = {running_var};
+    return run_forward<decltype(t)>(x, {none, weights, gammas, betas, &means, &variances}, mask, options);
   };
   return type == ScalarType::Double ? run(double{}) : run(float{});
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward_op(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                               const Tensor& gamma, const Tensor& beta, const Tensor& out,
-                                               const Tensor& raw, const Tensor& stats, std::optional<Tensor> open,
-                                               int64_t stride, bool relu_input, bool frozen, std::vector<bool> wanted) {
+std::tuple<Tensor, Tensor> backward_op(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& gamma,
+                                       const Tensor& beta, const Tensor& raw, const Tensor& stats,
+                                       std::optional<Tensor> open, int64_t stride, bool relu_input, bool frozen,
+                                       std::vector<bool> wanted) {
   const std::string op = "transform_train_backward";
   const ScalarType type = check_floating(op + ": x", x);
   check_transform(op, x, weight, {gamma, beta}, type, stride);
@@ -43,19 +45,17 @@ std::tuple<Tensor, Tensor, Tensor> backward_op(const Tensor& grad, const Tensor&
   const int64_t n = x.size(0), c = weight.size(0);
   const int64_t h = strided(int(x.size(2)), int(stride)), w = strided(int(x.size(3)), int(stride));
   check(op + ": grad", grad, type, {n, c, h, w});
-  check(op + ": out", out, type, {n, c, h, w});
   check(op + ": raw", raw, type, {n, c, h, w});
   check(op + ": stats", stats, type, {1, kStatistics, c});
-  const Tensor raw_maps = nhwc(raw), made = nhwc(out), statistics = torch::stable::contiguous(stats);
+  const Tensor raw_maps = nhwc(raw), statistics = torch::stable::contiguous(stats);
   const Mask mask(op + ": open", open, n);
   const ChainOptions options = {int(stride), relu_input, false, true, frozen, 0};
+  const std::vector<Tensor> none, weights = {weight}, gammas = {gamma}, betas = {beta};
   const auto run = [&](auto t) {
-    return run_backward<decltype(t)>(grad, x, {}, {weight}, {gamma}, {beta}, made, raw_maps, statistics, mask, options,
-                                     {wanted[0], false, wanted[1]});
+    return run_backward<decltype(t)>(grad, x, {none, weights, gammas, betas, nullptr, nullptr}, raw_maps, statistics,
+                                     mask, options, {wanted[0], false, wanted[1]});
   };
-  const auto [grad_x, no_depthwise, grad_weight, norms] =
-      type == ScalarType::Double ? run(double{}) : run(float{});
-  return {grad_x, grad_weight, norms};
+  return type == ScalarType::Double ? run(double{}) : run(float{});
 }
 
 }  // namespace

@@ -1,0 +1,74 @@
+// What a training stage's raw output goes through: the sums of its BatchNorm, forward and backward, and its gradient.
+#pragma once
+#include "target.h"
+#include "train_jobs.h"
+
+namespace dynroute::DYNROUTE_TARGET {
+
+// Pixels walked channel by channel: all that is read of them stays in L1. Sums are added up chunk by chunk: in one go
+// they would round too much, as a gradient's sum is small beside its parts.
+constexpr int kChunk = 32;
+
+template <class T>
+DYNROUTE_INLINE T weight_of(const T* weights, int sample) {
+  return weights ? weights[sample] : T(1);
+}
+
+// The gradient before a stage's ReLU, where `y` was loaded from output.y + at, of channels from c on.
+template <class T, class Load>
+DYNROUTE_INLINE Vec<T> through_relu(const TrainOutput<T>& output, Vec<T> g, Vec<T> y, int64_t at, int c, Load load) {
+  if (!output.relu) return g;
+  Vec<T> v = fma(load(output.scale + c), y, load(output.shift + c));
+  if (output.residual) v = v + load(output.residual + at);
+  return where_positive(v, g);
+}
+
+// Adds to a task's sums those of a tile of raw output, about the pivot: [3][n] pivot, sums, squares. The pivot is the
+// task's first pixel.
+template <class T>
+DYNROUTE_INLINE void add_statistics(const T* out /* [pixels, n] */, int pixels, int n, bool first, T* task_sums) {
+  T *pivot = task_sums, *sums = pivot + n, *squares = sums + n;
+  if (first) {
+    std::memcpy(pivot, out, size_t(n) * sizeof(T));
+    std::memset(sums, 0, size_t(2 * n) * sizeof(T));
+  }
+  for_channels<T>(n, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+    const Vec<T> minus = Vec<T>::set(-1) * load(pivot + c);
+    Vec<T> sum = Vec<T>::set(0), square = sum;  // a tile's own: long sums in one go would round too much
+    const T* from = out + c;
+    for (int i = 0; i < pixels; ++i, from += n) {
+      const Vec<T> v = load(from) + minus;
+      sum = sum + v, square = fma(v, v, square);
+    }
+    store(sums + c, load(sums + c) + sum), store(squares + c, load(squares + c) + square);
+  });
+}
+
+// What the gradient of a raw output is made with (see TrainProductJob).
+template <class T>
+struct OutputGradient {
+  const TrainOutput<T>& output;
+  const T* grad;
+  T weight;  // of grad
+  const T *gain, *slope, *mean_grad;
+};
+
+// That gradient for `count` pixels from value `at` of the maps on, into rows `stride` apart.
+template <class T>
+DYNROUTE_INLINE void make_output_gradient(const OutputGradient<T>& from, int64_t at, int count, int channels, T* to,
+                                          int64_t stride) {
+  const TrainOutput<T>& output = from.output;
+  const Vec<T> minus = Vec<T>::set(-1), weight = Vec<T>::set(from.weight);
+  for_channels<T>(channels, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+    const Vec<T> gain = load(from.gain + c), slope = load(from.slope + c);
+    const Vec<T> minus_grad = minus * load(from.mean_grad + c), minus_mean = minus * load(output.mean + c);
+    int64_t i = at + c;
+    T* row = to + c;
+    for (int p = 0; p < count; ++p, i += channels, row += stride) {
+      const Vec<T> y = load(output.y + i), g = through_relu(output, weight * load(from.grad + i), y, i, c, load);
+      store(row, fma(gain, g + minus_grad, slope * (y + minus_mean)));
+    }
+  });
+}
+
+}  // namespace dynroute::DYNROUTE_TARGET

@@ -1,0 +1,429 @@
+// node_train and its backward: a node's cell, and what its paths make of it. Check, and run.
+#include <torch/csrc/stable/library.h>
+
+#include <memory>
+
+#include "contract/routing.h"
+#include "train_checks.h"
+#include "train_stages.h"
+
+namespace dynroute {
+namespace {
+
+// What alphas [N, 3] mean for each sample: keep = hidden * H + x * X, and the paths' weights; which of it is computed.
+template <class T>
+struct Shares {
+  std::vector<T> hidden, x, up, down;
+  std::unique_ptr<bool[]> open, up_open, down_open;
+  std::vector<int> up_samples, down_samples;
+  bool passes = false;  // whether any sample's X passes
+
+  Shares(const T* alphas, int n, bool has_up, bool has_down, T bridge, bool skip)
+      : hidden(size_t(n)), x(size_t(n)), up(size_t(n)), down(size_t(n)), open(new bool[size_t(n)]),
+        up_open(new bool[size_t(n)]), down_open(new bool[size_t(n)]) {
+    for (int i = 0; i < n; ++i, alphas += kPaths) {
+      const size_t at = size_t(i);
+      const bool closed = is_closed(alphas);
+      open[at] = !skip || !closed;
+      up_open[at] = has_up && open[at] && (!skip || path_is_open(alphas[kUp]));
+      down_open[at] = has_down && open[at] && (!skip || path_is_open(alphas[kDown]));
+      up[at] = alphas[kUp], down[at] = alphas[kDown];
+      hidden[at] = closed && bridge == 0 ? T(0) : alphas[kKeep];
+      const T sum = alphas[kUp] + alphas[kKeep] + alphas[kDown];
+      x[at] = bridge > 0 ? std::max(T(0), 1 - sum / bridge) : T(closed);
+      passes |= x[at] != 0;
+      if (up_open[at]) up_samples.push_back(i);
+      if (down_open[at]) down_samples.push_back(i);
+    }
+  }
+};
+
+// A node's shapes, and the settings of a call.
+struct NodeShape {
+  int n, c, h, w, stages, up_c, down_c;  // up_c, down_c: 0 where there is no such path
+  bool skip, frozen;
+  double bridge, eps;
+  int down_h() const { return strided(h, 2); }
+  int down_w() const { return strided(w, 2); }
+  int64_t up_size() const { return int64_t(h) * w * up_c; }  // of a sample
+  int64_t down_size() const { return int64_t(down_h()) * down_w() * down_c; }
+  int64_t statistics() const { return kStatistics * (int64_t(stages) * c + up_c + down_c); }
+  int64_t up_statistics() const { return int64_t(kStatistics) * stages * c; }  // where a path's lie
+  int64_t down_statistics() const { return up_statistics() + kStatistics * int64_t(up_c); }
+};
+
+struct NodeTensors {
+  const std::vector<Tensor>&depthwise, &pointwise;
+  const std::optional<Tensor>&up, &down;
+  const std::vector<Tensor>&gamma, &beta;
+  const std::vector<Tensor>*running_mean, *running_var;
+};
+
+NodeShape check_node(const std::string& op, const Tensor& x, const Tensor& alphas, const NodeTensors& t,
+                     const std::optional<Tensor>& factor, double bridge, bool skip, bool frozen, double eps) {
+  const ScalarType type = check_floating(op + ": x", x);
+  const size_t paths = size_t(t.up.has_value()) + size_t(t.down.has_value());
+  std::vector<const std::vector<Tensor>*> norms = {&t.gamma, &t.beta};
+  if (t.running_mean) norms.push_back(t.running_mean), norms.push_back(t.running_var);
+  check_stages(op, x, t.depthwise, t.pointwise, norms, type, 1, paths);
+  const int64_t n = x.size(0), c = x.size(1);
+  require(t.pointwise.back().size(0) == c, op + ": pointwise: wanted " + std::to_string(c) + " output channels, got " +
+                                               std::to_string(t.pointwise.back().size(0)));
+  check(op + ": alphas", alphas, type, {n, kPaths});
+  const auto check_path = [&](const char* name, const std::optional<Tensor>& weight, size_t norm) -> int {
+    if (!weight) return 0;
+    check(op + ": " + name, *weight, type, {-1, c, 1, 1});
+    check_channels(op + ": " + name, weight->size(0), 4);
+    for (const auto* list : norms)
+      check(op + ": gamma, beta, running_mean, running_var[" + std::to_string(norm) + "]", (*list)[norm], type,
+            {weight->size(0)});
+    return int(weight->size(0));
+  };
+  const size_t stages = t.depthwise.size();
+  const int up_c = check_path("up", t.up, stages), down_c = check_path("down", t.down, stages + paths - 1);
+  if (factor) check(op + ": factor", *factor, type, {n});
+  require(bridge >= 0, op + ": bridge: wanted 0 or more, got " + std::to_string(bridge));
+  return {int(n), int(c), int(x.size(2)), int(x.size(3)), int(stages), up_c, down_c, skip, frozen, bridge, eps};
+}
+
+// The BatchNorm of a path.
+template <class T>
+Norm<T> path_norm(Chain<T>& chain, const NodeTensors& t, size_t at, int c) {
+  Norm<T> norm = {chain.values(t.gamma[at]), chain.values(t.beta[at]), nullptr, nullptr, c};
+  if (t.running_mean) norm.mean = chain.values((*t.running_mean)[at]), norm.variance = chain.values((*t.running_var)[at]);
+  return norm;
+}
+
+template <class T>
+struct Affine {
+  std::vector<T> scale, shift;
+  explicit Affine(int c) : scale(size_t(c)), shift(size_t(c)) {}
+};
+
+template <class T>
+TrainHidden<T> hidden_of(const Chain<T>& chain, const T* raw, const T* factor) {
+  const int last = chain.stages - 1;
+  TrainHidden<T> made = {};
+  made.x = chain.x.template const_data_ptr<T>(), made.y = raw + last * chain.raw_size();
+  made.scale = chain.scale.data() + last * chain.c, made.shift = chain.shift.data() + last * chain.c;
+  made.factor = factor, made.samples = chain.samples.data();
+  made.n = chain.open_samples(), made.h = chain.h, made.w = chain.w, made.c = chain.c;
+  return made;
+}
+
+using Forward7 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class T>
+Forward7 run_node(const Tensor& x_in, const Tensor& alphas_in, const NodeTensors& t,
+                  const std::optional<Tensor>& factor_in, const NodeShape& shape) {
+  const Values<T> alphas(alphas_in);
+  const Shares<T> shares(alphas.data(), shape.n, shape.up_c > 0, shape.down_c > 0, T(shape.bridge), shape.skip);
+  Chain<T> chain(x_in, t.pointwise, [&](int i) { return shares.open[size_t(i)]; }, 1, false);
+  std::optional<Values<T>> factor;
+  if (factor_in) factor.emplace(*factor_in);
+  const TorchParallel parallel;
+  CallCounters counters;
+  const TrainKernels<T>& kernels = kernels_without_tiles<T>().train;
+  const ScalarType type = x_in.scalar_type();
+  const int c = shape.c;
+
+  const StageTensors tensors = {t.depthwise, t.pointwise, t.gamma, t.beta, t.running_mean, t.running_var};
+  int64_t packed_size = Chain<T>::packed_size(tensors, false);
+  for (const auto* path : {&t.up, &t.down})
+    if (*path) packed_size += Chain<T>::product_size(**path);
+  PackedWeights<T> packed(packed_size, 0);
+  chain.pack(tensors, false, packed);
+  const std::vector<T> ones(size_t(std::max({shape.up_c, shape.down_c, 1})), T(1)), zeros(ones.size(), T(0));
+  TrainPathsJob<T> job = {};
+  if (t.up) job.up.pointwise = packed.pointwise(chain.values(*t.up), ones.data(), zeros.data(), shape.up_c, c);
+  if (t.down) job.down.pointwise = packed.pointwise(chain.values(*t.down), ones.data(), zeros.data(), shape.down_c, c);
+  packed.run(parallel);
+
+  const auto map = [&](bool there, int64_t channels, int64_t h, int64_t w) {
+    return there ? new_tensor({shape.n, channels, h, w}, type, true) : new_tensor({0}, type);
+  };
+  Tensor keep = map(true, c, shape.h, shape.w);
+  Tensor up = map(bool(t.up), shape.up_c, shape.h, shape.w), up_raw = map(bool(t.up), shape.up_c, shape.h, shape.w);
+  Tensor down = map(bool(t.down), shape.down_c, shape.down_h(), shape.down_w());
+  Tensor down_raw = map(bool(t.down), shape.down_c, shape.down_h(), shape.down_w());
+  Tensor raw = new_tensor({int64_t(shape.stages) * shape.n, c, shape.h, shape.w}, type, true);
+  Tensor stats = new_tensor({shape.statistics()}, type);
+  T *raw_data = raw.template mutable_data_ptr<T>(), *stats_data = stats.template mutable_data_ptr<T>();
+  Runner runner(parallel);
+  TaskList list;
+  forward_stages(chain, shape.frozen, shape.eps, raw_data, stats_data, counters, runner, list);
+
+  const int rows = int(round_up(chain.rows(), 2)), tasks = tasks_of(chain.open_samples(), shape.h, rows);
+  std::vector<T> up_sums(size_t(std::max(tasks, 1)) * 3 * size_t(shape.up_c));
+  std::vector<T> down_sums(size_t(std::max(tasks, 1)) * 3 * size_t(shape.down_c));
+  job.hidden = hidden_of(chain, raw_data, factor ? factor->data() : nullptr);
+  job.up.stride = 1, job.up.open = shares.up_open.get(), job.up.sums = up_sums.data();
+  job.down.stride = 2, job.down.open = shares.down_open.get(), job.down.sums = down_sums.data();
+  if (t.up) job.up.raw = up_raw.template mutable_data_ptr<T>();
+  if (t.down) job.down.raw = down_raw.template mutable_data_ptr<T>();
+  job.hidden_weight = shares.hidden.data(), job.x_weight = shares.x.data();
+  job.keep = keep.template mutable_data_ptr<T>(), job.band_rows = rows, job.macs = counters.macs;
+  list.add(kernels.paths, job, tasks);
+  const int64_t size = chain.sample_size();
+  for (int i = 0; i < shape.n; ++i) {
+    if (shares.open[size_t(i)]) continue;
+    const T *from = chain.x.template const_data_ptr<T>() + i * size, weight = shares.x[size_t(i)];
+    T* to = job.keep + i * size;
+    list.add([=](int) { for (int64_t at = 0; at < size; ++at) to[at] = weight * from[at]; }, 1);
+  }
+  runner.run(list);
+
+  Affine<T> up_affine(shape.up_c), down_affine(shape.down_c);
+  std::vector<double> mean(size_t(std::max({shape.up_c, shape.down_c, 1}))), variance(mean.size());
+  const auto finish = [&](int path_c, int h, int w, int path_rows, const std::vector<T>& sums, const bool* open,
+                          const std::vector<int>& samples, const std::vector<T>& weight, size_t norm_at, T* of_path,
+                          Affine<T>& affine, const T* y, Tensor& made) {
+    if (path_c == 0) return;
+    std::vector<bool> used;
+    for (int sample : chain.samples) used.push_back(open[sample]);
+    merge_statistics(sums.data(), tasks, h, w, path_rows, path_c, mean.data(), variance.data(), &used);
+    finish_norm(path_norm(chain, t, norm_at, path_c), mean.data(), variance.data(), int64_t(samples.size()) * h * w,
+                shape.frozen, shape.eps, of_path, affine.scale.data(), affine.shift.data());
+    TrainApplyJob<T> apply = {};
+    apply.y = y, apply.scale = affine.scale.data(), apply.shift = affine.shift.data(), apply.relu = true;
+    apply.weight = weight.data(), apply.out = made.template mutable_data_ptr<T>();
+    apply.samples = samples.data(), apply.n = int(samples.size()), apply.h = h, apply.w = w, apply.c = path_c;
+    apply.band_rows = band_rows(apply.n, h);
+    list.add(kernels.apply, apply, tasks_of(apply.n, h, apply.band_rows));
+    const size_t bytes = size_t(h) * size_t(w) * size_t(path_c) * sizeof(T);
+    for (int i = 0; i < shape.n; ++i) {
+      T* to = apply.out + i * int64_t(bytes / sizeof(T));
+      if (!open[i]) list.add([=](int) { std::memset(to, 0, bytes); }, 1);
+    }
+  };
+  const size_t first_path = size_t(shape.stages);
+  finish(shape.up_c, shape.h, shape.w, rows, up_sums, job.up.open, shares.up_samples, shares.up, first_path,
+         stats_data + shape.up_statistics(), up_affine, job.up.raw, up);
+  finish(shape.down_c, shape.down_h(), shape.down_w(), rows / 2, down_sums, job.down.open, shares.down_samples,
+         shares.down, first_path + size_t(shape.up_c > 0), stats_data + shape.down_statistics(), down_affine,
+         job.down.raw, down);
+  runner.run(list);
+  return {keep, up, down, raw, up_raw, down_raw, stats};
+}
+
+// A path in backward: its gradient, its BatchNorm's, and the gradient of its weight.
+template <class T>
+struct PathBackward {
+  std::optional<Tensor> grad;
+  Affine<T> affine;
+  TrainOutput<T> output = {};
+  Norm<T> norm = {};
+  std::vector<T> sums, dots;
+  std::vector<double> first, second;
+  std::optional<NormBackward<T>> made;
+  T *grad_weight = nullptr, *grad_gamma = nullptr, *grad_beta = nullptr;
+  int c, h, w, rows = 0, tasks = 0;
+
+  PathBackward(int c_in, int h_in, int w_in)
+      : affine(c_in), first(size_t(c_in)), second(size_t(c_in)), c(c_in), h(h_in), w(w_in) {}
+};
+
+using Backward3 = std::tuple<Tensor, Tensor, Tensor>;
+
+template <class T>
+Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std::optional<Tensor>& grad_up,
+                            const std::optional<Tensor>& grad_down, const Tensor& x_in, const Tensor& alphas_in,
+                            const NodeTensors& t, const Tensor& raw, const Tensor& up_raw, const Tensor& down_raw,
+                            const Tensor& stats, const std::optional<Tensor>& factor_in, const NodeShape& shape,
+                            const std::vector<bool>& wanted) {
+  const Values<T> alphas(alphas_in);
+  const Shares<T> shares(alphas.data(), shape.n, shape.up_c > 0, shape.down_c > 0, T(shape.bridge), shape.skip);
+  Chain<T> chain(x_in, t.pointwise, [&](int i) { return shares.open[size_t(i)]; }, 1, false);
+  std::optional<Values<T>> factor;
+  if (factor_in) factor.emplace(*factor_in);
+  const TorchParallel parallel;
+  CallCounters counters;
+  const TrainKernels<T>& kernels = kernels_without_tiles<T>().train;
+  const ScalarType type = x_in.scalar_type();
+  const int c = shape.c, samples = chain.open_samples();
+  const bool want_x = wanted[0], want_weights = wanted[1];
+
+  const StageTensors tensors = {t.depthwise, t.pointwise, t.gamma, t.beta, nullptr, nullptr};
+  int64_t packed_size = Chain<T>::packed_size(tensors, true);
+  for (const auto* path : {&t.up, &t.down})
+    if (*path) packed_size += Chain<T>::product_size(**path);
+  PackedWeights<T> packed(packed_size, 0);
+  chain.pack(tensors, true, packed);
+  TrainPathsBackwardJob<T> job = {};
+  if (t.up) job.up.transposed = packed.transposed(chain.values(*t.up), c, shape.up_c);
+  if (t.down) job.down.transposed = packed.transposed(chain.values(*t.down), c, shape.down_c);
+  packed.run(parallel);
+  const T *raw_data = raw.template const_data_ptr<T>(), *stats_data = stats.template const_data_ptr<T>();
+  chain.take_statistics(stats_data);
+
+  // gradients, in the order of the weights' lists: convolutions, then gammas, then betas
+  Tensor grad_x = new_tensor({want_x ? shape.n : 0, c, shape.h, shape.w}, type, true);
+  T* grad_x_data = want_x ? grad_x.template mutable_data_ptr<T>() : nullptr;
+  const int64_t path_weights = int64_t(c) * (shape.up_c + shape.down_c);
+  int64_t flat_size = want_weights ? path_weights : 0;
+  for (const Tensor& gamma : t.gamma) flat_size += 2 * gamma.size(0);
+  if (want_weights)
+    for (int k = 0; k < shape.stages; ++k) flat_size += int64_t(c) * (9 + c);
+  FlatGradients<T> flat(flat_size, type);
+  StageGradients<T> grads;
+  PathBackward<T> up(shape.up_c, shape.h, shape.w), down(shape.down_c, shape.down_h(), shape.down_w());
+  for (int k = 0; k < shape.stages; ++k) grads.depthwise.push_back(want_weights ? flat.take(9 * int64_t(c)) : nullptr);
+  for (int k = 0; k < shape.stages; ++k)
+    grads.pointwise.push_back(want_weights ? flat.take(int64_t(c) * c) : nullptr);
+  for (PathBackward<T>* path : {&up, &down})
+    if (path->c > 0 && want_weights) path->grad_weight = flat.take(int64_t(path->c) * c);
+  for (std::vector<T*>* list : {&grads.gamma, &grads.beta}) {
+    for (int k = 0; k < shape.stages; ++k) list->push_back(flat.take(c));
+    for (PathBackward<T>* path : {&up, &down})
+      if (path->c > 0) (list == &grads.gamma ? path->grad_gamma : path->grad_beta) = flat.take(path->c);
+  }
+
+  Runner runner(parallel);
+  TaskList list;
+  const auto begin = [&](PathBackward<T>& path, const std::optional<Tensor>& grad, const Tensor& path_raw,
+                         int64_t stats_at, size_t norm_at, const std::vector<int>& of, const std::vector<T>& weight) {
+    if (path.c == 0) return;
+    path.norm = path_norm(chain, t, norm_at, path.c);
+    const T* made = stats_data + stats_at;
+    affine_of(path.norm.gamma, path.norm.beta, made, made + kInvstd * path.c, path.c, path.affine.scale.data(),
+              path.affine.shift.data());
+    path.output = {path_raw.template const_data_ptr<T>(), made, made + kInvstd * path.c, true, path.affine.scale.data(),
+                   path.affine.shift.data(), nullptr};
+    if (!grad) return;
+    path.grad = nhwc(*grad);
+    path.rows = band_rows(int(of.size()), path.h), path.tasks = tasks_of(int(of.size()), path.h, path.rows);
+    path.sums.resize(size_t(path.tasks) * 2 * size_t(path.c)), path.dots.resize(size_t(path.tasks));
+    TrainSumsJob<T> sums = {};
+    sums.output = path.output, sums.grad = path.grad->template const_data_ptr<T>(), sums.weight = weight.data();
+    sums.sums = path.sums.data(), sums.dots = path.dots.data(), sums.samples = of.data(), sums.n = int(of.size());
+    sums.h = path.h, sums.w = path.w, sums.c = path.c, sums.band_rows = path.rows;
+    list.add(kernels.sums, sums, path.tasks);
+  };
+  const size_t first_path = size_t(shape.stages);
+  begin(up, grad_up, up_raw, shape.up_statistics(), first_path, shares.up_samples, shares.up);
+  begin(down, grad_down, down_raw, shape.down_statistics(), first_path + size_t(shape.up_c > 0), shares.down_samples,
+        shares.down);
+  runner.run(list);
+
+  // a task leaves its own sums of the paths' weights' gradients: few where they are large
+  const int parts = product_parts(int64_t(samples) * shape.h, std::max<int64_t>(path_weights, 1));
+  const int64_t bands = std::max<int64_t>(1, parts / std::max(samples, 1));
+  const int rows = int(round_up(ceil_div(shape.h, bands), 2)), tasks = tasks_of(samples, shape.h, rows);
+  Tensor partial = new_tensor({want_weights ? int64_t(tasks) * path_weights : 0}, type);
+  T* partial_data = want_weights ? partial.template mutable_data_ptr<T>() : nullptr;
+  const auto prepare = [&](PathBackward<T>& path, TrainPathBackward<T>& to, const std::vector<int>& of, int stride,
+                           const bool* open, const std::vector<T>& weight, T* parts_at) {
+    if (path.c == 0) return;
+    add_up(path.sums.data(), path.tasks, path.c, path.first.data(), path.second.data());
+    path.made.emplace(path.norm, path.output.invstd, path.first.data(), path.second.data(),
+                      int64_t(of.size()) * path.h * path.w, shape.frozen, path.grad_gamma, path.grad_beta);
+    to.output = path.output, to.weight = weight.data(), to.open = open, to.c = path.c, to.stride = stride;
+    to.grad = path.grad ? path.grad->template const_data_ptr<T>() : nullptr;
+    to.gain = path.made->gain.data(), to.slope = path.made->slope.data(), to.mean_grad = path.made->mean_grad.data();
+    to.grad_weight = parts_at;
+  };
+  prepare(up, job.up, shares.up_samples, 1, shares.up_open.get(), shares.up, partial_data);
+  prepare(down, job.down, shares.down_samples, 2, shares.down_open.get(), shares.down,
+          partial_data ? partial_data + int64_t(tasks) * c * shape.up_c : nullptr);
+  std::optional<Tensor> grad_keep;
+  if (grad_keep_in) grad_keep = nhwc(*grad_keep_in);
+  Tensor grad_hidden = new_tensor({shape.n, c, shape.h, shape.w}, type, true);
+  std::vector<T> sums(size_t(std::max(tasks, 1)) * 2 * size_t(c)), dots(size_t(tasks) * 2);
+  const T* of_last = stats_data + int64_t(shape.stages - 1) * kStatistics * c;
+  job.hidden = hidden_of(chain, raw_data, factor ? factor->data() : nullptr);
+  job.grad_keep = grad_keep ? grad_keep->template const_data_ptr<T>() : nullptr;
+  job.hidden_weight = shares.hidden.data(), job.mean = of_last, job.invstd = of_last + kInvstd * c;
+  job.grad_hidden = grad_hidden.template mutable_data_ptr<T>();
+  job.sums = sums.data(), job.dots = dots.data(), job.band_rows = rows, job.macs = counters.macs;
+  list.add(kernels.paths_backward, job, tasks);
+  runner.run(list);
+  for (const PathBackward<T>* path : {&up, &down}) {
+    if (!path->grad_weight) continue;
+    const T* parts_at = path == &up ? job.up.grad_weight : job.down.grad_weight;
+    if (!path->grad || tasks == 0) std::memset(path->grad_weight, 0, size_t(path->c) * c * sizeof(T));
+    else reduce_parts(list, parts_at, tasks, int64_t(path->c) * c, path->grad_weight);
+  }
+
+  AddedGradient<T> added;
+  added.grad = job.grad_hidden;
+  if (shares.passes && job.grad_keep) added.more = job.grad_keep, added.more_weight = shares.x.data();
+  const TrainOutput<T> output = {job.hidden.y, job.mean, job.invstd, false, nullptr, nullptr, nullptr};
+  backward_stages(chain, raw_data, stats_data, shape.frozen,
+                  {output, job.grad_hidden, job.hidden.factor, sums.data(), tasks}, added, grad_x_data, grads, counters,
+                  runner, list);
+
+  // alphas: sums over a sample's tasks, in order
+  Tensor grad_alphas = new_tensor({shape.n, kPaths}, type);
+  T* of_alphas = grad_alphas.template mutable_data_ptr<T>();
+  std::vector<double> total(size_t(shape.n) * 4, 0.0);  // up, keep, down, and what passes X
+  const auto gather = [&](const std::vector<int>& of, const std::vector<T>& from, int count, int each, int offset,
+                          int to) {
+    for (int task = 0; task < count; ++task)
+      total[size_t(of[size_t(task / (count / int(of.size())))]) * 4 + size_t(to)] += double(from[size_t(task * each + offset)]);
+  };
+  if (!shares.up_samples.empty() && up.grad) gather(shares.up_samples, up.dots, up.tasks, 1, 0, kUp);
+  if (!shares.down_samples.empty() && down.grad) gather(shares.down_samples, down.dots, down.tasks, 1, 0, kDown);
+  if (samples > 0) gather(chain.samples, dots, tasks, 2, 0, kKeep), gather(chain.samples, dots, tasks, 2, 1, 3);
+  const int64_t size = chain.sample_size();
+  for (int i = 0; i < shape.n; ++i) {
+    const size_t at = size_t(i);
+    if (!shares.open[at]) {
+      const T* passed = job.grad_keep ? job.grad_keep + i * size : nullptr;
+      const T* x = chain.x.template const_data_ptr<T>() + i * size;
+      for (int64_t j = 0; j < size; ++j) {
+        if (want_x) grad_x_data[i * size + j] = passed ? shares.x[at] * passed[j] : T(0);
+        if (passed && shape.bridge > 0) total[at * 4 + 3] += double(passed[j]) * double(x[j]);
+      }
+    }
+    if (shape.bridge == 0 && shares.x[at] != 0) total[at * 4 + kKeep] = 0;  // a closed sample's keep is X
+    const double passed = shape.bridge > 0 && shares.x[at] > 0 ? total[at * 4 + 3] / shape.bridge : 0;
+    for (int path = 0; path < kPaths; ++path) of_alphas[i * kPaths + path] = T(total[at * 4 + size_t(path)] - passed);
+  }
+  return {grad_x, grad_alphas, flat.tensor};
+}
+
+Forward7 forward_op(const Tensor& x, const Tensor& alphas, std::vector<Tensor> depthwise, std::vector<Tensor> pointwise,
+                    std::optional<Tensor> up, std::optional<Tensor> down, std::vector<Tensor> gamma,
+                    std::vector<Tensor> beta, std::vector<Tensor> running_mean, std::vector<Tensor> running_var,
+                    std::optional<Tensor> factor, double bridge, bool skip, bool frozen, double eps) {
+  const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, &running_mean, &running_var};
+  const NodeShape shape = check_node("node_train", x, alphas, t, factor, bridge, skip, frozen, eps);
+  const auto run = [&](auto type) { return run_node<decltype(type)>(x, alphas, t, factor, shape); };
+  return x.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+}
+
+Backward3 backward_op(std::optional<Tensor> grad_keep, std::optional<Tensor> grad_up, std::optional<Tensor> grad_down,
+                      const Tensor& x, const Tensor& alphas, std::vector<Tensor> depthwise,
+                      std::vector<Tensor> pointwise, std::optional<Tensor> up, std::optional<Tensor> down,
+                      std::vector<Tensor> gamma, std::vector<Tensor> beta, const Tensor& raw, const Tensor& up_raw,
+                      const Tensor& down_raw, const Tensor& stats, std::optional<Tensor> factor, double bridge,
+                      bool skip, bool frozen, std::vector<bool> wanted) {
+  const std::string op = "node_train_backward";
+  const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, nullptr, nullptr};
+  const NodeShape shape = check_node(op, x, alphas, t, factor, bridge, skip, frozen, 0);
+  const ScalarType type = x.scalar_type();
+  require(wanted.size() == 2, op + ": wanted: wanted 2 booleans, got " + std::to_string(wanted.size()));
+  const int64_t n = shape.n, h = shape.h, w = shape.w;
+  if (grad_keep) check(op + ": grad_keep", *grad_keep, type, {n, shape.c, h, w});
+  if (grad_up) check(op + ": grad_up", *grad_up, type, {n, shape.up_c, h, w});
+  if (grad_down) check(op + ": grad_down", *grad_down, type, {n, shape.down_c, shape.down_h(), shape.down_w()});
+  check(op + ": raw", raw, type, {shape.stages * n, shape.c, h, w});
+  if (up) check(op + ": up_raw", up_raw, type, {n, shape.up_c, h, w});
+  if (down) check(op + ": down_raw", down_raw, type, {n, shape.down_c, shape.down_h(), shape.down_w()});
+  check(op + ": stats", stats, type, {shape.statistics()});
+  const Tensor raw_maps = nhwc(raw), up_maps = up ? nhwc(up_raw) : up_raw, down_maps = down ? nhwc(down_raw) : down_raw;
+  const Tensor statistics = torch::stable::contiguous(stats);
+  const auto run = [&](auto value) {
+    return run_node_backward<decltype(value)>(grad_keep, grad_up, grad_down, x, alphas, t, raw_maps, up_maps,
+                                              down_maps, statistics, factor, shape, wanted);
+  };
+  return type == ScalarType::Double ? run(double{}) : run(float{});
+}
+
+}  // namespace
+}  // namespace dynroute
+
+STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) {
+  m.impl("node_train", TORCH_BOX(&dynroute::forward_op));
+  m.impl("node_train_backward", TORCH_BOX(&dynroute::backward_op));
+}

@@ -1,0 +1,174 @@
+"""A node of the space in training: its cell, and what its paths make of it, weighted by the alphas; fused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from dynroute.native import library
+from dynroute.ops import backends, batchnorm, reference
+from dynroute.ops.registration import as_weights, flops_of, nhwc_empty
+
+
+class NodeOutput(NamedTuple):
+    """What a node hands on; None where it has no such path."""
+
+    keep: Tensor
+    """[N, C, H, W]"""
+    up: Tensor | None
+    """[N, C/2, H, W], before its bilinear x2"""
+    down: Tensor | None
+    """[N, 2C, ceil(H/2), ceil(W/2)]"""
+
+
+def node_train(
+    x: Tensor,
+    alphas: Tensor,
+    depthwise: Sequence[Tensor],
+    pointwise: Sequence[Tensor],
+    up: Tensor | None,
+    down: Tensor | None,
+    gamma: Sequence[Tensor],
+    beta: Sequence[Tensor],
+    running_mean: Sequence[Tensor],
+    running_var: Sequence[Tensor],
+    factor: Tensor | None = None,
+    bridge: float = 0.0,
+    skip: bool = False,
+    frozen: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> NodeOutput:
+    """H = ReLU(x + factor * sepconv(x)); keep = alpha * H, up and down = alpha * ReLU(BatchNorm(1x1(H))).
+
+    SPEC, "Node", in training: the sepconv is 1 to 3 times depthwise 3x3 -> pointwise -> BatchNorm with ReLU between
+    them; down's 1x1 has stride 2. A sample whose alphas sum to less than 1e-4 is closed: its keep is x. With a bridge,
+    keep = alpha * H + max(0, 1 - sum / bridge) * x instead.
+
+    Kept for the backward: x, and the output of each product before its BatchNorm. H, the depthwise outputs and all that
+    lies behind a BatchNorm are made again.
+
+    Args:
+        x: [N, C, H, W], C a multiple of 8.
+        alphas: [N, 3], columns up, keep, down; 0 where there is no path.
+        depthwise: 1 to 3 weights [C, 1, 3, 3].
+        pointwise: as many [C, C, 1, 1].
+        up: [C/2, C, 1, 1] or None; down: [2C, C, 1, 1] or None (any channels in a multiple of 4).
+        gamma, beta, running_mean, running_var: of each BatchNorm: the sepconv's, then up's, then down's.  The running
+            statistics are updated in place, as torch's BatchNorm does, unless `frozen`.
+        factor: [N], what the sepconv is scaled with for each sample (scheduled drop path); no gradient.
+        bridge: the sum of alphas below which x begins to pass; 0: none.
+        skip: closed samples are left out: of forward, backward and statistics; so are, for up and down, samples
+            whose alpha there is at most 1e-4. False: all are computed.
+        frozen: normalise with the running statistics, and leave them alone.
+        momentum, eps: BatchNorm's.
+        backend: "auto", or a name of `dynroute.ops.backends`.
+
+    Raises:
+        RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
+        ValueError: an unknown backend.
+    """
+    run = backends.operator("node_train", backend, x)
+    weights = [list(values) for values in (gamma, beta, running_mean, running_var)]
+    keep, up_out, down_out, *_, stats = run(
+        x, alphas, list(depthwise), list(pointwise), up, down, *weights, factor, bridge, skip, frozen, eps
+    )
+    if not frozen:
+        batchnorm.update(running_mean, running_var, stats, momentum)
+    return NodeOutput(keep, None if up is None else up_out, None if down is None else down_out)
+
+
+def _register() -> None:
+    @torch.library.register_fake("dynroute::node_train")
+    def _(x, alphas, depthwise, pointwise, up, down, gamma, *rest):  # type: ignore[no-untyped-def]
+        n, c, h, w = x.shape
+
+        def path(weight: Tensor | None, h: int, w: int) -> Tensor:
+            return x.new_empty(0) if weight is None else nhwc_empty(x, (n, weight.shape[0], h, w))
+
+        small = (h + 1) // 2, (w + 1) // 2
+        outputs = path(up, h, w), path(down, *small)
+        stats = x.new_empty(3 * sum(g.shape[0] for g in gamma))
+        raw = nhwc_empty(x, (len(pointwise) * n, c, h, w))
+        return nhwc_empty(x, (n, c, h, w)), *outputs, raw, path(up, h, w), path(down, *small), stats
+
+    @torch.library.register_fake("dynroute::node_train_backward")
+    def _(grad_keep, grad_up, grad_down, x, alphas, depthwise, pointwise, up, down, gamma, *rest):  # type: ignore[no-untyped-def]
+        wants_x, wants_weights = rest[-1]
+        convolutions = [*depthwise, *pointwise, *(w for w in (up, down) if w is not None)] if wants_weights else []
+        size = sum(w.numel() for w in convolutions) + 2 * sum(g.shape[0] for g in gamma)
+        n, c, h, w = x.shape
+        return nhwc_empty(x, (n if wants_x else 0, c, h, w)), torch.empty_like(alphas), x.new_empty(size)
+
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        x, alphas, depthwise, pointwise, up, down, gamma, beta, _, _, factor, *ctx.options, _ = inputs
+        ctx.stages, ctx.norms = len(depthwise), len(gamma)
+        made = output[3:]
+        ctx.save_for_backward(x, alphas, up, down, factor, *made, *depthwise, *pointwise, *gamma, *beta)
+        ctx.mark_non_differentiable(*made)
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx: Any, grad_keep: Tensor | None, grad_up: Tensor | None, grad_down: Tensor | None, *_: Any) -> tuple:
+        x, alphas, up, down, factor, raw, up_raw, down_raw, stats, *weights = ctx.saved_tensors
+        k, norms, needs = ctx.stages, ctx.norms, ctx.needs_input_grad
+        none: list[list[None]] = [[None] * k, [None] * norms]
+        if grad_keep is None and grad_up is None and grad_down is None:
+            return None, None, none[0], none[0], None, None, *[none[1]] * 4, *[None] * 5
+        depthwise, pointwise, gamma, beta = (
+            weights[:k], weights[k : 2 * k], weights[2 * k : 2 * k + norms], weights[2 * k + norms :]
+        )  # fmt: skip
+        wanted = [needs[0], any(needs[2]) or any(needs[3]) or needs[4] or needs[5]]
+        grad_x, grad_alphas, flat = torch.ops.dynroute.node_train_backward(
+            grad_keep, grad_up if up is not None else None, grad_down if down is not None else None, x, alphas,
+            depthwise, pointwise, up, down, gamma, beta, raw, up_raw, down_raw, stats, factor, *ctx.options, wanted,
+        )  # fmt: skip
+        paths = [w for w in (up, down) if w is not None]
+        convolutions = [*depthwise, *pointwise, *paths] if wanted[1] else []
+        grads = as_weights(flat, [*convolutions, *gamma, *beta])
+        of_paths = iter(grads[2 * k : 2 * k + len(paths)] if wanted[1] else [None] * len(paths))
+        return (
+            grad_x if wanted[0] else None,
+            grad_alphas if needs[1] else None,
+            grads[:k] if wanted[1] else none[0],
+            grads[k : 2 * k] if wanted[1] else none[0],
+            None if up is None else next(of_paths),
+            None if down is None else next(of_paths),
+            grads[-2 * norms : -norms],
+            grads[-norms:],
+            none[1], none[1], *[None] * 5,
+        )  # fmt: skip
+
+    torch.library.register_autograd("dynroute::node_train", backward, setup_context=setup_context)
+
+    def macs(x: Any, depthwise: Any, up: Any, down: Any) -> tuple[int, int, int]:
+        """Of all depthwise products, of the cell's pointwise ones, of the paths'."""
+        n, c, h, w = x
+        pixels, stages = n * h * w, len(depthwise)
+        paths = pixels * flops_of(up)[0] * c if up is not None else 0
+        paths += n * ((h + 1) // 2) * ((w + 1) // 2) * flops_of(down)[0] * c if down is not None else 0
+        return pixels * 9 * c * stages, pixels * c * c * stages, paths
+
+    @register_flop_formula(torch.ops.dynroute.node_train)
+    def _(x, alphas, depthwise, pointwise, up, down, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return 2 * sum(macs(x, depthwise, up, down))
+
+    @register_flop_formula(torch.ops.dynroute.node_train_backward)
+    def _(grad_keep, grad_up, grad_down, x, alphas, depthwise, pointwise, up, down, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        _, wants_weights = args[-1]
+        taps, products, paths = macs(x, depthwise, up if grad_up else None, down if grad_down else None)
+        # a first stage's input gradient is made where x's or its depthwise weights' is wanted
+        return 2 * ((1 + wants_weights) * (products + paths) + (1 + 2 * wants_weights) * taps)
+
+
+if library.why_not_loaded() is None:
+    _register()
+backends.register(
+    "node_train",
+    backends.cpu_kernels("node_train"),
+    backends.Backend("reference", reference.node_train, backends.anywhere),
+)
