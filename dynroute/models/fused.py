@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dynroute import ops
@@ -20,7 +21,7 @@ def why_not(choice: str) -> str | None:
     """Why a network cannot train on these operators here, in one line, or None if it can."""
     if choice not in CHOICES:
         return f"ops: wanted one of {', '.join(CHOICES)}, got {choice!r}"
-    for op in ("sepconv_train", "transform_train") if choice != "auto" else ():
+    for op in ("node_train", "sepconv_train", "transform_train") if choice != "auto" else ():
         reason = backends.why_not(op, choice)
         if reason is not None:
             return f"ops: {choice!r} cannot be used: {op}: {reason}"
@@ -40,6 +41,14 @@ def use(net: nn.Module, choice: str) -> None:
 def is_on(module: nn.Module) -> bool:
     """Whether a module computes by fused operators now."""
     return module.training and module.train_ops != "reference"
+
+
+BATCHNORM = ("all", "open", "frozen")
+
+
+def is_on_node(node: Any) -> bool:
+    """Whether a node computes by `node_train` now: on fused operators, or with samples left out (in plain PyTorch)."""
+    return node.training and node.cell.is_separable and (node.train_ops != "reference" or node.bn != "all")
 
 
 def is_separable(modules: Sequence[nn.Module]) -> bool:
@@ -120,4 +129,36 @@ def transform(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, choice: str) -> 
         relu_input=False,
         backend=choice,
         **_settings([norm]),
+    )
+
+
+def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float, bridge: float) -> ops.NodeOutput:
+    """A node's cell and paths as one operator: x [N,C,h,w], alphas [N,3] -> what it hands on, up before its bilinear.
+
+    Raises ValueError as `sepconv` does.
+    """
+    cell = list(module.cell.ops[0].children())
+    depthwise, pointwise = cell[0::2], cell[1::2]
+    up, down = (getattr(module, name, None) for name in ("up", "down"))
+    norms = [conv.norm for conv in (*pointwise, up, down) if conv is not None]
+    x = _as_weights(x, norms[0])
+    factor = None
+    if keep_prob < 1.0:
+        factor = torch.empty(len(x), device=x.device, dtype=x.dtype).bernoulli_(keep_prob).div_(keep_prob)
+    return ops.node_train(
+        x,
+        alphas.to(x.dtype),
+        [dw.weight for dw in depthwise],
+        [pw.weight for pw in pointwise],
+        None if up is None else up.weight,
+        None if down is None else down.weight,
+        [norm.weight for norm in norms],
+        [norm.bias for norm in norms],
+        [norm.running_mean for norm in norms],
+        [norm.running_var for norm in norms],
+        factor,
+        bridge,
+        skip=module.bn != "all",
+        backend=module.train_ops,
+        **_settings(norms),
     )

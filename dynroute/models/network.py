@@ -20,7 +20,7 @@ from dynroute.models import fused
 from dynroute.models.config import NetworkConfig
 from dynroute.models.decoder import Decoder
 from dynroute.models.gate import Gate
-from dynroute.models.layers import init_weights
+from dynroute.models.layers import init_weights, upsample
 from dynroute.models.node import RoutedNode
 from dynroute.models.stem import Stem, pad_images
 from dynroute.space.routing import arrivals, is_closed
@@ -167,7 +167,10 @@ def _pull(nodes: tuple[Node, ...], outputs: list[list[Tensor | None]]) -> list[T
     inputs = []
     for node in nodes:
         wired = ((DOWN, node.scale - 1), (KEEP, node.scale), (UP, node.scale + 1))
-        x, *others = [outputs[source][path] for path, source in wired if node.sources[path]]
+        terms = [outputs[source][path] for path, source in wired if node.sources[path]]
+        if node.sources[UP]:
+            terms[-1] = upsample(terms[-1], 2)  # type: ignore[arg-type]
+        x, *others = terms
         for term in others:
             x = x + term  # type: ignore[operator]
         inputs.append(x)

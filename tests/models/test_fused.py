@@ -99,7 +99,7 @@ def test_choices() -> None:
     assert net.ops == "reference" and dynroute.create_model("dynamic_tiny", ops="auto").ops == "auto"
     with pytest.raises(ValueError, match="ops: wanted one of auto, cuda, triton, cpu, reference, got 'tpu'"):
         net.use_ops("tpu")
-    with pytest.raises(ValueError, match="ops: 'triton' cannot be used: sepconv_train: it is not built yet"):
+    with pytest.raises(ValueError, match="ops: 'triton' cannot be used: node_train: it is not built yet"):
         net.use_ops("triton")
     assert net.ops == "reference"
 

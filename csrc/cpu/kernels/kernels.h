@@ -15,6 +15,7 @@ struct TrainKernels {
   void (*apply)(const TrainApplyJob<T>& job, int task);
   void (*sums)(const TrainSumsJob<T>& job, int task);
   void (*product)(const TrainProductJob<T>& job, int task);
+  void (*outer)(const TrainOuterJob<T>& job, int task);
   void (*depthwise)(const TrainDepthwiseJob<T>& job, int task);
   void (*paths)(const TrainPathsJob<T>& job, int task);
   void (*paths_backward)(const TrainPathsBackwardJob<T>& job, int task);

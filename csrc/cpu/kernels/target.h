@@ -106,6 +106,8 @@ void train_sums(const TrainSumsJob<T>& job, int task);
 template <class T>
 void train_product(const TrainProductJob<T>& job, int task);
 template <class T>
+void train_outer(const TrainOuterJob<T>& job, int task);
+template <class T>
 void train_depthwise(const TrainDepthwiseJob<T>& job, int task);
 template <class T>
 void train_paths(const TrainPathsJob<T>& job, int task);

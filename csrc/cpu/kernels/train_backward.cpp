@@ -59,7 +59,7 @@ void train_product(const TrainProductJob<T>& job, int task) {
   const int max_pixels = max(kProductPixels, stage.w_out);
   const int64_t memory = InputRows<T>::memory(stage);
   ScratchParts<T> parts(3, max_pixels * (in_stride + out_stride) + memory);
-  T *d = parts.take(max_pixels * in_stride), *gy = parts.take(max_pixels * out_stride);
+  T *d_panel = parts.take(max_pixels * in_stride), *gy_panel = parts.take(max_pixels * out_stride);
   InputRows<T> in(stage, parts.take(memory));
   T* grad_weight = job.grad_weight ? job.grad_weight + int64_t(task) * c_out * c_in : nullptr;
   if (grad_weight) std::memset(grad_weight, 0, size_t(c_out) * c_in * sizeof(T));
@@ -71,22 +71,38 @@ void train_product(const TrainProductJob<T>& job, int task) {
                                     job.gain,   job.slope, job.mean_grad};
     for_tiles(begin, end, stage.w_out, kProductPixels, [&](const PixelTile& tile) {
       const int64_t pixel = (int64_t(sample) * stage.h_out + tile.y) * stage.w_out + tile.x;
+      T* gy = job.kept_gy ? job.kept_gy + pixel * out_stride : gy_panel;
       make_output_gradient(from, pixel * c_out, tile.pixels(), c_out, gy, out_stride);
       if (job.transposed.panels) {
         const PointwiseArgs<T, T> args = {gy,      out_stride, tile.pixels(), job.transposed, job.grad_d + pixel * c_in,
                                           nullptr, false,      nullptr};
         pointwise<T, T>(args);
       }
+      if (job.kept_d) fill_panel(stage, in, tile, job.kept_d + pixel * in_stride, in_stride);
       if (grad_weight) {
-        fill_panel(stage, in, tile, d, in_stride);
-        add_outer(gy, out_stride, c_out, d, in_stride, c_in, tile.pixels(), grad_weight);
+        fill_panel(stage, in, tile, d_panel, in_stride);
+        add_outer(gy, out_stride, c_out, d_panel, in_stride, c_in, tile.pixels(), grad_weight);
       }
     });
     row += end - begin;
   }
   const int64_t pixels = (last - first) * stage.w_out, product = int64_t(c_in) * c_out;
   count(job.macs, pixels * ((job.transposed.panels ? product : 0) +
-                            (grad_weight ? product + (stage.depthwise ? 9 * int64_t(c_in) : 0) : 0)));
+                            (grad_weight || job.kept_d ? product + (stage.depthwise ? 9 * int64_t(c_in) : 0) : 0)));
+}
+
+template <class T>
+void train_outer(const TrainOuterJob<T>& job, int task) {
+  const int64_t a_stride = panel_stride<T>(job.rows), b_stride = panel_stride<T>(job.columns);
+  const int begin = task * kOuterRows, rows = min(kOuterRows, job.rows - begin);
+  T* out = job.out + int64_t(begin) * job.columns;
+  std::memset(out, 0, size_t(rows) * job.columns * sizeof(T));
+  for (int i = 0; i < job.n; ++i)
+    for (int pixel = 0; pixel < job.pixels; pixel += kProductPixels) {
+      const int64_t at = int64_t(job.samples[i]) * job.pixels + pixel;
+      add_outer(job.a + at * a_stride + begin, a_stride, rows, job.b + at * b_stride, b_stride, job.columns,
+                min(kProductPixels, job.pixels - pixel), out);
+    }
 }
 
 namespace {
@@ -247,10 +263,12 @@ void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
 
 template void train_sums<float>(const TrainSumsJob<float>&, int);
 template void train_product<float>(const TrainProductJob<float>&, int);
+template void train_outer<float>(const TrainOuterJob<float>&, int);
 template void train_depthwise<float>(const TrainDepthwiseJob<float>&, int);
 #if defined(DYNROUTE_TARGET_PORTABLE)
 template void train_sums<double>(const TrainSumsJob<double>&, int);
 template void train_product<double>(const TrainProductJob<double>&, int);
+template void train_outer<double>(const TrainOuterJob<double>&, int);
 template void train_depthwise<double>(const TrainDepthwiseJob<double>&, int);
 #endif
 

@@ -80,7 +80,8 @@ struct TrainApplyJob {
 // The pointwise half of a stage's backward. The gradient of y is gy = gain * (g - mean_grad) + slope * (y - mean), made
 // as it is read: the two nearly cancel where few pixels make the statistics, so they are centred first. Then
 // grad_d = gy * weights, and the weights' gradient += gy^T * d, with d = depthwise(input) made again.
-// A task is a part of the rows of all samples, and leaves its own sum of the weights' gradient.
+// A task is a part of the rows of all samples, and leaves its own sum of the weights' gradient, or, where maps are small
+// beside the weights, gy and d for a TrainOuterJob.
 template <class T>
 struct TrainProductJob {
   TrainStage<T> stage;
@@ -90,10 +91,22 @@ struct TrainProductJob {
   const T *gain, *slope, *mean_grad;  // [c_out]
   Pointwise<T> transposed;  // k = c_out, n = c_in; panels null: grad_d is not wanted
   T* grad_d;                // [n, h_out, w_out, c_in]
-  T* grad_weight;           // [parts][c_out][c_in]; null: not wanted
+  T* grad_weight;           // [parts][c_out][c_in]; null: not wanted so
+  T *kept_gy, *kept_d;      // rows of panels, for each pixel of the maps; null: not wanted
   int parts;
   int64_t* macs;
 };
+
+// The gradient of a product's weights from its kept factors: the sum over pixels of a^T * b. A task is a block of rows.
+template <class T>
+struct TrainOuterJob {
+  const T *a, *b;  // [pixels][panel_stride(rows)], [pixels][panel_stride(columns)]
+  T* out;          // [rows][columns]
+  int rows, columns;
+  const int* samples;
+  int n, pixels;  // of a sample
+};
+constexpr int kOuterRows = 48;
 
 // The depthwise half: the input's gradient, and the depthwise weights'. A task is a band of rows of a sample's input.
 template <class T>

@@ -123,11 +123,15 @@ void train_paths_backward(const TrainPathsBackwardJob<T>& job, int task) {
     const OutputGradient<T> from = {path.output, path.grad,  path.weight[sample],
                                     path.gain,   path.slope, path.mean_grad};
     const int64_t pixel = path_pixel(tile, sample, hidden.h, hidden.w, path.stride);
-    make_output_gradient(from, pixel * path.c, pixels, path.c, gy, out_stride);
-    const PointwiseArgs<T, T> args = {gy, out_stride, pixels, path.transposed, grad_h, nullptr, false, nullptr};
+    T* to = path.kept_gy ? path.kept_gy + pixel * out_stride : gy;
+    make_output_gradient(from, pixel * path.c, pixels, path.c, to, out_stride);
+    const PointwiseArgs<T, T> args = {to, out_stride, pixels, path.transposed, grad_h, nullptr, false, nullptr};
     pointwise<T, T>(args);
-    if (weight) add_outer(gy, out_stride, path.c, made, stride, c, pixels, weight);
-    macs += int64_t(pixels) * c * path.c * (weight ? 2 : 1);
+    if (path.kept_h)
+      for (int i = 0; i < pixels; ++i)
+        std::memcpy(path.kept_h + (pixel + i) * stride, made + i * stride, size_t(c) * sizeof(T));
+    if (weight) add_outer(to, out_stride, path.c, made, stride, c, pixels, weight);
+    macs += int64_t(pixels) * c * path.c * (weight || path.kept_h ? 2 : 1);
   };
   const bool up = takes_part(job.up.grad, job.up.open, sample), down = takes_part(job.down.grad, job.down.open, sample);
   const Vec<T> hidden_weight = Vec<T>::set(job.hidden_weight[sample]);

@@ -45,7 +45,8 @@ struct TrainPathBackward {
   const T* weight;        // [n] by sample
   const T *gain, *slope, *mean_grad;  // [c']
   Pointwise<T> transposed;            // k = c', n = c
-  T* grad_weight;                     // [tasks][c'][c]; null: not wanted
+  T* grad_weight;                     // [tasks][c'][c]; null: not wanted so
+  T *kept_gy, *kept_h;                // as TrainProductJob's; null: not wanted
   const bool* open;
   int c, stride;
 };

@@ -216,6 +216,7 @@ struct PathBackward {
   std::vector<T> sums, dots;
   std::vector<double> first, second;
   std::optional<NormBackward<T>> made;
+  std::optional<ProductGradient<T>> product;
   T *grad_weight = nullptr, *grad_gamma = nullptr, *grad_beta = nullptr;
   int c, h, w, rows = 0, tasks = 0;
 
@@ -309,22 +310,21 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
   const int parts = product_parts(int64_t(samples) * shape.h, std::max<int64_t>(path_weights, 1));
   const int64_t bands = std::max<int64_t>(1, parts / std::max(samples, 1));
   const int rows = int(round_up(ceil_div(shape.h, bands), 2)), tasks = tasks_of(samples, shape.h, rows);
-  Tensor partial = new_tensor({want_weights ? int64_t(tasks) * path_weights : 0}, type);
-  T* partial_data = want_weights ? partial.template mutable_data_ptr<T>() : nullptr;
   const auto prepare = [&](PathBackward<T>& path, TrainPathBackward<T>& to, const std::vector<int>& of, int stride,
-                           const bool* open, const std::vector<T>& weight, T* parts_at) {
+                           const bool* open, const std::vector<T>& weight) {
     if (path.c == 0) return;
+    path.product.emplace(path.grad ? path.grad_weight : nullptr, path.c, c, tasks, int64_t(path.h) * path.w, shape.n,
+                         type);
     add_up(path.sums.data(), path.tasks, path.c, path.first.data(), path.second.data());
     path.made.emplace(path.norm, path.output.invstd, path.first.data(), path.second.data(),
                       int64_t(of.size()) * path.h * path.w, shape.frozen, path.grad_gamma, path.grad_beta);
     to.output = path.output, to.weight = weight.data(), to.open = open, to.c = path.c, to.stride = stride;
     to.grad = path.grad ? path.grad->template const_data_ptr<T>() : nullptr;
     to.gain = path.made->gain.data(), to.slope = path.made->slope.data(), to.mean_grad = path.made->mean_grad.data();
-    to.grad_weight = parts_at;
+    to.grad_weight = path.product->sums(), to.kept_gy = path.product->a(), to.kept_h = path.product->b();
   };
-  prepare(up, job.up, shares.up_samples, 1, shares.up_open.get(), shares.up, partial_data);
-  prepare(down, job.down, shares.down_samples, 2, shares.down_open.get(), shares.down,
-          partial_data ? partial_data + int64_t(tasks) * c * shape.up_c : nullptr);
+  prepare(up, job.up, shares.up_samples, 1, shares.up_open.get(), shares.up);
+  prepare(down, job.down, shares.down_samples, 2, shares.down_open.get(), shares.down);
   std::optional<Tensor> grad_keep;
   if (grad_keep_in) grad_keep = nhwc(*grad_keep_in);
   Tensor grad_hidden = new_tensor({shape.n, c, shape.h, shape.w}, type, true);
@@ -338,10 +338,9 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
   list.add(kernels.paths_backward, job, tasks);
   runner.run(list);
   for (const PathBackward<T>* path : {&up, &down}) {
-    if (!path->grad_weight) continue;
-    const T* parts_at = path == &up ? job.up.grad_weight : job.down.grad_weight;
-    if (!path->grad || tasks == 0) std::memset(path->grad_weight, 0, size_t(path->c) * c * sizeof(T));
-    else reduce_parts(list, parts_at, tasks, int64_t(path->c) * c, path->grad_weight);
+    if (path->c == 0) continue;
+    path->product->finish(list, path == &up ? shares.up_samples : shares.down_samples, path->h * path->w);
+    if (path->grad_weight && !path->grad) std::memset(path->grad_weight, 0, size_t(path->c) * c * sizeof(T));
   }
 
   AddedGradient<T> added;

@@ -135,18 +135,58 @@ class FlatGradients {
 // [parts][9][c] -> their sum as depthwise weights lie, [c][9].
 template <class T>
 void reduce_taps(TaskList& list, const T* parts, int count, int c, T* out) {
-  constexpr int kEach = 256;
+  constexpr int kEach = 64;
   list.add(
       [=](int task) {
-        const int end = std::min(c, (task + 1) * kEach);
-        for (int i = task * kEach; i < end; ++i)
+        const int begin = task * kEach, some = std::min(c - begin, kEach);
+        T sum[9][kEach] = {};
+        for (int part = 0; part < count; ++part)
           for (int tap = 0; tap < 9; ++tap) {
-            T sum = 0;
-            for (int part = 0; part < count; ++part) sum += parts[(int64_t(part) * 9 + tap) * c + i];
-            out[int64_t(i) * 9 + tap] = sum;
+            const T* from = parts + (int64_t(part) * 9 + tap) * c + begin;
+            for (int i = 0; i < some; ++i) sum[tap][i] += from[i];
           }
+        for (int i = 0; i < some; ++i)
+          for (int tap = 0; tap < 9; ++tap) out[int64_t(begin + i) * 9 + tap] = sum[tap][i];
       },
       int(ceil_div(c, kEach)));
 }
+
+// The gradient of a product's weights, [rows][columns]: from each task's own sum, or, where the maps have few pixels
+// beside so many sums, from the product's factors, which are kept. Memory lives as long as this does.
+template <class T>
+class ProductGradient {
+ public:
+  ProductGradient(T* out, int rows, int columns, int tasks, int64_t pixels, int n, ScalarType type)
+      : out_(out), rows_(rows), columns_(columns), tasks_(tasks) {
+    if (!out) return;
+    const int64_t kept = pixels * n * (stride(rows) + stride(columns)), sums = int64_t(tasks) * rows * columns;
+    keeps_ = kept <= sums;
+    memory_ = new_tensor({keeps_ ? kept : sums}, type);
+    sums_ = memory_->template mutable_data_ptr<T>();
+    if (keeps_) a_ = sums_, b_ = a_ + pixels * n * stride(rows), sums_ = nullptr;
+  }
+  T* sums() const { return sums_; }  // [tasks][rows][columns]
+  T* a() const { return a_; }        // the factors
+  T* b() const { return b_; }
+  // The work that is left, once they are there.
+  void finish(TaskList& list, const std::vector<int>& samples, int pixels) const {
+    if (!out_) return;
+    if (samples.empty() || tasks_ == 0) {
+      std::memset(out_, 0, size_t(rows_) * columns_ * sizeof(T));
+    } else if (keeps_) {
+      const TrainOuterJob<T> job = {a_, b_, out_, rows_, columns_, samples.data(), int(samples.size()), pixels};
+      list.add(kernels_without_tiles<T>().train.outer, job, int(ceil_div(rows_, kOuterRows)));
+    } else {
+      reduce_parts(list, static_cast<const T*>(sums_), tasks_, int64_t(rows_) * columns_, out_);
+    }
+  }
+
+ private:
+  static int64_t stride(int k) { return round_up(k, kPanel) + kPanel; }  // as the kernels' panel_stride
+  T *out_, *sums_ = nullptr, *a_ = nullptr, *b_ = nullptr;
+  int rows_, columns_, tasks_;
+  bool keeps_ = false;
+  std::optional<Tensor> memory_;
+};
 
 }  // namespace dynroute

@@ -190,6 +190,9 @@ void backward_stages(const Chain<T>& chain, const T* raw, const T* stats, bool f
   const int64_t map = int64_t(chain.n) * chain.h * chain.w;
   Tensor between = new_tensor({stages > 1 ? map * c : 0}, type);
   Tensor of_depthwise = new_tensor({direct ? 0 : map * std::max(c, chain.c_in)}, type);
+  std::vector<ProductGradient<T>> products;
+  std::vector<Tensor> kept;  // what tasks that are yet to run read
+  products.reserve(size_t(stages)), kept.reserve(size_t(stages));
   for (int k = stages - 1; k >= 0; --k) {
     const size_t at = size_t(k);
     const StageWeights<T>& weights = chain.weights[at];
@@ -200,20 +203,22 @@ void backward_stages(const Chain<T>& chain, const T* raw, const T* stats, bool f
                                grads.gamma[at], grads.beta[at]);
     const bool on = grad_x || k > 0;  // whether anything before this stage wants a gradient
     const int parts = product_parts(int64_t(samples) * chain.h, int64_t(from) * c);
-    Tensor partial_product = new_tensor({want_pointwise ? int64_t(parts) * from * c : 0}, type);
+    ProductGradient<T>& of_product = products.emplace_back(want_pointwise, c, from, parts, int64_t(chain.h) * chain.w,
+                                                           chain.n, type);
     TrainProductJob<T> product = {};
     product.stage = chain.stage(k, raw);
     product.output = last.output, product.grad = last.grad, product.weight = last.weight;
     product.gain = norm.gain.data(), product.slope = norm.slope.data(), product.mean_grad = norm.mean_grad.data();
     if (on || want_depthwise) product.transposed = weights.transposed;
     product.grad_d = direct ? grad_x : of_depthwise.template mutable_data_ptr<T>();
-    if (want_pointwise) product.grad_weight = partial_product.template mutable_data_ptr<T>();
+    product.grad_weight = of_product.sums(), product.kept_gy = of_product.a(), product.kept_d = of_product.b();
     product.parts = parts, product.macs = counters.macs;
     if (samples > 0) list.add(kernels.product, product, parts);
     runner.run(list);
 
     const int stage_rows = k == 0 ? in_rows : rows, stage_tasks = k == 0 ? in_tasks : tasks;
-    Tensor partial_depthwise = new_tensor({want_depthwise ? int64_t(std::max(stage_tasks, 1)) * 9 * from : 0}, type);
+    Tensor& partial_depthwise =
+        kept.emplace_back(new_tensor({want_depthwise ? int64_t(std::max(stage_tasks, 1)) * 9 * from : 0}, type));
     TrainDepthwiseJob<T> down = {};
     down.stage = product.stage;
     down.grad_d = product.grad_d, down.flipped = weights.flipped;
@@ -230,22 +235,16 @@ void backward_stages(const Chain<T>& chain, const T* raw, const T* stats, bool f
     if (want_depthwise) down.grad_weight = partial_depthwise.template mutable_data_ptr<T>();
     down.band_rows = stage_rows, down.macs = counters.macs;
     if (!direct && (down.grad_x || down.grad_weight)) list.add(kernels.depthwise, down, stage_tasks);
-    // the parts were left by the product before: their sum is other work for the threads meanwhile
-    const auto reduce = [&] {
-      if (want_pointwise) reduce_parts(list, static_cast<const T*>(product.grad_weight), parts, int64_t(from) * c,
-                                       want_pointwise);
-    };
-    if (samples > 0) reduce();
+    // what the product left for its weights' gradient is other work for the threads meanwhile
+    of_product.finish(list, chain.samples, chain.h * chain.w);
     runner.run(list);
-    if (samples == 0) {
-      if (want_pointwise) std::memset(want_pointwise, 0, size_t(from) * c * sizeof(T));
-      if (want_depthwise) std::memset(want_depthwise, 0, 9 * size_t(from) * sizeof(T));
-    } else if (want_depthwise) {
-      reduce_taps(list, static_cast<const T*>(down.grad_weight), stage_tasks, from, want_depthwise);
-      runner.run(list);
+    if (want_depthwise) {
+      if (samples == 0) std::memset(want_depthwise, 0, 9 * size_t(from) * sizeof(T));
+      else reduce_taps(list, static_cast<const T*>(down.grad_weight), stage_tasks, from, want_depthwise);  // runs later
     }
     last.grad = down.grad_x, last.weight = nullptr, last.sums = own_sums.data(), last.tasks = stage_tasks;
   }
+  runner.run(list);
 }
 
 // How a chain runs as an operator of its own.
