@@ -66,6 +66,7 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def("build_info() -> str");
   m.def("weights_in_tiles(int k, int n) -> bool");
   m.def("last_macs() -> int[]");
+  m.def("total_macs() -> int");
   m.def("fma_flops(str isa, int iterations) -> float");
   m.def("tile_flops(str isa, int iterations) -> float");
   m.def("debug_skip_tile(int index) -> ()");

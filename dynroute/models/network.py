@@ -61,6 +61,7 @@ class DynamicNetwork(nn.Module):
         for gate in self.gates():
             gate.reset_bias()
         self.ops = "reference"  # what its modules begin with
+        self._bn = "all"
 
     def use_ops(self, choice: str) -> DynamicNetwork:
         """Chooses the operators that train; returns the network.
@@ -75,6 +76,42 @@ class DynamicNetwork(nn.Module):
         """
         fused.use(self, choice)
         self.ops = choice
+        return self
+
+    @property
+    def bn(self) -> str:
+        """Which samples the BatchNorms see in training, and so what of it is computed.
+
+        "all" (published): every sample, everything is computed. "open": a node's cell and paths leave closed samples
+        out, and a path those that close it: of forward, backward and statistics; where none is open the running
+        statistics stay. "frozen": the running statistics normalise, all BatchNorms keep them, and closed samples are
+        left out, which then changes nothing but the work.
+
+        Raises:
+            ValueError: when set to another word, or to "open" for cells without a fused form.
+        """
+        return self._bn
+
+    @bn.setter
+    def bn(self, choice: str) -> None:
+        if choice not in fused.BATCHNORM:
+            raise ValueError(f"bn: wanted one of {', '.join(fused.BATCHNORM)}, got {choice!r}")
+        nodes = [node for row in self.rows() for node in row]
+        if choice == "open" and not all(node.cell.is_separable for node in nodes):
+            raise ValueError(f"bn: 'open' needs sepconv cells of 3x3, this network's are {', '.join(self.config.cell)}")
+        thaws = "frozen" in (choice, self._bn)
+        self._bn = choice
+        for node in nodes:
+            node.bn = choice
+        if thaws:
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> DynamicNetwork:
+        """As `nn.Module.train`; with frozen statistics the BatchNorms stay in evaluation mode."""
+        super().train(mode)
+        for module in self.modules() if mode and self.bn == "frozen" else ():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
         return self
 
     def rows(self) -> list[list[RoutedNode]]:

@@ -102,3 +102,8 @@ def build_info() -> dict[str, Any]:
     if _reason is not None:
         raise RuntimeError(_reason)
     return json.loads(torch.ops.dynroute.build_info())
+
+
+def total_macs() -> int:
+    """Multiply-accumulates that the library's kernels have counted in this process, in all calls; 0 without it."""
+    return int(torch.ops.dynroute.total_macs()) if why_not_loaded() is None else 0

@@ -113,7 +113,9 @@ def _register() -> None:
         ctx.mark_non_differentiable(*made)
         ctx.set_materialize_grads(False)
 
-    def backward(ctx: Any, grad_keep: Tensor | None, grad_up: Tensor | None, grad_down: Tensor | None, *_: Any) -> tuple:
+    def backward(
+        ctx: Any, grad_keep: Tensor | None, grad_up: Tensor | None, grad_down: Tensor | None, *_: Any
+    ) -> tuple:
         x, alphas, up, down, factor, raw, up_raw, down_raw, stats, *weights = ctx.saved_tensors
         k, norms, needs = ctx.stages, ctx.norms, ctx.needs_input_grad
         none: list[list[None]] = [[None] * k, [None] * norms]

@@ -83,6 +83,15 @@ class ScheduleConfig:
 
 
 @dataclass
+class TrainConfig:
+    """What of the network a step computes."""
+
+    bn: Literal["all", "open", "frozen"] = "all"
+    """Which samples BatchNorm sees, see `DynamicNetwork.bn`: all; open ones only, so that closed ones cost nothing;
+    frozen keeps the statistics that `model.init` brings, and leaves closed ones out too."""
+
+
+@dataclass
 class EvaluationConfig:
     """What happens after training, and now and then during it."""
 
@@ -121,6 +130,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     budget: Budget = field(default_factory=Budget)
     """Without a weight: none."""
+    train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -185,6 +195,10 @@ def _check(config: Config) -> None:
         (data.workers >= 0, f"data.workers: wanted 0 or more, got {data.workers}"),
         (data.scenes_size >= 32, f"data.scenes_size: wanted 32 or more, got {data.scenes_size}"),
         (min(data.scenes_train, data.scenes_val) >= 1, "data.scenes_train, data.scenes_val: wanted 1 or more"),
+        (
+            config.train.bn != "frozen" or config.model.init is not None,
+            "train.bn: frozen keeps the statistics of a trained network, wanted its folder in model.init",
+        ),
         (optimiser.batch >= 1, f"optimiser.batch: wanted 1 or more, got {optimiser.batch}"),
         (optimiser.lr > 0, f"optimiser.lr: wanted a positive number, got {optimiser.lr}"),
         (optimiser.clip_norm > 0, f"optimiser.clip_norm: wanted a positive number, got {optimiser.clip_norm}"),

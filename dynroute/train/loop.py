@@ -66,7 +66,7 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
     train_source, val_source = open_source(config.data, "train"), open_source(config.data, "val")
     classes = len(train_source.class_names)
     torch.manual_seed(config.run.seed)
-    net = make_network(config.model, classes).use_ops(config.run.ops).to(device)
+    net = make_network(config.model, classes, config.train.bn).use_ops(config.run.ops).to(device)
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimiser = make_optimiser(net, config.optimiser)
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def final_evaluation(
 ) -> Evaluation:
     """Precise BatchNorm over training batches, then `evaluate` on the validation split."""
     options = config.evaluation
-    if options.precise_bn_batches:
+    if options.precise_bn_batches and net.bn != "frozen":
         stream = batches(
             train_source,
             augmentation(config.data),

@@ -12,8 +12,8 @@ from dynroute.train.config import DataConfig, ModelConfig
 from dynroute.train.parse import ConfigError
 
 
-def make_network(config: ModelConfig, classes: int) -> DynamicNetwork:
-    """The network that `config` names, for a data set of `classes` classes. Raises ConfigError."""
+def make_network(config: ModelConfig, classes: int, bn: str = "all") -> DynamicNetwork:
+    """The network that `config` names, for a data set of `classes` classes, in training. Raises ConfigError."""
     try:
         if config.init is not None:
             net = from_pretrained(config.init)
@@ -32,6 +32,10 @@ def make_network(config: ModelConfig, classes: int) -> DynamicNetwork:
         raise ConfigError(f"model.{error}") from error
     if net.config.num_classes != classes:
         raise ConfigError(f"model: {net.config.num_classes} classes, but the data set has {classes}")
+    try:
+        net.bn = bn
+    except ValueError as error:
+        raise ConfigError(f"train.{error}") from error
     return net.train()
 
 

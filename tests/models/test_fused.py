@@ -110,3 +110,95 @@ def test_batchnorms_that_one_operator_cannot_compute() -> None:
     net.grid[0][0].cell.ops[0][1].norm.eval()
     with pytest.raises(ValueError, match="ops: the fused operators need BatchNorm2d modules that agree in mode"):
         step(net, "cpu")
+
+
+def routes(n: int, layers: int, closed: float = 0.4) -> Tensor:
+    """Alphas of random routes, and sample 1 closed everywhere."""
+    generator = torch.Generator().manual_seed(3)
+    gates = torch.rand(n, layers + 1, 4, 3, generator=generator, dtype=torch.float64) * 0.8 + 0.1
+    gates = gates * (torch.rand(n, layers + 1, 4, 1, generator=generator) >= closed)
+    gates[1] = 0.0
+    return gates
+
+
+def forward_backward(net: DynamicNetwork, images: Tensor, gates: Tensor, sample: int | None = None) -> list[Tensor]:
+    """Logits of one sample or all, and the gradients and buffers of the space, in float64."""
+    net = copy.deepcopy(net)
+    logits = net(images, gates=gates).logits
+    logits = logits if sample is None else logits[sample : sample + 1]
+    (
+        logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    ).sum().backward()
+    values = [p.grad for node in (net.init, net.grid) for p in node.parameters() if p.grad is not None]
+    return [logits.detach(), *values, *(b for node in (net.init, net.grid) for b in node.buffers())]
+
+
+def agree(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-8, atol=1e-10 * max(1.0, e.abs().max().item()))
+
+
+@pytest.mark.parametrize("ops", ["reference", pytest.param("cpu", marks=needs_library)])
+def test_frozen_and_skipping_is_the_dense_network(ops: str) -> None:
+    net = random_network(channels=16, layers=4).train().double()
+    images, gates = random_images(3, 64, 96).double(), routes(3, 4)
+    dense = copy.deepcopy(net)
+    for module in dense.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    net.use_ops(ops).bn = "frozen"
+    agree(forward_backward(net, images, gates), forward_backward(dense, images, gates))
+
+
+@needs_library
+@pytest.mark.parametrize("ops", ["reference", "cpu"])
+def test_open_is_the_dense_network_without_the_closed(ops: str) -> None:
+    """A sample that is closed everywhere is nowhere seen: the space is what it is for the others alone."""
+    net = random_network(channels=16, layers=4).train().double()
+    for part in (net.stem, net.decoder):  # these see every sample, open or not
+        for module in part.modules():
+            module.training = False
+    images, gates = random_images(3, 64, 96).double(), routes(3, 4, closed=0.0)
+    kept = torch.tensor([True, False, True])
+    whole, alone = copy.deepcopy(net).use_ops(ops), copy.deepcopy(net).use_ops(ops)
+    whole.bn, alone.bn = "open", "all"
+    for sample, place in ((0, 0), (2, 1)):
+        agree(
+            forward_backward(whole, images, gates, sample),
+            forward_backward(alone, images[kept], gates[kept], place),
+        )
+
+
+@needs_library
+@pytest.mark.parametrize("bn", ["open", "frozen"])
+def test_work_goes_down_with_the_closed(bn: str) -> None:
+    net = random_network(channels=16, layers=4).train().use_ops("cpu")
+    images, gates = random_images(3, 64, 96), routes(3, 4)
+
+    def work(bn: str, gates: Tensor) -> int:
+        net.bn = bn
+        before = library.total_macs()
+        net(images, gates=gates).logits.sum().backward()
+        return library.total_macs() - before
+
+    everything = work("all", gates)
+    assert work("all", torch.ones_like(gates)) == everything == work(bn, torch.ones_like(gates))
+    assert work(bn, torch.zeros_like(gates)) < work(bn, gates) < 0.8 * everything
+
+
+def test_batchnorm_choices() -> None:
+    net = dynroute.create_model("dynamic_tiny")
+    with pytest.raises(ValueError, match="bn: wanted one of all, open, frozen, got 'some'"):
+        net.bn = "some"
+    net.bn = "frozen"
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert (
+        net.training
+        and not any(norm.training for norm in norms)
+        and not any(n.training for n in net.train().modules() if n in norms)
+    )
+    net.bn = "all"
+    assert all(norm.training for norm in norms)
+    other = dynroute.create_model("dynamic_tiny", cell=("bottleneck",))
+    with pytest.raises(ValueError, match="bn: 'open' needs sepconv cells of 3x3, this network's are bottleneck"):
+        other.bn = "open"

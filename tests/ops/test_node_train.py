@@ -237,9 +237,7 @@ def test_flops_and_gradients_nobody_wants() -> None:
     pixels, taps, products, paths = 3 * 24, 2 * 8 * 9, 2 * 8 * 8, 4 * 8 + 16 * 8 // 4
 
     def flops(wants_x: bool, wants_weights: bool) -> int:
-        given = [
-            copies(a, wants_x if i < 2 else wants_weights and i < DIFFERENTIATED) for i, a in enumerate(args)
-        ]
+        given = [copies(a, wants_x if i < 2 else wants_weights and i < DIFFERENTIATED) for i, a in enumerate(args)]
         with FlopCounterMode(display=False) as counter:
             sum(o.sum() for o in ops.node_train(*given, backend="cpu")).backward()  # type: ignore[union-attr]
         assert all((leaf.grad is not None) == leaf.requires_grad for leaf in leaves(given))

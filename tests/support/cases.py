@@ -73,9 +73,7 @@ def transform_train(n: int, c: int, h: int, w: int, out: int, dtype: torch.dtype
     return *transform(n, c, h, w, out, dtype), *running(out, dtype)
 
 
-def node_train(
-    n: int, c: int, h: int, w: int, stages: int = 2, paths: str = "ud", dtype: torch.dtype = torch.float32
-):
+def node_train(n: int, c: int, h: int, w: int, stages: int = 2, paths: str = "ud", dtype: torch.dtype = torch.float32):
     """x, alphas (sample 1 closed, sample 2's down too), weights; `paths` names those that are there."""
     x, dw, pw, *norms = sepconv_train(n, c, h, w, stages, dtype=dtype)
     alphas = normal(n, 3, dtype=dtype, seed=8).abs() * 0.5 + 0.1

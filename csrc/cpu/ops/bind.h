@@ -46,8 +46,14 @@ struct CountedMacs {
 };
 inline thread_local CountedMacs last_macs = {0, 0};
 
+// What all calls of the process counted, without halo.
+inline std::atomic<int64_t> total_macs{0};
+
 struct CallCounters {
   CallCounters() { last_macs = {0, 0}; }
+  ~CallCounters() { total_macs.fetch_add(last_macs.executed, std::memory_order_relaxed); }
+  CallCounters(const CallCounters&) = delete;
+  CallCounters& operator=(const CallCounters&) = delete;
   int64_t* macs = &last_macs.executed;
   int64_t* halo = &last_macs.halo;
 };

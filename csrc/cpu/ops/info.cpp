@@ -23,6 +23,8 @@ std::string contract_op() { return describe_contract(); }
 
 std::vector<int64_t> last_macs_op() { return {last_macs.executed, last_macs.halo}; }
 
+int64_t total_macs_op() { return total_macs.load(std::memory_order_relaxed); }
+
 bool weights_in_tiles_op(int64_t k, int64_t n) { return weights_in_tiles(int(k), int(n)); }
 
 void debug_skip_tile(int64_t index) { debug_skipped_task = index; }
@@ -35,5 +37,6 @@ STABLE_TORCH_LIBRARY_IMPL(dynroute, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&dynroute::build_info));
   m.impl("weights_in_tiles", TORCH_BOX(&dynroute::weights_in_tiles_op));
   m.impl("last_macs", TORCH_BOX(&dynroute::last_macs_op));
+  m.impl("total_macs", TORCH_BOX(&dynroute::total_macs_op));
   m.impl("debug_skip_tile", TORCH_BOX(&dynroute::debug_skip_tile));
 }
