@@ -32,7 +32,7 @@ class RoutedNode(nn.Module):
             self.down = ConvNorm(c, 2 * c, 1, 2, relu=True)
 
     def forward(self, x: Tensor, alphas: Tensor, keep_prob: float = 1.0, bridge: float = 0.0) -> list[Tensor | None]:
-        """x [N,C',h,w], alphas [N,3] -> outputs of up (before its bilinear x2), keep, down; None where there is no path.
+        """x [N,C',h,w], alphas [N,3] -> up (before its bilinear x2), keep, down; None where there is no path.
 
         A sample whose alphas sum to less than 1e-4 passes x itself through keep and nothing through the others; with
         a bridge (training only) x comes in gradually, as the sum falls from `bridge` to 0.  In

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dynroute.native import library
+from dynroute.ops import autograd
 
 # All that may be named, whether or not a target has them.  The last is the network's, for who develops kernels.
 USERS = ("cuda", "triton", "cpu", "reference")
@@ -118,7 +119,7 @@ def cpu_kernels(op: str) -> Backend:
     """The CPU kernels of an operator, `torch.ops.dynroute.<op>`."""
 
     def run(*arguments: Any) -> Any:  # looked up when it is called: there may be no library
-        return getattr(torch.ops.dynroute, op)(*arguments)
+        return autograd.call(op, *arguments)
 
     return Backend("cpu", run, on_cpu)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
-from dynroute.ops import backends, batchnorm, reference
+from dynroute.ops import autograd, backends, batchnorm, reference
 from dynroute.ops.registration import as_weights, flops_of, nhwc_empty
 
 
@@ -117,7 +117,7 @@ def _register() -> None:
         ctx: Any, grad_keep: Tensor | None, grad_up: Tensor | None, grad_down: Tensor | None, *_: Any
     ) -> tuple:
         x, alphas, up, down, factor, raw, up_raw, down_raw, stats, *weights = ctx.saved_tensors
-        k, norms, needs = ctx.stages, ctx.norms, ctx.needs_input_grad
+        k, norms, needs = ctx.stages, ctx.norms, autograd.needs(ctx)
         none: list[list[None]] = [[None] * k, [None] * norms]
         if grad_keep is None and grad_up is None and grad_down is None:
             return None, None, none[0], none[0], None, None, *[none[1]] * 4, *[None] * 5
@@ -145,7 +145,7 @@ def _register() -> None:
             none[1], none[1], *[None] * 5,
         )  # fmt: skip
 
-    torch.library.register_autograd("dynroute::node_train", backward, setup_context=setup_context)
+    autograd.register("node_train", backward, setup_context)
 
     def macs(x: Any, depthwise: Any, up: Any, down: Any) -> tuple[int, int, int]:
         """Of all depthwise products, of the cell's pointwise ones, of the paths'."""

@@ -210,12 +210,13 @@ def node_train(
     frozen: bool = False,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    k = len(depthwise)
     norms = list(zip(gamma, beta, running_mean, running_var))
     closed = is_closed(alphas)
     open = ~closed if skip else torch.ones_like(closed)
-    cell = (gamma, beta, running_mean, running_var)
+    of_cell = [[norm[i] for norm in norms[:k]] for i in range(4)]
     y, raw, stats = sepconv_train(
-        x, depthwise, pointwise, *(values[: len(depthwise)] for values in cell), open, frozen=frozen, eps=eps
+        x, depthwise, pointwise, of_cell[0], of_cell[1], of_cell[2], of_cell[3], open, frozen=frozen, eps=eps
     )
     if factor is not None:
         y = y * factor.view(-1, 1, 1, 1)
@@ -234,7 +235,7 @@ def node_train(
             raws.append(x.new_empty(0))
             continue
         taken = open & is_path_open(alphas)[:, path] if skip else open
-        norm = norms[len(depthwise) + len(all_stats) - 1]
+        norm = norms[k + len(all_stats) - 1]
         out, raw_of, stats = transform_train(hidden, weight, *norm, taken, stride, False, frozen, eps)
         outputs.append(out * alphas[:, path].view(-1, 1, 1, 1))
         raws.append(raw_of)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
-from dynroute.ops import backends, batchnorm, reference
+from dynroute.ops import autograd, backends, batchnorm, reference
 from dynroute.ops.registration import as_weights, flops_of, nhwc_empty
 
 
@@ -89,7 +89,7 @@ def _register() -> None:
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
-        k, needs = ctx.stages, ctx.needs_input_grad
+        k, needs = ctx.stages, autograd.needs(ctx)
         if grad is None:
             return None, *[[None] * k] * 6, *[None] * 6
         x, open, raw, stats, *weights = ctx.saved_tensors
@@ -108,7 +108,7 @@ def _register() -> None:
             grads[-2 * k : -k], grads[-k:], none, none, *[None] * 6,
         )  # fmt: skip
 
-    torch.library.register_autograd("dynroute::sepconv_train", backward, setup_context=setup_context)
+    autograd.register("sepconv_train", backward, setup_context)
 
     def macs(x: Any, pointwise: Any, stride: int) -> tuple[int, int]:
         """Of all depthwise and of all pointwise products."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
-from dynroute.ops import backends, batchnorm, reference
+from dynroute.ops import autograd, backends, batchnorm, reference
 from dynroute.ops.registration import as_weights, flops_of, nhwc_empty
 
 
@@ -82,7 +82,7 @@ def _register() -> None:
         if grad is None:
             return (None,) * 11
         *saved, open = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
+        wanted = [*autograd.needs(ctx)[:2]]
         grad_x, flat = torch.ops.dynroute.transform_train_backward(grad, *saved, open, *ctx.options, wanted)
         _, weight, gamma, beta, *_ = saved
         *grad_weight, grad_gamma, grad_beta = as_weights(flat, [weight, gamma, beta] if wanted[1] else [gamma, beta])
@@ -90,7 +90,7 @@ def _register() -> None:
             grad_x if wanted[0] else None, grad_weight[0] if wanted[1] else None, grad_gamma, grad_beta, *[None] * 7,
         )  # fmt: skip
 
-    torch.library.register_autograd("dynroute::transform_train", backward, setup_context=setup_context)
+    autograd.register("transform_train", backward, setup_context)
 
     def flops(x: Any, weight: Any, stride: int) -> int:
         n, c, h, w = x
