@@ -8,6 +8,7 @@ from dynroute.ops.sepconv import sepconv
 from dynroute.ops.sepconv_train import sepconv_train
 from dynroute.ops.transform import transform
 from dynroute.ops.transform_train import transform_train
+from dynroute.ops.upsampled_cross_entropy import upsampled_cross_entropy
 
 __all__ = [
     "Routes",
@@ -20,4 +21,5 @@ __all__ = [
     "sepconv_train",
     "transform",
     "transform_train",
+    "upsampled_cross_entropy",
 ]

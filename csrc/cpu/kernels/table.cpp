@@ -15,7 +15,7 @@ constexpr TrainKernels<T> train = {&train_forward<T>, &train_apply<T>, &train_su
 template <class S>
 constexpr Kernels<S> table = {&sepconv<S>,  &transform<S>,         &aggregate<S>, &gate<S>,
                               &upsample<S>, &fma_loop<Compute<S>>, tiles,
-                               train<Compute<S>>};
+                               train<Compute<S>>, &upsampled_loss<Compute<S>>};
 
 }  // namespace
 
