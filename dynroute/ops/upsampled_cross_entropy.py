@@ -43,8 +43,7 @@ def upsampled_cross_entropy(
         RuntimeError: a shape, dtype or label is wrong (naming the argument), or the backend cannot be used.
         ValueError: an unknown backend.
     """
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     run = backends.operator("upsampled_cross_entropy", backend, logits)
     with_gradient = logits.requires_grad and torch.is_grad_enabled()
     loss, _ = run(logits, labels, factor, weight, ignore_index, with_gradient)
@@ -68,6 +67,8 @@ def _register() -> None:
             return (None,) * 6
         if not ctx.with_gradient:
             raise RuntimeError("upsampled_cross_entropy: with_gradient: wanted True for a backward pass, got False")
+        if torch.is_grad_enabled():
+            raise RuntimeError("upsampled_cross_entropy: its gradient has none; backend='reference' gives it one")
         (gradient,) = ctx.saved_tensors
         return gradient * grad, *[None] * 5
 

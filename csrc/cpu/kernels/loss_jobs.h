@@ -12,8 +12,8 @@
 namespace dynroute {
 
 // A task is a band of a sample's gaps [first, last) and owns the gradient's rows [first, last). What it gives to row
-// first - 1, which is another's, goes to its edge, to be added when all tasks are done: nothing is made twice, and every
-// row is one sum in one order.
+// first - 1, which is another's, goes to its edge, to be added when all tasks are done: nothing is made twice, and
+// every row is one sum in one order.
 template <class T>
 struct UpsampledLossJob {
   const T* logits;        // [n, h, w, k]

@@ -1,8 +1,8 @@
 // Cross entropy of logits upsampled as they are read, and its gradient. Nothing is made at full size.
 // Unit of work: a vector of neighbouring low-resolution columns in a gap (loss_jobs.h). The full-size pixels of one
 // phase - every factor-th column, in each of the gap's rows - are blends of the same columns with the same weights, so
-// lanes are pixels, classes follow each other in L1, and max, exp, sum and both bilinears are vertical: no shuffles, and
-// no matter what the number of classes is. Bound by the exp of every class of every pixel.
+// lanes are pixels, classes follow each other in L1, and max, exp, sum and both bilinears are vertical: no shuffles,
+// whatever the number of classes is. Bound by the exp of every class of every pixel.
 #include "loss_jobs.h"
 #include "target.h"
 #include "vexp.h"

@@ -73,7 +73,7 @@ DYNROUTE_INLINE Vec<T> where(Ints<T> mask, Vec<T> a) {
 // x = i ln 2 + r; the polynomial for |r| <= ln 2 / 2 is Cephes' expf's.
 DYNROUTE_INLINE Vec<float> exp_of(Vec<float> x) {
   using V = Vec<float>;
-  const V magic = V::set(12582912.f);  // 1.5 * 2^23: a small number added to it is rounded to an integer in its low bits
+  const V magic = V::set(12582912.f);  // 1.5 * 2^23: what is added is rounded to an integer in the sum's low bits
   x = maximum(V::set(-87.3f), x);
   const V shifted = fma(x, V::set(1.44269504f), magic), i = shifted - magic;
   // ln 2 in two parts, the first of so few bits that its product with i is exact
@@ -92,9 +92,10 @@ DYNROUTE_INLINE Vec<float> exp_of(Vec<float> x) {
 // x = 2^e (1 + f), 1 + f between the roots of 1/2 and 2; the polynomial is Cephes' logf's.
 DYNROUTE_INLINE Vec<float> log_of(Vec<float> x) {
   using V = Vec<float>;
-  const Ints<float> bits = (Ints<float>)x.v, exponent = (bits - 0x3f3504f3) >> 23;
+  const Bits<float> bits = (Bits<float>)x.v;
+  const Ints<float> exponent = (Ints<float>)(bits - 0x3f3504f3u) >> 23;
   const V e = {(Lanes<float>)__builtin_convertvector(exponent, Lanes<float>)};
-  const V f = V{(Lanes<float>)(bits - exponent * (1 << 23))} - V::set(1), square = f * f;
+  const V f = V{(Lanes<float>)(bits - ((Bits<float>)exponent << 23))} - V::set(1), square = f * f;
   V p = fma(V::set(7.0376836292e-2f), f, V::set(-1.1514610310e-1f));
   p = fma(p, f, V::set(1.1676998740e-1f));
   p = fma(p, f, V::set(-1.2420140846e-1f));
