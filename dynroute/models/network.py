@@ -83,8 +83,8 @@ class DynamicNetwork(nn.Module):
 
         "reference", which a new network has, is plain PyTorch; "auto" or a backend's name takes fused operators.
 
-        Stem, sepconv cells, paths, gates' and decoder's 1x1 convolutions have fused operators; other cells, and
-        evaluation, are plain PyTorch whatever is chosen.
+        Stem, sepconv cells, paths, gates' and decoder's 1x1 convolutions have fused operators, and the segmentation
+        loss of `objective`; other cells, and evaluation, are plain PyTorch whatever is chosen.
 
         Raises:
             ValueError: an unknown name, or a backend that does not run here, with the reason.
