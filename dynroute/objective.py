@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynroute import ops
 from dynroute.cost.budget import Budget
+from dynroute.models.decoder import LOGITS_FACTOR
 from dynroute.models.network import DynamicNetwork, Output
 
 IGNORED_LABEL = 255
@@ -24,7 +27,12 @@ class Losses(dict[str, Tensor]):
 
 
 def objective(
-    net: DynamicNetwork, images: Tensor, labels: Tensor, progress: float, budget: Budget | None = None
+    net: DynamicNetwork,
+    images: Tensor,
+    labels: Tensor,
+    progress: float,
+    budget: Budget | None = None,
+    class_weights: Tensor | None = None,
 ) -> Losses:
     """Runs the network and prices the result (SPEC, "Cost" and "Training").
 
@@ -33,6 +41,10 @@ def objective(
         labels: int64 [N,H,W], 0..K-1, 255 ignored.
         progress: 0..1, position in training; the budget acts from `budget.start` on, drop path grows with it.
         budget: None leaves the "budget" key out.
+        class_weights: float [K], a factor for each class in the segmentation loss; None: 1.
+
+    With `net.use_ops` other than "reference" the segmentation loss is `ops.upsampled_cross_entropy`: the same, but for
+    rounding, from the decoder's logits at a quarter of the size.
 
     Returns: {"segmentation": scalar, "budget": scalar}, with the network's output as `.output`.
 
@@ -44,9 +56,19 @@ def objective(
     if not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress: wanted 0..1, got {progress}")
     out = net(images, progress=progress, bridge=budget.bridge_at(progress) if budget is not None else 0.0)
-    total = F.cross_entropy(out.logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
+    total = _cross_entropy(net, out, labels, class_weights)
     # a crop can be all padding: 0 instead of 0/0
     losses = {"segmentation": total / (labels != IGNORED_LABEL).sum().clamp(min=1)}
     if budget is not None:
         losses["budget"] = budget.loss(out.gates, out.costs, progress)
     return Losses(losses, out)
+
+
+def _cross_entropy(net: DynamicNetwork, out: Output, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Summed over labelled pixels."""
+    if net.ops == "reference":
+        logits = out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))
+        return F.cross_entropy(logits, labels, weights, ignore_index=IGNORED_LABEL, reduction="sum")
+    return ops.upsampled_cross_entropy(
+        out.low_logits, labels, LOGITS_FACTOR, weights, ignore_index=IGNORED_LABEL, backend=net.ops
+    )

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 import dynroute
+from benchmarks.memory import allocations
+from dynroute.native import library
 from tests.support.networks import random_images, random_network
+
+needs_library = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 
 
 def test_objective_leaves_budget_out_and_survives_an_ignored_batch() -> None:
@@ -19,3 +23,33 @@ def test_objective_leaves_budget_out_and_survives_an_ignored_batch() -> None:
         dynroute.objective(net, images, labels[:1], progress=0.5)
     with pytest.raises(ValueError, match="progress: wanted"):
         dynroute.objective(net, images, labels, progress=1.5)
+
+
+@needs_library
+def test_class_weights() -> None:
+    net = random_network(channels=16).train().double()
+    images = random_images(2, 44, 50).double()
+    labels = torch.randint(0, 5, (2, 44, 50), generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([0.5, 1, 0, 2, 3], dtype=torch.float64)
+    plain, weighted, fused = (
+        dynroute.objective(net.use_ops(ops), images, labels, progress=0.0, class_weights=given)["segmentation"]
+        for ops, given in (("reference", None), ("reference", weights), ("cpu", weights))
+    )
+    torch.testing.assert_close(fused, weighted, rtol=1e-11, atol=0)
+    assert abs(plain - weighted) > 0.01
+
+
+@needs_library
+def test_logits_of_full_size_only_where_somebody_reads_them() -> None:
+    net = random_network(channels=16, num_classes=7).train()
+    images, labels = random_images(2, 64, 96), torch.zeros(2, 64, 96, dtype=torch.int64)
+    full_size = 2 * 7 * 64 * 96 * 4
+
+    def step() -> None:
+        losses = dynroute.objective(net, images, labels, progress=0.5)
+        losses["segmentation"].backward()
+
+    for ops, made in (("reference", True), ("cpu", False)):
+        net.use_ops(ops)
+        step()
+        assert (full_size in allocations(step)) == made, ops

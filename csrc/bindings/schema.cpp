@@ -46,6 +46,11 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       "Tensor up_raw, Tensor down_raw, Tensor stats, Tensor? factor, float bridge, bool skip, bool frozen, "
       "bool[] wanted) -> (Tensor x, Tensor alphas, Tensor weights)");
 
+  // The sum over labelled pixels; gradient: of logits, when the loss's is 1; with N = 0 where it is not wanted.
+  m.def(
+      "upsampled_cross_entropy(Tensor logits, Tensor labels, int factor, Tensor? weight, int ignore_index, "
+      "bool with_gradient) -> (Tensor loss, Tensor gradient)");
+
   m.def("network_buffer(int floats) -> Tensor");
   m.def("network_workspace(int n, int h, int w, int[] config) -> int");
   m.def(

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from dynroute.models.layers import ConvNorm, upsample
 from dynroute.space.wiring import SCALES
 
+LOGITS_FACTOR = 4  # from the low-resolution logits to the image
+
 
 class Decoder(nn.Module):
     """From 1/32 to 1/4: f = ReLU(BN(1x1(f_s + up(f_{s+1})))), channels halve (kept at scale 0); conv3x3; bilinear x4.
@@ -25,7 +27,11 @@ class Decoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """maps: [N, C*2^s, h/2^s, w/2^s] for s = 0..3 -> logits [N,K,4h,4w]; an absent map comes as zeros."""
+        return upsample(self.low_logits(maps), LOGITS_FACTOR)
+
+    def low_logits(self, maps: Sequence[Tensor]) -> Tensor:
+        """The same before the last upsampling: [N,K,h,w]."""
         f = self.merge[3](maps[3])
         for s in (2, 1, 0):
             f = self.merge[s](maps[s] + upsample(f, 2))
-        return upsample(self.predictor(f), 4)
+        return self.predictor(f)

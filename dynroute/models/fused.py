@@ -15,13 +15,14 @@ from dynroute import ops
 from dynroute.ops import backends
 
 CHOICES = ("auto", *backends.USERS)
+TRAINED_OPS = ("node_train", "sepconv_train", "transform_train", "upsampled_cross_entropy")
 
 
 def why_not(choice: str) -> str | None:
     """Why a network cannot train on these operators here, in one line, or None if it can."""
     if choice not in CHOICES:
         return f"ops: wanted one of {', '.join(CHOICES)}, got {choice!r}"
-    for op in ("node_train", "sepconv_train", "transform_train") if choice != "auto" else ():
+    for op in TRAINED_OPS if choice != "auto" else ():
         reason = backends.why_not(op, choice)
         if reason is not None:
             return f"ops: {choice!r} cannot be used: {op}: {reason}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dynroute.cost.tables import CostTables
 from dynroute.models import fused
 from dynroute.models.config import NetworkConfig
-from dynroute.models.decoder import Decoder
+from dynroute.models.decoder import LOGITS_FACTOR, Decoder
 from dynroute.models.gate import Gate
 from dynroute.models.layers import init_weights, upsample
 from dynroute.models.node import RoutedNode
@@ -32,18 +32,34 @@ class Output:
     """What a network returns for images [N,3,H,W].
 
     Attributes:
-        logits: [N,K,H,W].
+        low_logits: [N,K,h,w], the decoder's logits at a quarter of the padded image's size, which `logits` are the
+            bilinear upsampling of; not of a runtime.
         gates: float32 [N,L+1,4,3], alphas in the order up, keep, down; row 0 the init cell; 0 where there is no path
             or the node is absent.
         expected_mflops: [N], soft cost of the space; real_mflops: [N], cost by open/closed, all at the padded size.
         costs: the tables that both were read from.
+        size: H and W.
     """
 
-    logits: Tensor
+    low_logits: Tensor
     gates: Tensor
     expected_mflops: Tensor
     real_mflops: Tensor
     costs: CostTables
+    size: tuple[int, int]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """[N,K,H,W].  Of a forward pass in training made when first read, as the loss may do without."""
+        return full_logits(self.low_logits, self.size)
+
+
+def full_logits(low_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits of the image [N,K,H,W] from those that `Decoder.low_logits` returns."""
+    logits = upsample(low_logits, LOGITS_FACTOR)
+    if logits.shape[-2:] == size:  # a slice that cuts nothing off would still cost its backward a full-size fill
+        return logits
+    return logits[..., : size[0], : size[1]]
 
 
 class DynamicNetwork(nn.Module):
@@ -68,8 +84,8 @@ class DynamicNetwork(nn.Module):
 
         "reference", which a new network has, is plain PyTorch; "auto" or a backend's name takes fused operators.
 
-        Stem, sepconv cells, paths, gates' and decoder's 1x1 convolutions have fused operators; other cells, and
-        evaluation, are plain PyTorch whatever is chosen.
+        Stem, sepconv cells, paths, gates' and decoder's 1x1 convolutions have fused operators, and the segmentation
+        loss of `objective`; other cells, and evaluation, are plain PyTorch whatever is chosen.
 
         Raises:
             ValueError: an unknown name, or a backend that does not run here, with the reason.
@@ -146,11 +162,13 @@ class DynamicNetwork(nn.Module):
         forced = check_inputs(images, gates, self.config)
         x = pad_images(images, self.config.small_gate)
         maps, alphas = self._route(self.stem(x), forced, progress, bridge)
-        logits = self.decoder(maps)
-        if x is not images:  # a slice that cuts nothing off would still cost its backward a full-size fill
-            logits = logits[..., : images.shape[-2], : images.shape[-1]]
-        costs = self.costs(*images.shape[-2:])
-        return Output(logits, alphas, costs.expected(alphas), costs.real(alphas), costs)
+        size = (images.shape[-2], images.shape[-1])
+        costs = self.costs(*size)
+        low_logits = self.decoder.low_logits(maps)
+        out = Output(low_logits, alphas, costs.expected(alphas), costs.real(alphas), costs, size)
+        if not self.training:
+            out.logits = full_logits(low_logits, size)
+        return out
 
     def _route(
         self, x: Tensor, forced: Tensor | None, progress: float | None, bridge: float

@@ -9,6 +9,7 @@ from dynroute.ops.sepconv import sepconv
 from dynroute.ops.sepconv_train import sepconv_train
 from dynroute.ops.transform import transform
 from dynroute.ops.transform_train import transform_train
+from dynroute.ops.upsampled_cross_entropy import upsampled_cross_entropy
 
 __all__ = [
     "NodeOutput",
@@ -23,4 +24,5 @@ __all__ = [
     "sepconv_train",
     "transform",
     "transform_train",
+    "upsampled_cross_entropy",
 ]

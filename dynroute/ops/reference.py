@@ -243,6 +243,15 @@ def node_train(
     return keep, *outputs, raw, *raws, torch.cat(all_stats)  # type: ignore[return-value]
 
 
+def upsampled_cross_entropy(
+    logits: Tensor, labels: Tensor, factor: int, weight: Tensor | None, ignore_index: int, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    full = F.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=False)
+    full = full[..., : labels.shape[-2], : labels.shape[-1]]
+    loss = F.cross_entropy(full, labels, weight, ignore_index=ignore_index, reduction="sum")
+    return loss, logits.new_empty((0, *logits.shape[1:]))  # autograd makes the gradient
+
+
 def _scattered(value: Tensor, open: Tensor | None, x: Tensor) -> Tensor:
     """Samples back in their places; zeros where there is none."""
     if open is None:

@@ -18,8 +18,9 @@ from dynroute.train.parse import ConfigError
 
 # mIoU of training batches is smoothed over about this many steps.
 MIOU_WINDOW = 100
-# Of the logits, every 4th pixel each way: the network predicts at 1/4 size, the rest is interpolation.
-MIOU_STRIDE = 4
+# It is of the network's logits at 1/4 size, as the rest is interpolation, so that training makes none at full size.
+# Low-resolution pixel i covers pixels 4i..4i + 3, and of these 4i + 1 and 4i + 2 lie nearest to its centre.
+MIOU_STRIDE, MIOU_OFFSET = 4, 2
 
 
 class TrainingLog:
@@ -40,8 +41,11 @@ class TrainingLog:
         self._elapsed, self._since = 0.0, time.perf_counter()
 
     @torch.no_grad()
-    def step(self, step: int, rate: float, values: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
-        """Take in step number `step` (1 after the first): scalars `values`, logits [N, K, H, W], labels [N, H, W].
+    def step(self, step: int, rate: float, values: dict[str, Tensor], low_logits: Tensor, labels: Tensor) -> None:
+        """Take in step number `step` (1 after the first): scalars `values`, labels [N, H, W], logits at 1/4 size.
+
+        low_logits: [N, K, h, w], at the top left of them what belongs to the labels, behind it what belongs to padding.
+
 
         Raises ConfigError when the loss is no longer a number; seen at the next record, not at once.
         """
@@ -49,8 +53,9 @@ class TrainingLog:
             value = value.detach().double()
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self._count += 1
-        predicted = logits.detach()[..., ::MIOU_STRIDE, ::MIOU_STRIDE].argmax(1)
-        kept = torch.where(labels < self.num_classes, labels, IGNORE)[..., ::MIOU_STRIDE, ::MIOU_STRIDE]
+        sampled = labels[..., MIOU_OFFSET::MIOU_STRIDE, MIOU_OFFSET::MIOU_STRIDE]
+        kept = torch.where(sampled < self.num_classes, sampled, IGNORE)
+        predicted = low_logits.detach()[..., : kept.shape[-2], : kept.shape[-1]].argmax(1)
         counts = confusion_matrix(predicted, kept, self.num_classes)
         self._confusion = self._confusion.to(counts.device) * (1 - 1 / MIOU_WINDOW) + counts
         self.bar.update()

@@ -95,7 +95,7 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
             )
 
             done = step + 1
-            log.step(done, rate, logged(losses), losses.output.logits, labels)
+            log.step(done, rate, logged(losses), losses.output.low_logits, labels)
             if config.evaluation.every and done % config.evaluation.every == 0 and done < config.schedule.steps:
                 result = final_evaluation(net, config, train_source, val_source, device)
                 log.event(done, val_miou=result.miou, val_real_mflops=result.costs["real_mflops"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import dynroute
 from dynroute.models.cell import CELL_OPS
@@ -30,6 +31,19 @@ def test_padding_is_zeros_right_and_bottom() -> None:
     padded[..., :50, :40] = x
     with torch.no_grad():
         torch.testing.assert_close(net(x).logits, net(padded).logits[..., :50, :40])
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 70)])
+def test_logits_are_the_low_ones_upsampled(size: tuple[int, int]) -> None:
+    """In evaluation they are there when the forward pass is; in training when they are first read, and kept."""
+    net = random_network()
+    with torch.no_grad():
+        for training in (False, True):
+            out = net.train(training)(random_images(2, *size))
+            assert out.low_logits.shape == (2, 5, *(-(-side // 32) * 8 for side in size))
+            assert ("logits" in vars(out)) != training
+            full = F.interpolate(out.low_logits, scale_factor=4, mode="bilinear", align_corners=False)
+            assert torch.equal(out.logits, full[..., : size[0], : size[1]]) and out.logits is out.logits
 
 
 @pytest.mark.parametrize("gate", ["tanh", "sigmoid", "softmax", "fixed"])

@@ -91,6 +91,15 @@ def node_train(n: int, c: int, h: int, w: int, stages: int = 2, paths: str = "ud
     return x, alphas, dw, pw, *weights, *norms
 
 
+def upsampled_cross_entropy(
+    n: int, k: int, h: int, w: int, factor: int = 4, crop: tuple[int, int] = (0, 0), dtype: torch.dtype = torch.float32
+):
+    """Logits and labels, a fifth of these ignored; `crop`: rows and columns that the labels lack."""
+    labels = torch.randint(0, k, (n, factor * h - crop[0], factor * w - crop[1]), generator=generator(1))
+    ignored = torch.rand(labels.shape, generator=generator(2)) < 0.2
+    return normal(n, k, h, w, dtype=dtype, scale=3), labels.masked_fill(ignored, 255)
+
+
 def gate(n: int, c: int, h: int, w: int, gates: int = 3, dtype: torch.dtype = torch.float32):
     fc_weight = normal(gates, c // 2, 1, 1, dtype=dtype, scale=(c // 2) ** -0.5, seed=4)
     return *transform(n, c, h, w, c // 2, dtype), fc_weight, 0.5 + 0.5 * normal(gates, dtype=dtype, seed=5)

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "jobs.h"
+#include "loss_jobs.h"
 #include "train_jobs.h"
 #include "train_node_jobs.h"
 
@@ -33,6 +34,7 @@ struct Kernels {
   double (*fma_loop)(int64_t iterations);
   double (*tile_loop)(int64_t iterations);
   TrainKernels<Compute<T>> train;
+  void (*upsampled_loss)(const UpsampledLossJob<Compute<T>>& job, int task);
 };
 
 // The table for float is the best the machine has, or what DYNROUTE_CPU_ISA names; double is always portable.

@@ -13,9 +13,9 @@ template <class T>
 constexpr TrainKernels<T> train = {&train_forward<T>, &train_apply<T>, &train_sums<T>, &train_product<T>,
                                    &train_outer<T>, &train_depthwise<T>, &train_paths<T>, &train_paths_backward<T>};
 template <class S>
-constexpr Kernels<S> table = {&sepconv<S>,  &transform<S>,         &aggregate<S>, &gate<S>,
-                              &upsample<S>, &fma_loop<Compute<S>>, tiles,
-                               train<Compute<S>>};
+constexpr Kernels<S> table = {&sepconv<S>, &transform<S>,     &aggregate<S>,
+                              &gate<S>,    &upsample<S>,      &fma_loop<Compute<S>>,
+                              tiles,       train<Compute<S>>, &upsampled_loss<Compute<S>>};
 
 }  // namespace
 
