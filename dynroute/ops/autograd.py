@@ -24,8 +24,10 @@ _RULES: dict[str, _Rule] = {}
 
 
 def register(op: str, backward: Callable[..., tuple], setup_context: Callable[[Any, tuple, Any], None]) -> None:
-    """Registers the derivative of `dynroute::op`, as `torch.library.register_autograd` takes it; in the backward, what is
-    needed is asked of `needs(ctx)`."""
+    """Registers the derivative of `dynroute::op`, as `torch.library.register_autograd` takes it.
+
+    In the backward, what is needed is asked of `needs(ctx)`.
+    """
     torch.library.register_autograd(f"dynroute::{op}", backward, setup_context=setup_context)
     _RULES[op] = _Rule(getattr(torch.ops.dynroute, op).default, setup_context, backward)
 
