@@ -22,6 +22,7 @@ KERNEL_TESTS = (
     "tests/ops/test_parity.py",
     "tests/ops/test_bits.py",
     "tests/ops/test_training.py",
+    "tests/ops/test_aggregate_train.py",
     "tests/models/test_fused.py",
     "tests/native/test_network.py",
 )

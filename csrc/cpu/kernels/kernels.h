@@ -2,6 +2,7 @@
 #pragma once
 #include <string>
 
+#include "aggregate_backward.h"
 #include "jobs.h"
 #include "train_jobs.h"
 
@@ -15,6 +16,7 @@ struct TrainKernels {
   void (*sums)(const TrainSumsJob<T>& job, int task);
   void (*product)(const TrainProductJob<T>& job, int task);
   void (*depthwise)(const TrainDepthwiseJob<T>& job, int task);
+  void (*aggregate)(const AggregateBackwardJob<T>& job, int task);
 };
 
 // A kernel runs one task of a job, on any thread.

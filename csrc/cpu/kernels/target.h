@@ -108,6 +108,8 @@ void train_product(const TrainProductJob<T>& job, int task);
 template <class T>
 void train_depthwise(const TrainDepthwiseJob<T>& job, int task);
 template <class T>
+void aggregate_backward(const AggregateBackwardJob<T>& job, int task);
+template <class T>
 double fma_loop(int64_t iterations);
 double tile_loop(int64_t iterations);
 
