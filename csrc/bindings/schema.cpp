@@ -12,7 +12,11 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       "route(Tensor alphas, Tensor present, Tensor path_exists, Tensor slots) -> (Tensor alphas, Tensor open, "
       "Tensor open_count, Tensor path_open, Tensor path_count, Tensor closed, Tensor present, Tensor slots)");
   m.def("transform(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? open, int stride) -> Tensor");
-  m.def("aggregate(Tensor? down, Tensor? keep, Tensor? up, Tensor alphas) -> Tensor");
+  m.def("aggregate(Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas) -> Tensor");
+  // `wanted`: gradients of down, keep, up and alphas; sources are read for the last alone. What is not wanted is empty.
+  m.def(
+      "aggregate_backward(Tensor grad, Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, bool[] wanted) -> "
+      "(Tensor down, Tensor keep, Tensor up, Tensor alphas)");
 
   // Training: BatchNorm with the batch's statistics. raw: the stages' outputs before it, [stages * N, C, H, W]; stats: of
   // each BatchNorm [3, C] mean, inverse deviation, unbiased variance. A backward's `wanted`: gradients of x and of

@@ -87,11 +87,6 @@ def _settings(norms: Sequence[nn.BatchNorm2d]) -> dict[str, Any]:
     return {"frozen": not first.training, "momentum": momentum, "eps": first.eps}
 
 
-def _as_weights(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """x in the parameters' type: under autocast a convolution before it may have left another."""
-    return x.to(norm.weight.dtype)
-
-
 def sepconv(modules: Sequence[Any], x: Tensor, choice: str, residual: bool = False, final_relu: bool = False) -> Tensor:
     """Pairs of depthwise and pointwise (`ConvNorm`) modules as one operator: x [N,C,h,w] -> [N,Cout,h',w'].
 
@@ -101,7 +96,7 @@ def sepconv(modules: Sequence[Any], x: Tensor, choice: str, residual: bool = Fal
     depthwise, pointwise = modules[0::2], modules[1::2]
     norms = [pw.norm for pw in pointwise]
     return ops.sepconv_train(
-        _as_weights(x, norms[0]),
+        x,
         [dw.weight for dw in depthwise],
         [pw.weight for pw in pointwise],
         [norm.weight for norm in norms],
@@ -120,7 +115,7 @@ def transform(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, choice: str) -> 
     """1x1 convolution, BatchNorm and ReLU as one operator. Raises ValueError as `sepconv` does."""
     assert norm.running_mean is not None and norm.running_var is not None
     return ops.transform_train(
-        _as_weights(x, norm),
+        x,
         conv.weight,
         norm.weight,
         norm.bias,
@@ -142,13 +137,13 @@ def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float, bridge: float
     depthwise, pointwise = cell[0::2], cell[1::2]
     up, down = (getattr(module, name, None) for name in ("up", "down"))
     norms = [conv.norm for conv in (*pointwise, up, down) if conv is not None]
-    x = _as_weights(x, norms[0])
+    dtype = norms[0].weight.dtype
     factor = None
     if keep_prob < 1.0:
-        factor = torch.empty(len(x), device=x.device, dtype=x.dtype).bernoulli_(keep_prob).div_(keep_prob)
+        factor = torch.empty(len(x), device=x.device, dtype=dtype).bernoulli_(keep_prob).div_(keep_prob)
     return ops.node_train(
         x,
-        alphas.to(x.dtype),
+        alphas.to(dtype),
         [dw.weight for dw in depthwise],
         [pw.weight for pw in pointwise],
         None if up is None else up.weight,

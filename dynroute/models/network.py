@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dynroute import ops
 from dynroute.cost.tables import CostTables
 from dynroute.models import fused
 from dynroute.models.config import NetworkConfig
@@ -194,7 +195,7 @@ class DynamicNetwork(nn.Module):
                 of_row.append(alphas)
             table.append(torch.stack(of_row + [zero] * (SCALES - len(nodes)), dim=1))
             if r + 1 < len(rows):
-                inputs = _pull(self.space[r + 1], outputs)
+                inputs = _pull(self.space[r + 1], outputs, self.ops if self.training else "reference")
                 if not self.training:
                     exists = _paths_on(self.config.layers, x.device)[r]
                     present = arrivals(~is_closed(table[r]) & present, present, exists)
@@ -217,19 +218,21 @@ class DynamicNetwork(nn.Module):
         return folder
 
 
-def _pull(nodes: tuple[Node, ...], outputs: list[list[Tensor | None]]) -> list[Tensor]:
-    """Each next node's input, summed in the fixed order down, keep, up."""
+def _pull(nodes: tuple[Node, ...], outputs: list[list[Tensor | None]], backend: str) -> list[Tensor]:
+    """Each next node's input, summed in the fixed order down, keep, up; by a fused operator unless the backend is
+    "reference"."""
     inputs = []
     for node in nodes:
         wired = ((DOWN, node.scale - 1), (KEEP, node.scale), (UP, node.scale + 1))
-        terms = [outputs[source][path] for path, source in wired if node.sources[path]]
-        if node.sources[UP]:
-            terms[-1] = upsample(terms[-1], 2)  # type: ignore[arg-type]
-        x, *others = terms
+        down, keep, up = (outputs[source][path] if node.sources[path] else None for path, source in wired)
+        if backend != "reference" and sum(term is not None for term in (down, keep, up)) > 1:
+            inputs.append(ops.aggregate(down, keep, up, backend=backend))
+            continue
+        x, *others = [t for t in (down, keep, upsample(up, 2) if up is not None else None) if t is not None]
         for term in others:
-            x = x + term  # type: ignore[operator]
+            x = x + term
         inputs.append(x)
-    return inputs  # type: ignore[return-value]
+    return inputs
 
 
 def check_inputs(images: Tensor, gates: Tensor | None, config: NetworkConfig) -> Tensor | None:

@@ -9,13 +9,16 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
-from dynroute.ops import backends, gradients, reference
+from dynroute.ops import autograd, backends, reference
 from dynroute.ops.registration import nhwc_empty
-from dynroute.space.wiring import DOWN, KEEP, UP
 
 
 def aggregate(
-    down: Tensor | None, keep: Tensor | None, up: Tensor | None, alphas: Tensor, backend: str = "auto"
+    down: Tensor | None,
+    keep: Tensor | None,
+    up: Tensor | None,
+    alphas: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """alpha_down * down + alpha_keep * keep + alpha_up * bilinear_x2(up), summed in this order.
 
@@ -23,7 +26,8 @@ def aggregate(
         down: [N, C, H, W] or None, C a multiple of 4.
         keep: [N, C, H, W] or None.
         up: [N, C, H/2, W/2] or None, H and W even; read through a bilinear x2, align_corners=False.
-        alphas: [N, 3], columns in the order up, keep, down; a source whose alpha is 0 is not read.
+        alphas: [N, 3], columns in the order up, keep, down; a source whose alpha is 0 is not read, and neither it nor
+            its alpha gets a gradient.  None: the sources come weighted, each counts as it is.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
@@ -31,9 +35,12 @@ def aggregate(
 
     Raises:
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
-        ValueError: an unknown backend, or (reference) no source.
+        ValueError: an unknown backend, or no source.
     """
-    return backends.operator("aggregate", backend, alphas)(down, keep, up, alphas)
+    first = next((source for source in (down, keep, up) if source is not None), None)
+    if first is None:
+        raise ValueError("aggregate: down, keep, up: wanted at least one source, got none")
+    return backends.operator("aggregate", backend, first)(down, keep, up, alphas)
 
 
 def _register() -> None:
@@ -42,29 +49,44 @@ def _register() -> None:
         first = next(source for source in (down, keep, up) if source is not None)
         n, c, h, w = first.shape
         factor = 2 if down is None and keep is None else 1
-        return nhwc_empty(alphas, (n, c, h * factor, w * factor))
+        return nhwc_empty(first, (n, c, h * factor, w * factor))
+
+    @torch.library.register_fake("dynroute::aggregate_backward")
+    def _(grad, down, keep, up, alphas, wanted):  # type: ignore[no-untyped-def]
+        n, c, h, w = grad.shape
+        maps = [
+            nhwc_empty(grad, (n if of_map else 0, c, h // factor, w // factor))
+            for of_map, factor in zip(wanted, (1, 1, 2))
+        ]
+        return *maps, grad.new_empty((n if wanted[3] else 0, 3))
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        *sources, alphas = inputs
+        if not autograd.needs(ctx)[3]:
+            sources = [None] * 3  # read for the alphas' gradients alone
+        ctx.save_for_backward(*sources, alphas)
 
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        down, keep, up, alphas = ctx.saved_tensors
-        grads: list[Tensor | None] = [None, None, None]
-        grad_alphas = [torch.zeros_like(alphas[:, 0])] * 3
-        for path, source in ((UP, up), (KEEP, keep), (DOWN, down)):
-            if source is None:
-                continue
-            alpha = alphas[:, path]
-            grad_source = gradients.bilinear(grad, source.shape[2], source.shape[3], 2.0) if path == UP else grad
-            grads[2 - path] = alpha.view(-1, 1, 1, 1) * grad_source
-            grad_alphas[path] = (grad_source * reference.only(alpha != 0, source)).sum((1, 2, 3))
-        return *grads, torch.stack(grad_alphas, 1)
+        *sources, alphas = ctx.saved_tensors
+        wanted = list(autograd.needs(ctx))
+        if alphas is not None:
+            grads = torch.ops.dynroute.aggregate_backward(grad, *sources, alphas, wanted)
+            return tuple(of if wants else None for of, wants in zip(grads, wanted))
+        grad_up = None
+        if wanted[2]:
+            only_up = [False, False, True, False]
+            grad_up = torch.ops.dynroute.aggregate_backward(grad, *sources, None, only_up)[2]
+        return grad if wanted[0] else None, grad if wanted[1] else None, grad_up, None
 
-    torch.library.register_autograd("dynroute::aggregate", backward, setup_context=setup_context)
+    autograd.register("aggregate", backward, setup_context)
 
     @register_flop_formula(torch.ops.dynroute.aggregate)
     def _(down, keep, up, alphas, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
         return 0  # like torch's counter for its own elementwise and interpolation operators
+
+    @register_flop_formula(torch.ops.dynroute.aggregate_backward)
+    def _(grad, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return 0
 
 
 if library.why_not_loaded() is None:

@@ -26,9 +26,10 @@ _RULES: dict[str, _Rule] = {}
 def register(op: str, backward: Callable[..., tuple], setup_context: Callable[[Any, tuple, Any], None]) -> None:
     """Registers the derivative of `dynroute::op`, as `torch.library.register_autograd` takes it.
 
-    In the backward, what is needed is asked of `needs(ctx)`.
+    In the backward, what is needed is asked of `needs(ctx)`. Under autocast the operator computes in float32.
     """
     torch.library.register_autograd(f"dynroute::{op}", backward, setup_context=setup_context)
+    torch.library.register_autocast(f"dynroute::{op}", "cpu", torch.float32)
     _RULES[op] = _Rule(getattr(torch.ops.dynroute, op).default, setup_context, backward)
 
 
@@ -40,7 +41,8 @@ def needs(ctx: Any) -> Sequence[Any]:
 def call(op: str, *args: Any) -> Any:
     """`torch.ops.dynroute.<op>(*args)`, with its derivative recorded."""
     rule = _RULES.get(op)
-    if rule is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    registered = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled()
+    if rule is None or registered:
         return getattr(torch.ops.dynroute, op)(*args)
     structure, flat = [], []
     for value in args:
@@ -70,12 +72,12 @@ class _Call(torch.autograd.Function):
         args = _nested(structure, flat)
         out = rule.overload(*args)
         ctx.rule, ctx.structure = rule, structure
+        ctx.nested_needs = _nested(structure, ctx.needs_input_grad[2:])
         rule.setup_context(ctx, tuple(args), out)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        ctx.nested_needs = _nested(ctx.structure, ctx.needs_input_grad[2:])
         flat: list[Tensor | None] = [None, None]
         for length, grad in zip(ctx.structure, ctx.rule.backward(ctx, *grads), strict=True):
             if length == _ONE:

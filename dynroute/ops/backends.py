@@ -132,7 +132,8 @@ def on_cpu(x: Tensor | None) -> str | None:
         return None
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}"
-    if x.dtype not in (torch.float32, torch.float64):
+    lowered = x.dtype in (torch.bfloat16, torch.float16) and torch.is_autocast_enabled("cpu")  # float32 again inside
+    if x.dtype not in (torch.float32, torch.float64) and not lowered:
         return f"{x.dtype} is not float32 or float64"
     return None
 

@@ -87,16 +87,16 @@ def gate(
     return only(present, y)
 
 
-def aggregate(down: Tensor | None, keep: Tensor | None, up: Tensor | None, alphas: Tensor) -> Tensor:
+def aggregate(down: Tensor | None, keep: Tensor | None, up: Tensor | None, alphas: Tensor | None = None) -> Tensor:
     total = None
     for path, source in ((DOWN, down), (KEEP, keep), (UP, up)):
         if source is None:
             continue
-        alpha = alphas[:, path]
-        source = only(alpha != 0, source)
+        alpha = None if alphas is None else alphas[:, path]
+        source = only(None if alpha is None else alpha != 0, source)
         if path == UP:
             source = F.interpolate(source, scale_factor=2, mode="bilinear", align_corners=False)
-        term = alpha.view(-1, 1, 1, 1) * source
+        term = source if alpha is None else alpha.view(-1, 1, 1, 1) * source
         total = term if total is None else total + term
     if total is None:
         raise ValueError("aggregate: down, keep, up: wanted at least one source, got none")

@@ -2,6 +2,7 @@
 #pragma once
 #include <string>
 
+#include "aggregate_backward.h"
 #include "jobs.h"
 #include "loss_jobs.h"
 #include "train_jobs.h"
@@ -20,6 +21,7 @@ struct TrainKernels {
   void (*depthwise)(const TrainDepthwiseJob<T>& job, int task);
   void (*paths)(const TrainPathsJob<T>& job, int task);
   void (*paths_backward)(const TrainPathsBackwardJob<T>& job, int task);
+  void (*aggregate)(const AggregateBackwardJob<T>& job, int task);
 };
 
 // A kernel runs one task of a job, on any thread.

@@ -116,6 +116,8 @@ void train_paths_backward(const TrainPathsBackwardJob<T>& job, int task);
 template <class T>
 void upsampled_loss(const UpsampledLossJob<T>& job, int task);
 template <class T>
+void aggregate_backward(const AggregateBackwardJob<T>& job, int task);
+template <class T>
 double fma_loop(int64_t iterations);
 double tile_loop(int64_t iterations);
 

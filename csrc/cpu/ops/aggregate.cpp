@@ -1,5 +1,7 @@
-// aggregate: check, allocate, launch.
+// aggregate and its backward: check, allocate, launch.
 #include <torch/csrc/stable/library.h>
+
+#include <tuple>
 
 #include "bind.h"
 #include "cpu/kernels/kernels.h"
@@ -8,32 +10,47 @@
 namespace dynroute {
 namespace {
 
+using Maybe = std::optional<Tensor>;
+
+// The sources in the order of alphas, as NHWC, and how much each weighs in a sample: all of it without alphas.
 template <class T>
-Tensor run_aggregate(const std::optional<Tensor>& down, const std::optional<Tensor>& keep,
-                     const std::optional<Tensor>& up, const Tensor& alphas_in, int64_t n, int64_t c, int64_t h,
-                     int64_t w, ScalarType type) {
+class GivenSources {
+ public:
+  GivenSources(const Maybe& down, const Maybe& keep, const Maybe& up, const Maybe& alphas, int64_t sample_size)
+      : size_(sample_size) {
+    if (alphas) alphas_.emplace(*alphas);
+    const Maybe* given[kPaths] = {};
+    given[kUp] = &up, given[kKeep] = &keep, given[kDown] = &down;
+    for (int p = 0; p < kPaths; ++p)
+      if (*given[p]) kept_[p] = nhwc(**given[p]);
+  }
+  bool has(int path) const { return kept_[path].has_value(); }
+  T weight(int path, int64_t sample) const { return alphas_ ? alphas_->data()[sample * kPaths + path] : T(1); }
+  const T* map(int path, int64_t sample) const {
+    return has(path) ? kept_[path]->template const_data_ptr<T>() + sample * (path == kUp ? size_ / 4 : size_) : nullptr;
+  }
+
+ private:
+  int64_t size_;
+  std::optional<Values<T>> alphas_;
+  Maybe kept_[kPaths];
+};
+
+template <class T>
+Tensor run_aggregate(const Maybe& down, const Maybe& keep, const Maybe& up, const Maybe& alphas, int64_t n, int64_t c,
+                     int64_t h, int64_t w, ScalarType type) {
   const TorchParallel parallel;
   CallCounters counters;
-  const Values<T> alphas(alphas_in);
-  std::optional<Tensor> kept[kPaths];  // as NHWC
-  const T* data[kPaths] = {};
-  const std::optional<Tensor>* sources[kPaths] = {};
-  sources[kUp] = &up, sources[kKeep] = &keep, sources[kDown] = &down;
-  for (int p = 0; p < kPaths; ++p)
-    if (*sources[p]) kept[p] = nhwc(**sources[p]), data[p] = kept[p]->template const_data_ptr<T>();
+  const int64_t size = h * w * c;
+  const GivenSources<T> sources(down, keep, up, alphas, size);
   Tensor out = new_tensor({n, c, h, w}, type, true);
   AggregateJob<T> job = {};
   job.h = int(h), job.w = int(w), job.c = int(c);
-  const int64_t size = h * w * c;
   TaskList list;
   for (int64_t i = 0; i < n; ++i) {
-    const T* alpha = alphas.data() + i * kPaths;
-    job.sources.up = data[kUp] ? data[kUp] + i * size / 4 : nullptr;
-    job.sources.keep = data[kKeep] ? data[kKeep] + i * size : nullptr;
-    job.sources.down = data[kDown] ? data[kDown] + i * size : nullptr;
-    job.sources.up_weight = data[kUp] ? alpha[kUp] : T(0);
-    job.sources.keep_weight = data[kKeep] ? alpha[kKeep] : T(0);
-    job.sources.down_weight = data[kDown] ? alpha[kDown] : T(0);
+    const auto weight = [&](int path) { return sources.has(path) ? sources.weight(path, i) : T(0); };
+    job.sources = {sources.map(kDown, i), sources.map(kKeep, i), sources.map(kUp, i),
+                   weight(kDown),         weight(kKeep),         weight(kUp)};
     job.out = out.template mutable_data_ptr<T>() + i * size;
     list.add(kernels<T>().aggregate, job, cuts::aggregate_tasks(job));
   }
@@ -41,17 +58,21 @@ Tensor run_aggregate(const std::optional<Tensor>& down, const std::optional<Tens
   return out;
 }
 
-Tensor aggregate(const std::optional<Tensor>& down, const std::optional<Tensor>& keep, const std::optional<Tensor>& up,
-                 const Tensor& alphas) {
-  const std::optional<Tensor>& first = down ? down : keep ? keep : up;
+void check_alphas(const std::string& op, const Maybe& alphas, ScalarType type, int64_t n) {
+  if (alphas) check(op + ": alphas", *alphas, type, {n, kPaths});
+}
+
+Tensor aggregate(const Maybe& down, const Maybe& keep, const Maybe& up, const Maybe& alphas) {
+  const Maybe& first = down ? down : keep ? keep : up;
   require(first.has_value(), "aggregate: down, keep, up: wanted at least one source, got none");
-  const ScalarType type = check_floating("aggregate: alphas", alphas);
+  const std::string first_name = down ? "aggregate: down" : keep ? "aggregate: keep" : "aggregate: up";
+  const ScalarType type = check_floating(first_name, *first);
   const int factor = down || keep ? 1 : 2;
-  check(down ? "aggregate: down" : keep ? "aggregate: keep" : "aggregate: up", *first, type, {-1, -1, -1, -1});
+  check(first_name, *first, type, {-1, -1, -1, -1});
   const int64_t n = first->size(0), c = first->size(1), h = first->size(2) * factor, w = first->size(3) * factor;
   check_channels("aggregate: sources", c, 4);
   require(h > 0 && w > 0, "aggregate: sources: wanted maps of at least 1x1, got " + shape_text(first->sizes()));
-  check("aggregate: alphas", alphas, type, {n, kPaths});
+  check_alphas("aggregate", alphas, type, n);
   if (keep) check("aggregate: keep", *keep, type, {n, c, h, w});
   if (up) {
     require(h % 2 == 0 && w % 2 == 0,
@@ -61,7 +82,79 @@ Tensor aggregate(const std::optional<Tensor>& down, const std::optional<Tensor>&
   return with_type(type, [&](auto t) { return run_aggregate<decltype(t)>(down, keep, up, alphas, n, c, h, w, type); });
 }
 
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+constexpr int kOfDown = 0, kOfKeep = 1, kOfUp = 2, kOfAlphas = 3, kGradients = 4;  // of `wanted`
+
+template <class T>
+Gradients run_backward(const Tensor& grad_in, const Maybe& down, const Maybe& keep, const Maybe& up,
+                       const Maybe& alphas, const std::vector<bool>& wanted) {
+  const TorchParallel parallel;
+  CallCounters counters;
+  const Tensor grad = nhwc(grad_in);
+  const ScalarType type = grad.scalar_type();
+  const int64_t n = grad.size(0), c = grad.size(1), h = grad.size(2), w = grad.size(3), size = h * w * c;
+  const Maybe none;
+  const bool of_alphas = wanted[kOfAlphas];
+  const GivenSources<T> sources(of_alphas ? down : none, of_alphas ? keep : none, of_alphas ? up : none, alphas, size);
+  Tensor grad_down = new_tensor({wanted[kOfDown] ? n : 0, c, h, w}, type, true);
+  Tensor grad_keep = new_tensor({wanted[kOfKeep] ? n : 0, c, h, w}, type, true);
+  Tensor grad_up = new_tensor({wanted[kOfUp] ? n : 0, c, h / 2, w / 2}, type, true);
+  Tensor grad_alphas = new_tensor({of_alphas ? n : 0, kPaths}, type);
+  const auto out = [&](int which, Tensor& tensor, int64_t offset) {
+    return wanted[size_t(which)] ? tensor.template mutable_data_ptr<T>() + offset : nullptr;
+  };
+  AggregateBackwardJob<T> job = {};
+  job.h = int(h), job.w = int(w), job.c = int(c);
+  const int tasks = cuts::pair_tasks(job.h, job.w, job.c);
+  std::vector<double> sums(of_alphas ? size_t(n) * tasks * kPaths : 0);
+  TaskList list;
+  for (int64_t i = 0; i < n; ++i) {
+    job.grad = grad.template const_data_ptr<T>() + i * size;
+    job.sources = {sources.map(kDown, i),    sources.map(kKeep, i),    sources.map(kUp, i),
+                   sources.weight(kDown, i), sources.weight(kKeep, i), sources.weight(kUp, i)};
+    job.grad_down = out(kOfDown, grad_down, i * size), job.grad_keep = out(kOfKeep, grad_keep, i * size);
+    job.grad_up = out(kOfUp, grad_up, i * size / 4);
+    if (of_alphas) job.sums = sums.data() + i * tasks * kPaths;
+    list.add(kernels_without_tiles<T>().train.aggregate, job, tasks);
+  }
+  Runner(parallel).run(list);
+  if (of_alphas) {
+    T* to = grad_alphas.template mutable_data_ptr<T>();
+    for (int64_t i = 0; i < n; ++i)
+      for (int path = 0; path < kPaths; ++path) {
+        double sum = 0;
+        for (int task = 0; task < tasks; ++task) sum += sums[size_t((i * tasks + task) * kPaths + path)];
+        to[i * kPaths + path] = T(sum);
+      }
+  }
+  return {grad_down, grad_keep, grad_up, grad_alphas};
+}
+
+Gradients aggregate_backward(const Tensor& grad, const Maybe& down, const Maybe& keep, const Maybe& up,
+                             const Maybe& alphas, const std::vector<bool>& wanted) {
+  const std::string op = "aggregate_backward";
+  const ScalarType type = check_floating(op + ": grad", grad);
+  check(op + ": grad", grad, type, {-1, -1, -1, -1});
+  const int64_t n = grad.size(0), c = grad.size(1), h = grad.size(2), w = grad.size(3);
+  check_channels(op + ": grad", c, 4);
+  require(h > 0 && w > 0, op + ": grad: wanted a map of at least 1x1, got " + shape_text(grad.sizes()));
+  require(wanted.size() == kGradients, op + ": wanted: wanted 4 booleans, got " + std::to_string(wanted.size()));
+  require(alphas || !wanted[kOfAlphas], op + ": alphas: wanted a tensor where their gradient is, got none");
+  check_alphas(op, alphas, type, n);
+  if (down) check(op + ": down", *down, type, {n, c, h, w});
+  if (keep) check(op + ": keep", *keep, type, {n, c, h, w});
+  if (up || wanted[kOfUp])
+    require(h % 2 == 0 && w % 2 == 0,
+            op + ": grad: wanted an even size for up, got " + std::to_string(h) + "x" + std::to_string(w));
+  if (up) check(op + ": up", *up, type, {n, c, h / 2, w / 2});
+  const auto run = [&](auto t) { return run_backward<decltype(t)>(grad, down, keep, up, alphas, wanted); };
+  return type == ScalarType::Double ? run(double{}) : run(float{});
+}
+
 }  // namespace
 }  // namespace dynroute
 
-STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) { m.impl("aggregate", TORCH_BOX(&dynroute::aggregate)); }
+STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) {
+  m.impl("aggregate", TORCH_BOX(&dynroute::aggregate));
+  m.impl("aggregate_backward", TORCH_BOX(&dynroute::aggregate_backward));
+}

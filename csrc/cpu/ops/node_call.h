@@ -1,0 +1,112 @@
+// What a call of node_train is given, checked, and what it means for each sample; for both directions.
+#pragma once
+#include <memory>
+
+#include "contract/routing.h"
+#include "train_checks.h"
+#include "train_stages.h"
+
+namespace dynroute {
+
+// What alphas [N, 3] mean for each sample: keep = hidden * H + x * X, and the paths' weights; which of it is computed.
+template <class T>
+struct Shares {
+  std::vector<T> hidden, x, up, down;
+  std::unique_ptr<bool[]> open, up_open, down_open;
+  std::vector<int> up_samples, down_samples;
+  bool passes = false;  // whether any sample's X passes
+
+  Shares(const T* alphas, int n, bool has_up, bool has_down, T bridge, bool skip)
+      : hidden(size_t(n)), x(size_t(n)), up(size_t(n)), down(size_t(n)), open(new bool[size_t(n)]),
+        up_open(new bool[size_t(n)]), down_open(new bool[size_t(n)]) {
+    for (int i = 0; i < n; ++i, alphas += kPaths) {
+      const size_t at = size_t(i);
+      const bool closed = is_closed(alphas);
+      open[at] = !skip || !closed;
+      up_open[at] = has_up && open[at] && (!skip || path_is_open(alphas[kUp]));
+      down_open[at] = has_down && open[at] && (!skip || path_is_open(alphas[kDown]));
+      up[at] = alphas[kUp], down[at] = alphas[kDown];
+      hidden[at] = closed && bridge == 0 ? T(0) : alphas[kKeep];
+      const T sum = alphas[kUp] + alphas[kKeep] + alphas[kDown];
+      x[at] = bridge > 0 ? std::max(T(0), 1 - sum / bridge) : T(closed);
+      passes |= x[at] != 0;
+      if (up_open[at]) up_samples.push_back(i);
+      if (down_open[at]) down_samples.push_back(i);
+    }
+  }
+};
+
+// A node's shapes, and the settings of a call.
+struct NodeShape {
+  int n, c, h, w, stages, up_c, down_c;  // up_c, down_c: 0 where there is no such path
+  bool skip, frozen;
+  double bridge, eps;
+  int down_h() const { return strided(h, 2); }
+  int down_w() const { return strided(w, 2); }
+  int64_t up_size() const { return int64_t(h) * w * up_c; }  // of a sample
+  int64_t down_size() const { return int64_t(down_h()) * down_w() * down_c; }
+  int64_t statistics() const { return kStatistics * (int64_t(stages) * c + up_c + down_c); }
+  int64_t up_statistics() const { return int64_t(kStatistics) * stages * c; }  // where a path's lie
+  int64_t down_statistics() const { return up_statistics() + kStatistics * int64_t(up_c); }
+};
+
+struct NodeTensors {
+  const std::vector<Tensor>&depthwise, &pointwise;
+  const std::optional<Tensor>&up, &down;
+  const std::vector<Tensor>&gamma, &beta;
+  const std::vector<Tensor>*running_mean, *running_var;
+};
+
+inline NodeShape check_node(const std::string& op, const Tensor& x, const Tensor& alphas, const NodeTensors& t,
+                     const std::optional<Tensor>& factor, double bridge, bool skip, bool frozen, double eps) {
+  const ScalarType type = check_floating(op + ": x", x);
+  const size_t paths = size_t(t.up.has_value()) + size_t(t.down.has_value());
+  std::vector<const std::vector<Tensor>*> norms = {&t.gamma, &t.beta};
+  if (t.running_mean) norms.push_back(t.running_mean), norms.push_back(t.running_var);
+  check_stages(op, x, t.depthwise, t.pointwise, norms, type, 1, paths);
+  const int64_t n = x.size(0), c = x.size(1);
+  require(t.pointwise.back().size(0) == c, op + ": pointwise: wanted " + std::to_string(c) + " output channels, got " +
+                                               std::to_string(t.pointwise.back().size(0)));
+  check(op + ": alphas", alphas, type, {n, kPaths});
+  const auto check_path = [&](const char* name, const std::optional<Tensor>& weight, size_t norm) -> int {
+    if (!weight) return 0;
+    check(op + ": " + name, *weight, type, {-1, c, 1, 1});
+    check_channels(op + ": " + name, weight->size(0), 4);
+    for (const auto* list : norms)
+      check(op + ": gamma, beta, running_mean, running_var[" + std::to_string(norm) + "]", (*list)[norm], type,
+            {weight->size(0)});
+    return int(weight->size(0));
+  };
+  const size_t stages = t.depthwise.size();
+  const int up_c = check_path("up", t.up, stages), down_c = check_path("down", t.down, stages + paths - 1);
+  if (factor) check(op + ": factor", *factor, type, {n});
+  require(bridge >= 0, op + ": bridge: wanted 0 or more, got " + std::to_string(bridge));
+  return {int(n), int(c), int(x.size(2)), int(x.size(3)), int(stages), up_c, down_c, skip, frozen, bridge, eps};
+}
+
+// The BatchNorm of a path.
+template <class T>
+Norm<T> path_norm(Chain<T>& chain, const NodeTensors& t, size_t at, int c) {
+  Norm<T> norm = {chain.values(t.gamma[at]), chain.values(t.beta[at]), nullptr, nullptr, c};
+  if (t.running_mean) norm.mean = chain.values((*t.running_mean)[at]), norm.variance = chain.values((*t.running_var)[at]);
+  return norm;
+}
+
+template <class T>
+struct Affine {
+  std::vector<T> scale, shift;
+  explicit Affine(int c) : scale(size_t(c)), shift(size_t(c)) {}
+};
+
+template <class T>
+TrainHidden<T> hidden_of(const Chain<T>& chain, const T* raw, const T* factor) {
+  const int last = chain.stages - 1;
+  TrainHidden<T> made = {};
+  made.x = chain.x.template const_data_ptr<T>(), made.y = raw + last * chain.raw_size();
+  made.scale = chain.scale.data() + last * chain.c, made.shift = chain.shift.data() + last * chain.c;
+  made.factor = factor, made.samples = chain.samples.data();
+  made.n = chain.open_samples(), made.h = chain.h, made.w = chain.w, made.c = chain.c;
+  return made;
+}
+
+}  // namespace dynroute
