@@ -12,9 +12,10 @@ constexpr int kProductPixels = 96;  // of a tile: its two panels lie in L2, and 
 }  // namespace
 
 template <class T>
-void train_sums(const TrainSumsJob<T>& job, int task) {
+void train_sums(const TrainSumsJob<T>& given, int task) {
+  const TrainSumsJob<T> job = given;
   const Band band = band_of(task, job.samples, job.h, job.band_rows);
-  const TrainOutput<T>& output = job.output;
+  const TrainOutput<T> output = job.output;
   const int64_t first = (int64_t(band.sample) * job.h + band.begin) * job.w * job.c;
   const int pixels = (band.end - band.begin) * job.w;
   const Vec<T> weight = Vec<T>::set(weight_of(job.weight, band.sample));
@@ -143,6 +144,8 @@ void input_gradient(const TrainStage<T>& stage, const T* grad_d, const T* flippe
   }
 }
 
+constexpr int kTapPixels = 32;  // nine sums in registers over so many pixels of a vector's channels
+
 // weight[row][kx] += the sum over a row's pixels of the output's gradient times the input under the row's tap kx.
 template <class T, int ROWS>
 void depthwise_gradient(const TrainStage<T>& stage, const T* grad /* [w_out, c] */, const T* const* in /* [w_in, c] */,
@@ -162,8 +165,8 @@ void depthwise_gradient(const TrainStage<T>& stage, const T* grad /* [w_out, c] 
       }
   };
   edge(0);
-  for (int begin = first; begin < last; begin += kChunk) {
-    const int end = min(begin + kChunk, last);
+  for (int begin = first; begin < last; begin += kTapPixels) {
+    const int end = min(begin + kTapPixels, last);
     for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
       Vec<T> sum[ROWS][3];
       const T* from[ROWS];
@@ -204,7 +207,8 @@ void depthwise_gradient_of_row(const TrainStage<T>& stage, const T* grad, InputR
 }  // namespace
 
 template <class T>
-void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
+void train_depthwise(const TrainDepthwiseJob<T>& given, int task) {
+  const TrainDepthwiseJob<T> job = given;
   const TrainStage<T>& stage = job.stage;
   const Band band = band_of(task, stage.samples, stage.h_in, job.band_rows);
   const int c = stage.c_in;
@@ -225,7 +229,8 @@ void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
     if (!job.grad_x) continue;
     T* out = job.grad_x + first + y * row_size;
     input_gradient(stage, grad_d, job.flipped, y, out);
-    const TrainInput<T>& input = stage.input;
+    const TrainInput<T> input = stage.input;
+    const TrainOutput<T> passed = job.passed;
     if (!input.relu && !job.added && !job.more && !sums) continue;
     const T *x = in.raw(y), *added = job.added ? job.added + first + y * row_size : nullptr;
     const Vec<T> more_weight = Vec<T>::set(job.more ? job.more_weight[band.sample] : T(0));
@@ -244,8 +249,8 @@ void train_depthwise(const TrainDepthwiseJob<T>& job, int task) {
           if (input.relu) g = where_positive(input.scale ? fma(scale, value, shift) : value, g);
           if (added) {
             const int64_t here = first + y * row_size + at;
-            const Vec<T> made = job.passed.relu ? load(job.passed.y + here) : g;
-            g = g + through_relu(job.passed, load(added + at), made, here, i, load);
+            const Vec<T> made = passed.relu ? load(passed.y + here) : g;
+            g = g + through_relu(passed, load(added + at), made, here, i, load);
           }
           if (more) g = fma(more_weight, load(more + at), g);
           if (sums) sum = sum + g, product = fma(g, (value + minus) * invstd, product);

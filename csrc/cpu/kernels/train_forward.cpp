@@ -34,7 +34,8 @@ void train_forward(const TrainForwardJob<T>& job, int task) {
 }
 
 template <class T>
-void train_apply(const TrainApplyJob<T>& job, int task) {
+void train_apply(const TrainApplyJob<T>& given, int task) {
+  const TrainApplyJob<T> job = given;
   const Band band = band_of(task, job.samples, job.h, job.band_rows);
   const int64_t from = (int64_t(band.sample) * job.h + band.begin) * job.w * job.c;
   const int64_t pixels = int64_t(band.end - band.begin) * job.w;

@@ -18,7 +18,7 @@ DYNROUTE_INLINE int most_pixels(const TrainHidden<T>& hidden) {
 
 // H of a tile whose first value lies at `at`, into rows `stride` apart.
 template <class T, class Also>
-DYNROUTE_INLINE void make_hidden(const TrainHidden<T>& hidden, int sample, int64_t at, int pixels, T* to,
+DYNROUTE_INLINE void make_hidden(const TrainHidden<T> hidden, int sample, int64_t at, int pixels, T* to,
                                  int64_t stride, const Also& also) {
   const Vec<T> factor = Vec<T>::set(weight_of(hidden.factor, sample));
   for (int i = 0; i < pixels; ++i, at += hidden.c, to += stride)
@@ -55,8 +55,9 @@ DYNROUTE_INLINE bool takes_part(const T* map, const bool* open, int sample) {
 }  // namespace
 
 template <class T>
-void train_paths(const TrainPathsJob<T>& job, int task) {
-  const TrainHidden<T>& hidden = job.hidden;
+void train_paths(const TrainPathsJob<T>& given, int task) {
+  const TrainPathsJob<T> job = given;
+  const TrainHidden<T> hidden = job.hidden;
   const Band band = band_of(task, hidden.samples, hidden.h, job.band_rows);
   const int c = hidden.c;
   const int64_t stride = panel_stride<T>(c), most = most_pixels(hidden);
@@ -95,8 +96,9 @@ void train_paths(const TrainPathsJob<T>& job, int task) {
 }
 
 template <class T>
-void train_paths_backward(const TrainPathsBackwardJob<T>& job, int task) {
-  const TrainHidden<T>& hidden = job.hidden;
+void train_paths_backward(const TrainPathsBackwardJob<T>& given, int task) {
+  const TrainPathsBackwardJob<T> job = given;
+  const TrainHidden<T> hidden = job.hidden;
   const Band band = band_of(task, hidden.samples, hidden.h, job.band_rows);
   const int c = hidden.c, sample = band.sample, up_c = job.up.grad ? job.up.c : 0,
             down_c = job.down.grad ? job.down.c : 0;
@@ -152,24 +154,28 @@ void train_paths_backward(const TrainPathsBackwardJob<T>& job, int task) {
           for (int begin = 0; begin < tile.count; begin += kChunk) {
             const int end = min(begin + kChunk, tile.count);
             const int64_t pixel = int64_t(row) * tile.count;
-            for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+            const int64_t from = first + (pixel + begin) * c;
+            const T *made = h + (pixel + begin) * stride, *x = hidden.x + from, *y = hidden.y + from;
+            const T* keep = job.grad_keep ? job.grad_keep + from : nullptr;
+            T* grad = job.grad_hidden + from;
+            const bool scaled = hidden.factor;
+            for_channels<T>(c, [=, &dots](int i, auto load, auto store) DYNROUTE_ALWAYS {
               const Vec<T> minus_mean = minus * load(job.mean + i), invstd = load(job.invstd + i);
               Vec<T> sum = Vec<T>::set(0), product = sum, with_h = sum, with_x = sum;
-              int64_t at = first + (pixel + begin) * c + i;
-              const T* made = h + (pixel + begin) * stride + i;
-              for (int column = begin; column < end; ++column, at += c, made += stride) {
-                const Vec<T> value = load(made);
-                Vec<T> g = up ? load(job.grad_hidden + at) : Vec<T>::set(0);
+              int64_t at = i, in_panel = i;
+              for (int column = begin; column < end; ++column, at += c, in_panel += stride) {
+                const Vec<T> value = load(made + in_panel);
+                Vec<T> g = up ? load(grad + at) : Vec<T>::set(0);
                 if (has_below && column % 2 == 0) g = g + load(below + int64_t(column / 2) * c + i);
-                if (job.grad_keep) {
-                  const Vec<T> keep = load(job.grad_keep + at);
-                  g = fma(hidden_weight, keep, g);
-                  with_h = fma(keep, value, with_h), with_x = fma(keep, load(hidden.x + at), with_x);
+                if (keep) {
+                  const Vec<T> kept = load(keep + at);
+                  g = fma(hidden_weight, kept, g);
+                  with_h = fma(kept, value, with_h), with_x = fma(kept, load(x + at), with_x);
                 }
                 g = where_positive(value, g);
-                store(job.grad_hidden + at, g);
-                if (hidden.factor) g = factor * g;
-                sum = sum + g, product = fma(g, (load(hidden.y + at) + minus_mean) * invstd, product);
+                store(grad + at, g);
+                if (scaled) g = factor * g;
+                sum = sum + g, product = fma(g, (load(y + at) + minus_mean) * invstd, product);
               }
               store(sums + i, load(sums + i) + sum), store(products + i, load(products + i) + product);
               (Vec<T>::load(dots[0]) + with_h).store(dots[0]), (Vec<T>::load(dots[1]) + with_x).store(dots[1]);

@@ -5,9 +5,10 @@
 
 namespace dynroute::DYNROUTE_TARGET {
 
-// Pixels walked channel by channel: all that is read of them stays in L1. Sums are added up chunk by chunk: in one go
-// they would round too much, as a gradient's sum is small beside its parts.
-constexpr int kChunk = 32;
+// Pixels walked channel by channel: few, so that each is a stream that the next channels go on with; a tile's pixels of
+// many channels lie on too many pages for that. Sums are added up chunk by chunk: in one go they would round too much,
+// as a gradient's sum is small beside its parts.
+constexpr int kChunk = 8;
 
 template <class T>
 DYNROUTE_INLINE T weight_of(const T* weights, int sample) {
@@ -32,22 +33,25 @@ DYNROUTE_INLINE void add_statistics(const T* out /* [pixels, n] */, int pixels, 
     std::memcpy(pivot, out, size_t(n) * sizeof(T));
     std::memset(sums, 0, size_t(2 * n) * sizeof(T));
   }
-  for_channels<T>(n, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-    const Vec<T> minus = Vec<T>::set(-1) * load(pivot + c);
-    Vec<T> sum = Vec<T>::set(0), square = sum;  // a tile's own: long sums in one go would round too much
-    const T* from = out + c;
-    for (int i = 0; i < pixels; ++i, from += n) {
-      const Vec<T> v = load(from) + minus;
-      sum = sum + v, square = fma(v, v, square);
-    }
-    store(sums + c, load(sums + c) + sum), store(squares + c, load(squares + c) + square);
-  });
+  for (int begin = 0; begin < pixels; begin += kChunk, out += int64_t(kChunk) * n) {
+    const int some = min(kChunk, pixels - begin);
+    for_channels<T>(n, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+      const Vec<T> minus = Vec<T>::set(-1) * load(pivot + c);
+      Vec<T> sum = Vec<T>::set(0), square = sum;
+      const T* from = out + c;
+      for (int i = 0; i < some; ++i, from += n) {
+        const Vec<T> v = load(from) + minus;
+        sum = sum + v, square = fma(v, v, square);
+      }
+      store(sums + c, load(sums + c) + sum), store(squares + c, load(squares + c) + square);
+    });
+  }
 }
 
 // What the gradient of a raw output is made with (see TrainProductJob).
 template <class T>
 struct OutputGradient {
-  const TrainOutput<T>& output;
+  TrainOutput<T> output;
   const T* grad;
   T weight;  // of grad
   const T *gain, *slope, *mean_grad;
@@ -55,20 +59,24 @@ struct OutputGradient {
 
 // That gradient for `count` pixels from value `at` of the maps on, into rows `stride` apart.
 template <class T>
-DYNROUTE_INLINE void make_output_gradient(const OutputGradient<T>& from, int64_t at, int count, int channels, T* to,
+DYNROUTE_INLINE void make_output_gradient(const OutputGradient<T>& of, int64_t at, int count, int channels, T* to,
                                           int64_t stride) {
-  const TrainOutput<T>& output = from.output;
+  const OutputGradient<T> from = of;  // its own copy, here and elsewhere: stores might change what a reference is to
+  const TrainOutput<T> output = from.output;
   const Vec<T> minus = Vec<T>::set(-1), weight = Vec<T>::set(from.weight);
-  for_channels<T>(channels, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-    const Vec<T> gain = load(from.gain + c), slope = load(from.slope + c);
-    const Vec<T> minus_grad = minus * load(from.mean_grad + c), minus_mean = minus * load(output.mean + c);
-    int64_t i = at + c;
-    T* row = to + c;
-    for (int p = 0; p < count; ++p, i += channels, row += stride) {
-      const Vec<T> y = load(output.y + i), g = through_relu(output, weight * load(from.grad + i), y, i, c, load);
-      store(row, fma(gain, g + minus_grad, slope * (y + minus_mean)));
-    }
-  });
+  for (int begin = 0; begin < count; begin += kChunk, at += int64_t(kChunk) * channels, to += kChunk * stride) {
+    const int some = min(kChunk, count - begin);
+    for_channels<T>(channels, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+      const Vec<T> gain = load(from.gain + c), slope = load(from.slope + c);
+      const Vec<T> minus_grad = minus * load(from.mean_grad + c), minus_mean = minus * load(output.mean + c);
+      int64_t i = at + c;
+      T* row = to + c;
+      for (int p = 0; p < some; ++p, i += channels, row += stride) {
+        const Vec<T> y = load(output.y + i), g = through_relu(output, weight * load(from.grad + i), y, i, c, load);
+        store(row, fma(gain, g + minus_grad, slope * (y + minus_mean)));
+      }
+    });
+  }
 }
 
 }  // namespace dynroute::DYNROUTE_TARGET

@@ -17,7 +17,7 @@ DYNROUTE_INLINE Band band_of(int task, const int* samples, int h, int band_rows)
 
 // [ReLU](scale * x + shift) of `pixels` pixels, `apart` values from one to the next.
 template <class T>
-DYNROUTE_INLINE void make_input(const TrainInput<T>& input, const T* from, int64_t apart, int pixels, int channels,
+DYNROUTE_INLINE void make_input(const TrainInput<T> input, const T* from, int64_t apart, int pixels, int channels,
                                 T* to, int64_t to_apart) {
   for (int i = 0; i < pixels; ++i, from += apart, to += to_apart)
     for_channels<T>(channels, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
