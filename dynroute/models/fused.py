@@ -20,7 +20,7 @@ def why_not(choice: str) -> str | None:
     """Why a network cannot train on these operators here, in one line, or None if it can."""
     if choice not in CHOICES:
         return f"ops: wanted one of {', '.join(CHOICES)}, got {choice!r}"
-    for op in ("sepconv_train", "transform_train") if choice != "auto" else ():
+    for op in ("sepconv_train", "transform_train", "gate_train", "aggregate") if choice != "auto" else ():
         reason = backends.why_not(op, choice)
         if reason is not None:
             return f"ops: {choice!r} cannot be used: {op}: {reason}"
@@ -118,6 +118,30 @@ def transform(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, choice: str) -> 
         norm.running_var,
         stride=conv.stride[0],
         relu_input=False,
+        backend=choice,
+        **_settings([norm]),
+    )
+
+
+def gate(of_node: Any, x: Tensor, columns: Sequence[int], choice: str) -> Tensor:
+    """A node's `Gate` as one operator: x [N,C,h,w] -> alphas [N,3], zeros but in `columns`, in the parameters' type.
+
+    Raises:
+        ValueError: BatchNorms that one operator cannot compute.
+    """
+    norm = of_node.conv.norm
+    return ops.gate_train(
+        _as_weights(x, norm),
+        of_node.conv.weight,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        of_node.fc.weight,
+        of_node.fc.bias,
+        activation=of_node.activation,
+        columns=columns,
+        small=of_node.small,
         backend=choice,
         **_settings([norm]),
     )

@@ -23,6 +23,7 @@ KERNEL_TESTS = (
     "tests/ops/test_bits.py",
     "tests/ops/test_training.py",
     "tests/ops/test_aggregate_train.py",
+    "tests/ops/test_gate_train.py",
     "tests/models/test_fused.py",
     "tests/native/test_network.py",
 )

@@ -4,6 +4,7 @@
 
 #include "aggregate_backward.h"
 #include "jobs.h"
+#include "train_gate.h"
 #include "train_jobs.h"
 
 namespace dynroute {
@@ -17,6 +18,9 @@ struct TrainKernels {
   void (*product)(const TrainProductJob<T>& job, int task);
   void (*depthwise)(const TrainDepthwiseJob<T>& job, int task);
   void (*aggregate)(const AggregateBackwardJob<T>& job, int task);
+  void (*gate_quarter)(const GateQuarterJob<T>& job, int task);
+  void (*gate_pool)(const GatePoolJob<T>& job, int task);
+  void (*gate_product)(const GateProductJob<T>& job, int task);
 };
 
 // A kernel runs one task of a job, on any thread.
