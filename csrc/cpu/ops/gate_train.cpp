@@ -206,7 +206,10 @@ GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const 
     job.transposed = packed.transposed(weight.data(), c_in, c), job.grad_x = grad_x.template mutable_data_ptr<T>();
     packed.run(parallel);
   }
-  const int parts = product_parts(int64_t(n) * shape.h, int64_t(c) * c_in);
+  // a part clears and adds up as much as the weights are: on small maps that is more than the product itself
+  constexpr int64_t kFewestPixels = 64;
+  const int64_t most = std::max<int64_t>(n * shape.pixels() / kFewestPixels, 1);
+  const int parts = int(std::min<int64_t>(product_parts(int64_t(n) * shape.h, int64_t(c) * c_in), most));
   Tensor partial = new_tensor({want_weight ? int64_t(parts) * c * c_in : 0}, type);
   if (want_weight) job.grad_weight = partial.template mutable_data_ptr<T>();
   job.n = n, job.h_in = shape.h_in, job.w_in = shape.w_in, job.h = shape.h, job.w = shape.w;
