@@ -55,6 +55,17 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       "upsampled_cross_entropy(Tensor logits, Tensor labels, int factor, Tensor? weight, int ignore_index, "
       "bool with_gradient) -> (Tensor loss, Tensor gradient)");
 
+  // Alphas [N, 3], zeros but for `columns`. pool: of each sample and channel, [N, 3, M] the mean of what is pooled, the
+  // pixels where it is above 0, and the sum there of raw less its mean.
+  m.def(
+      "gate_train(Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor running_mean, Tensor running_var, "
+      "Tensor fc_weight, Tensor fc_bias, str activation, int[] columns, bool small, bool frozen, float eps) -> "
+      "(Tensor alphas, Tensor raw, Tensor stats, Tensor pool)");
+  m.def(
+      "gate_train_backward(Tensor grad, Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor fc_weight, "
+      "Tensor alphas, Tensor raw, Tensor stats, Tensor pool, str activation, int[] columns, bool small, bool frozen, "
+      "bool[] wanted) -> (Tensor x, Tensor weight, Tensor norms, Tensor fc_weight, Tensor fc_bias)");
+
   m.def("network_buffer(int floats) -> Tensor");
   m.def("network_workspace(int n, int h, int w, int[] config) -> int");
   m.def(

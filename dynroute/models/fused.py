@@ -15,7 +15,9 @@ from dynroute import ops
 from dynroute.ops import backends
 
 CHOICES = ("auto", *backends.USERS)
-TRAINED_OPS = ("node_train", "sepconv_train", "transform_train", "upsampled_cross_entropy")
+TRAINED_OPS = (
+    "node_train", "gate_train", "aggregate", "sepconv_train", "transform_train", "upsampled_cross_entropy",
+)  # fmt: skip
 
 
 def why_not(choice: str) -> str | None:
@@ -157,4 +159,28 @@ def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float, bridge: float
         skip=module.bn != "all",
         backend=module.train_ops,
         **_settings(norms),
+    )
+
+
+def gate(of_node: Any, x: Tensor, columns: Sequence[int], choice: str) -> Tensor:
+    """A node's `Gate` as one operator: x [N,C,h,w] -> alphas [N,3], zeros but in `columns`, in the parameters' type.
+
+    Raises:
+        ValueError: BatchNorms that one operator cannot compute.
+    """
+    norm = of_node.conv.norm
+    return ops.gate_train(
+        x,
+        of_node.conv.weight,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        of_node.fc.weight,
+        of_node.fc.bias,
+        activation=of_node.activation,
+        columns=columns,
+        small=of_node.small,
+        backend=choice,
+        **_settings([norm]),
     )

@@ -3,6 +3,7 @@
 from dynroute.native.network import network_forward, network_workspace
 from dynroute.ops.aggregate import aggregate
 from dynroute.ops.gate import gate
+from dynroute.ops.gate_train import gate_train
 from dynroute.ops.node_train import NodeOutput, node_train
 from dynroute.ops.route import Routes, route
 from dynroute.ops.sepconv import sepconv
@@ -16,6 +17,7 @@ __all__ = [
     "Routes",
     "aggregate",
     "gate",
+    "gate_train",
     "network_forward",
     "network_workspace",
     "node_train",

@@ -75,16 +75,17 @@ def gate(
     if small:
         x = quarter(x)
     y = affine(F.conv2d(x, weight), scale, shift).relu().mean((2, 3), keepdim=True)
-    y = F.conv2d(y, fc_weight, fc_bias).flatten(1)
+    return only(present, _activated("gate", F.conv2d(y, fc_weight, fc_bias).flatten(1), activation))
+
+
+def _activated(op: str, logits: Tensor, activation: str) -> Tensor:
     if activation == "tanh":
-        y = y.tanh().relu()
-    elif activation == "sigmoid":
-        y = y.sigmoid()
-    elif activation == "softmax":
-        y = y.softmax(1)
-    else:
-        raise ValueError(f"gate: activation: wanted 'tanh', 'sigmoid' or 'softmax', got {activation!r}")
-    return only(present, y)
+        return logits.tanh().relu()
+    if activation == "sigmoid":
+        return logits.sigmoid()
+    if activation == "softmax":
+        return logits.softmax(1)
+    raise ValueError(f"{op}: activation: wanted 'tanh', 'sigmoid' or 'softmax', got {activation!r}")
 
 
 def aggregate(down: Tensor | None, keep: Tensor | None, up: Tensor | None, alphas: Tensor | None = None) -> Tensor:
@@ -250,6 +251,32 @@ def upsampled_cross_entropy(
     full = full[..., : labels.shape[-2], : labels.shape[-1]]
     loss = F.cross_entropy(full, labels, weight, ignore_index=ignore_index, reduction="sum")
     return loss, logits.new_empty((0, *logits.shape[1:]))  # autograd makes the gradient
+
+
+def gate_train(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    fc_weight: Tensor,
+    fc_bias: Tensor,
+    activation: str = "tanh",
+    columns: Sequence[int] = (KEEP,),
+    small: bool = False,
+    frozen: bool = False,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    raw = F.conv2d(quarter(x) if small else x, weight)
+    y, stats = batch_norm(raw, gamma, beta, running_mean, running_var, frozen, eps)
+    pooled = y.relu().mean((2, 3), keepdim=True)
+    made = _activated("gate_train", F.conv2d(pooled, fc_weight, fc_bias).flatten(1), activation)
+    of_column = dict(zip(columns, made.unbind(1), strict=True))
+    alphas = torch.stack([of_column.get(column, made.new_zeros(len(x))) for column in range(3)], 1)
+    apart = (raw - stats[0].view(1, -1, 1, 1)) * (y > 0)
+    pool = torch.stack([pooled[:, :, 0, 0], (y > 0).sum((2, 3)).to(y.dtype), apart.sum((2, 3))], 1)
+    return alphas, raw.detach(), stats[None], pool.detach()
 
 
 def _scattered(value: Tensor, open: Tensor | None, x: Tensor) -> Tensor:

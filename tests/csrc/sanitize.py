@@ -25,6 +25,7 @@ KERNEL_TESTS = (
     "tests/ops/test_node_train.py",
     "tests/ops/test_loss.py",
     "tests/ops/test_aggregate_train.py",
+    "tests/ops/test_gate_train.py",
     "tests/models/test_fused.py",
     "tests/native/test_network.py",
 )

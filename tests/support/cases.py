@@ -105,6 +105,15 @@ def gate(n: int, c: int, h: int, w: int, gates: int = 3, dtype: torch.dtype = to
     return *transform(n, c, h, w, c // 2, dtype), fc_weight, 0.5 + 0.5 * normal(gates, dtype=dtype, seed=5)
 
 
+def gate_train(
+    n: int, c: int, h: int, w: int, gates: int = 3, m: int | None = None, dtype: torch.dtype = torch.float32
+):
+    """M channels behind the product, c / 2 unless they are given."""
+    m = m or c // 2
+    fc_weight = normal(gates, m, 1, 1, dtype=dtype, scale=m**-0.5, seed=4)
+    return *transform_train(n, c, h, w, m, dtype), fc_weight, 0.5 + 0.5 * normal(gates, dtype=dtype, seed=5)
+
+
 def aggregate(n: int, c: int, h: int, w: int, sources: str = "dku", dtype: torch.dtype = torch.float32):
     """down, keep, up, alphas; `sources` names those that are there."""
     down = normal(n, c, h, w, dtype=dtype, seed=1) if "d" in sources else None

@@ -5,6 +5,7 @@
 #include "aggregate_backward.h"
 #include "jobs.h"
 #include "loss_jobs.h"
+#include "train_gate.h"
 #include "train_jobs.h"
 #include "train_node_jobs.h"
 
@@ -22,6 +23,9 @@ struct TrainKernels {
   void (*paths)(const TrainPathsJob<T>& job, int task);
   void (*paths_backward)(const TrainPathsBackwardJob<T>& job, int task);
   void (*aggregate)(const AggregateBackwardJob<T>& job, int task);
+  void (*gate_quarter)(const GateQuarterJob<T>& job, int task);
+  void (*gate_pool)(const GatePoolJob<T>& job, int task);
+  void (*gate_product)(const GateProductJob<T>& job, int task);
 };
 
 // A kernel runs one task of a job, on any thread.

@@ -12,7 +12,7 @@ constexpr double (*tiles)(int64_t) = nullptr;
 template <class T>
 constexpr TrainKernels<T> train = {&train_forward<T>, &train_apply<T>, &train_sums<T>, &train_product<T>,
                                    &train_outer<T>, &train_depthwise<T>, &train_paths<T>, &train_paths_backward<T>,
-                                   &aggregate_backward<T>};
+                                   &aggregate_backward<T>, &gate_quarter<T>, &gate_pool<T>, &gate_product<T>};
 template <class S>
 constexpr Kernels<S> table = {&sepconv<S>, &transform<S>,     &aggregate<S>,
                               &gate<S>,    &upsample<S>,      &fma_loop<Compute<S>>,

@@ -118,6 +118,12 @@ void upsampled_loss(const UpsampledLossJob<T>& job, int task);
 template <class T>
 void aggregate_backward(const AggregateBackwardJob<T>& job, int task);
 template <class T>
+void gate_quarter(const GateQuarterJob<T>& job, int task);
+template <class T>
+void gate_pool(const GatePoolJob<T>& job, int task);
+template <class T>
+void gate_product(const GateProductJob<T>& job, int task);
+template <class T>
 double fma_loop(int64_t iterations);
 double tile_loop(int64_t iterations);
 

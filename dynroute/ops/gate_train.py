@@ -1,0 +1,136 @@
+"""The gate of a node in training: BatchNorm with the batch's statistics, and a backward that stores no map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from dynroute.native import library
+from dynroute.ops import autograd, backends, batchnorm, reference
+from dynroute.ops.registration import flops_of, nhwc_empty
+from dynroute.space.wiring import KEEP
+
+
+def gate_train(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    fc_weight: Tensor,
+    fc_bias: Tensor,
+    activation: str = "tanh",
+    columns: Sequence[int] = (KEEP,),
+    small: bool = False,
+    frozen: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """[Bilinear x1/4] -> 1x1 -> BatchNorm -> ReLU -> mean over the map -> 1x1 + bias -> activation.
+
+    Kept for the backward: x, the product before its BatchNorm, and three sums of each sample and channel.
+
+    Args:
+        x: [N, C, H, W], C a multiple of 8.
+        weight: [M, C, 1, 1], M a multiple of 4; C / 2 in the published network.
+        gamma, beta: [M], BatchNorm's weight and bias.
+        running_mean, running_var: [M]; updated in place, as torch's BatchNorm does, unless `frozen`.
+        fc_weight: [g, M, 1, 1], g from 1 to 3.
+        fc_bias: [g].
+        activation: "tanh" (which means max(0, tanh)), "sigmoid" or "softmax" (over the g logits).
+        columns: g different ones of 0, 1, 2: where each logit's alpha goes.
+        small: work on the map at a quarter of its size, floor(H/4) x floor(W/4); H and W at least 4.
+        frozen: normalise with the running statistics, and leave them alone.
+        momentum, eps: BatchNorm's.
+        backend: "auto", or a name of `dynroute.ops.backends`.
+
+    Returns:
+        alphas [N, 3] of x's type, columns in the order up, keep, down; zeros in those that `columns` does not name.
+
+    Raises:
+        RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
+        ValueError: an unknown backend or (reference) activation.
+    """
+    run = backends.operator("gate_train", backend, x)
+    alphas, _, stats, _ = run(
+        x, weight, gamma, beta, running_mean, running_var, fc_weight, fc_bias, activation, list(columns), small,
+        frozen, eps,
+    )  # fmt: skip
+    if not frozen:
+        batchnorm.update([running_mean], [running_var], stats, momentum)
+    return alphas
+
+
+def _side(side: Any, small: bool) -> Any:
+    return side // 4 if small else side
+
+
+def _register() -> None:
+    @torch.library.register_fake("dynroute::gate_train")
+    def _(x, weight, gamma, beta, mean, var, fc_weight, fc_bias, activation, columns, small, *rest):  # type: ignore[no-untyped-def]
+        n, _, h, w = x.shape
+        m = weight.shape[0]
+        raw = nhwc_empty(x, (n, m, _side(h, small), _side(w, small)))
+        return x.new_empty((n, 3)), raw, x.new_empty((1, 3, m)), x.new_empty((n, 3, m))
+
+    @torch.library.register_fake("dynroute::gate_train_backward")
+    def _(grad, x, weight, gamma, beta, fc_weight, *rest):  # type: ignore[no-untyped-def]
+        wanted = rest[-1]
+        n, c, h, w = x.shape
+        return (
+            nhwc_empty(x, (n if wanted[0] else 0, c, h, w)),
+            x.new_empty(weight.numel() if wanted[1] else 0),
+            x.new_empty((1, 2, weight.shape[0])),
+            x.new_empty(fc_weight.shape),
+            x.new_empty(fc_weight.shape[0]),
+        )
+
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        x, weight, gamma, beta, _, _, fc_weight, _, *ctx.options, _ = inputs
+        ctx.save_for_backward(x, weight, gamma, beta, fc_weight, *output)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
+        if grad is None:
+            return (None,) * 13
+        wanted = [*autograd.needs(ctx)[:2]]
+        grad_x, grad_weight, norms, grad_fc_weight, grad_fc_bias = torch.ops.dynroute.gate_train_backward(
+            grad, *ctx.saved_tensors, *ctx.options, wanted
+        )
+        weight = ctx.saved_tensors[1]
+        return (
+            grad_x if wanted[0] else None, grad_weight.view(weight.shape) if wanted[1] else None, norms[0, 0],
+            norms[0, 1], None, None, grad_fc_weight, grad_fc_bias, *[None] * 5,
+        )  # fmt: skip
+
+    autograd.register("gate_train", backward, setup_context)
+
+    def macs(x: Any, weight: Any, fc_weight: Any, small: bool) -> tuple[int, int]:
+        """Of the product over the map, and of the one behind the mean."""
+        (n, c, h, w), m = flops_of(x), flops_of(weight)[0]
+        return n * _side(h, small) * _side(w, small) * c * m, n * m * flops_of(fc_weight)[0]
+
+    @register_flop_formula(torch.ops.dynroute.gate_train)
+    def _(x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        return 2 * sum(macs(x, weight, args[4], args[8]))
+
+    @register_flop_formula(torch.ops.dynroute.gate_train_backward)
+    def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+        of_map, of_fc = macs(x, weight, args[2], args[9])
+        return 2 * (sum(args[11]) * of_map + 2 * of_fc)
+
+
+if library.why_not_loaded() is None:
+    _register()
+backends.register(
+    "gate_train",
+    backends.cpu_kernels("gate_train"),
+    backends.Backend("reference", reference.gate_train, backends.anywhere),
+)
