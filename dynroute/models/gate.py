@@ -59,7 +59,7 @@ class Gate(nn.Module):
         They are float32, under autocast too, and float64 where the gate is.
         """
         order = self.node.published_order
-        if self.activation != "fixed" and self.conv.is_pointwise and fused.is_on(self):
+        if self.activation != "fixed" and fused.is_on(self) and self.conv.is_pointwise:
             return _at_least_float32(fused.gate(self, x, order, self.train_ops))
         if self.activation == "fixed":
             alphas = x.new_ones(x.shape[0], len(order))
