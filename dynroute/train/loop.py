@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import threading
@@ -85,7 +86,7 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
     log = TrainingLog(folder, classes, config.run.log_every, config.schedule.steps, start, quiet)
     if state is not None:
         log.load_state(state["log"], device)
-    with closing(log), _interruptible() as interrupted:
+    with closing(log), _long_lived(), _interruptible() as interrupted:
         for step, (images, labels) in enumerate(_stream(config, train_source, device, start), start):
             progress = step / config.schedule.steps
             rate = learning_rate(step, config.optimiser.lr, config.schedule)
@@ -182,6 +183,20 @@ def _check_same(saved: dict[str, Any], config: Config) -> None:
             before = saved.get(section, {}).get(key)
             if before != value and f"{section}.{key}" not in FREE_KEYS:
                 raise ConfigError(f"{section}.{key}: the run to resume has {before!r}, got {value!r}")
+
+
+@contextmanager
+def _long_lived() -> Iterator[None]:
+    """Inside, Python's garbage collector leaves alone what is there by now: modules, data, torch itself.
+
+    A step leaves so many objects that it would look through all of them every few steps: 5% of a small step's time.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -38,7 +38,8 @@ def train_step(
     optimiser.zero_grad(set_to_none=True)
     sum(losses.values()).backward()  # type: ignore[union-attr]
     losses.executed_macs = (between - before, library.total_macs() - between)
-    torch.nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]  # sooner told than by the modules
+    torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     optimiser.step()
     return losses
 

@@ -8,7 +8,7 @@ namespace dynroute::DYNROUTE_TARGET {
 
 template <class T, int MR, int NV>
 DYNROUTE_INLINE void outer_block(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int m, T* sum,
-                                 int64_t sum_stride, int columns) {
+                                 int64_t sum_stride, int columns, bool first) {
   using V = Vec<T>;
   V total[MR][NV];
   const bool whole = columns >= NV * V::width;
@@ -27,7 +27,9 @@ DYNROUTE_INLINE void outer_block(const T* a, int64_t a_stride, const T* b, int64
   DYNROUTE_UNROLL for (int i = 0; i < MR; ++i) {
     DYNROUTE_UNROLL for (int j = 0; j < NV; ++j) {
       T* to = sum + i * sum_stride + j * V::width;
-      if (whole) (V::load(to) + total[i][j]).store(to);
+      if (first && whole) total[i][j].store(to);
+      else if (first) total[i][j].store(to, lanes(j));
+      else if (whole) (V::load(to) + total[i][j]).store(to);
       else (V::load(to, lanes(j)) + total[i][j]).store(to, lanes(j));
     }
   }
@@ -35,21 +37,21 @@ DYNROUTE_INLINE void outer_block(const T* a, int64_t a_stride, const T* b, int64
 
 template <class T, int NV>
 DYNROUTE_INLINE void outer_columns(const T* a, int64_t a_stride, int a_channels, const T* b, int64_t b_stride, int m,
-                                   T* sum, int64_t sum_stride, int columns) {
+                                   T* sum, int64_t sum_stride, int columns, bool first) {
   int i = 0;
   for (; i + 6 <= a_channels; i += 6)
-    outer_block<T, 6, NV>(a + i, a_stride, b, b_stride, m, sum + i * sum_stride, sum_stride, columns);
+    outer_block<T, 6, NV>(a + i, a_stride, b, b_stride, m, sum + i * sum_stride, sum_stride, columns, first);
   for (; i + 2 <= a_channels; i += 2)
-    outer_block<T, 2, NV>(a + i, a_stride, b, b_stride, m, sum + i * sum_stride, sum_stride, columns);
+    outer_block<T, 2, NV>(a + i, a_stride, b, b_stride, m, sum + i * sum_stride, sum_stride, columns, first);
   for (; i < a_channels; ++i)
-    outer_block<T, 1, NV>(a + i, a_stride, b, b_stride, m, sum + i * sum_stride, sum_stride, columns);
+    outer_block<T, 1, NV>(a + i, a_stride, b, b_stride, m, sum + i * sum_stride, sum_stride, columns, first);
 }
 
 // a [m, a_channels], b [m, b_channels], rows apart by their strides and readable up to whole vectors; sum [a_channels]
-// [b_channels].
+// [b_channels]. first: `sum` holds nothing yet.
 template <class T>
 void add_outer(const T* a, int64_t a_stride, int a_channels, const T* b, int64_t b_stride, int b_channels, int m,
-               T* sum) {
+               T* sum, bool first = false) {
 #if defined(DYNROUTE_TARGET_AVX512)
   constexpr int kWide = 4;
 #else
@@ -58,9 +60,9 @@ void add_outer(const T* a, int64_t a_stride, int a_channels, const T* b, int64_t
   constexpr int width = Vec<T>::width;
   int j = 0;
   for (; j + kWide * width <= b_channels; j += kWide * width)
-    outer_columns<T, kWide>(a, a_stride, a_channels, b + j, b_stride, m, sum + j, b_channels, kWide * width);
+    outer_columns<T, kWide>(a, a_stride, a_channels, b + j, b_stride, m, sum + j, b_channels, kWide * width, first);
   for (; j < b_channels; j += width)
-    outer_columns<T, 1>(a, a_stride, a_channels, b + j, b_stride, m, sum + j, b_channels, b_channels - j);
+    outer_columns<T, 1>(a, a_stride, a_channels, b + j, b_stride, m, sum + j, b_channels, b_channels - j, first);
 }
 
 }  // namespace dynroute::DYNROUTE_TARGET

@@ -63,7 +63,7 @@ void train_product(const TrainProductJob<T>& job, int task) {
   T *d_panel = parts.take(max_pixels * in_stride), *gy_panel = parts.take(max_pixels * out_stride);
   InputRows<T> in(stage, parts.take(memory));
   T* grad_weight = job.grad_weight ? job.grad_weight + int64_t(task) * c_out * c_in : nullptr;
-  if (grad_weight) std::memset(grad_weight, 0, size_t(c_out) * c_in * sizeof(T));
+  bool is_first = true;  // of the task's tiles
   for (int64_t row = first; row < last;) {
     const int sample = stage.samples[row / stage.h_out], begin = int(row % stage.h_out);
     const int end = int(min<int64_t>(stage.h_out, begin + last - row));
@@ -82,7 +82,8 @@ void train_product(const TrainProductJob<T>& job, int task) {
       if (job.kept_d) fill_panel(stage, in, tile, job.kept_d + pixel * in_stride, in_stride);
       if (grad_weight) {
         fill_panel(stage, in, tile, d_panel, in_stride);
-        add_outer(gy, out_stride, c_out, d_panel, in_stride, c_in, tile.pixels(), grad_weight);
+        add_outer(gy, out_stride, c_out, d_panel, in_stride, c_in, tile.pixels(), grad_weight, is_first);
+        is_first = false;
       }
     });
     row += end - begin;
@@ -97,12 +98,11 @@ void train_outer(const TrainOuterJob<T>& job, int task) {
   const int64_t a_stride = panel_stride<T>(job.rows), b_stride = panel_stride<T>(job.columns);
   const int begin = task * kOuterRows, rows = min(kOuterRows, job.rows - begin);
   T* out = job.out + int64_t(begin) * job.columns;
-  std::memset(out, 0, size_t(rows) * job.columns * sizeof(T));
   for (int i = 0; i < job.n; ++i)
     for (int pixel = 0; pixel < job.pixels; pixel += kProductPixels) {
       const int64_t at = int64_t(job.samples[i]) * job.pixels + pixel;
       add_outer(job.a + at * a_stride + begin, a_stride, rows, job.b + at * b_stride, b_stride, job.columns,
-                min(kProductPixels, job.pixels - pixel), out);
+                min(kProductPixels, job.pixels - pixel), out, i == 0 && pixel == 0);
     }
 }
 

@@ -107,13 +107,14 @@ void train_paths_backward(const TrainPathsBackwardJob<T>& given, int task) {
   ScratchParts<T> parts(4, most * stride + 2 * half * stride + output_size);
   T *h = parts.take(most * stride), *second = parts.take(half * stride);
   T *from_down = parts.take(half * stride), *gy = parts.take(output_size);
-  const auto cleared = [&](const TrainPathBackward<T>& path) -> T* {
+  const bool up = takes_part(job.up.grad, job.up.open, sample), down = takes_part(job.down.grad, job.down.open, sample);
+  const auto own_weight = [&](const TrainPathBackward<T>& path, bool here) -> T* {
     if (!path.grad || !path.grad_weight) return nullptr;
     T* weight = path.grad_weight + int64_t(task) * path.c * c;
-    std::memset(weight, 0, size_t(path.c) * c * sizeof(T));
+    if (!here) std::memset(weight, 0, size_t(path.c) * c * sizeof(T));  // else the first tile begins it
     return weight;
   };
-  T *up_weight = cleared(job.up), *down_weight = cleared(job.down);
+  T *up_weight = own_weight(job.up, up), *down_weight = own_weight(job.down, down);
   T *sums = job.sums + int64_t(task) * 2 * c, *products = sums + c;
   for (int i = 0; i < 2 * c; ++i) sums[i] = 0;
   T dots[2][Vec<T>::width] = {};
@@ -132,10 +133,10 @@ void train_paths_backward(const TrainPathsBackwardJob<T>& given, int task) {
     if (path.kept_h)
       for (int i = 0; i < pixels; ++i)
         std::memcpy(path.kept_h + (pixel + i) * stride, made + i * stride, size_t(c) * sizeof(T));
-    if (weight) add_outer(to, out_stride, path.c, made, stride, c, pixels, weight);
+    const bool first = tile.y == band.begin && tile.x == 0;
+    if (weight) add_outer(to, out_stride, path.c, made, stride, c, pixels, weight, first);
     macs += int64_t(pixels) * c * path.c * (weight || path.kept_h ? 2 : 1);
   };
-  const bool up = takes_part(job.up.grad, job.up.open, sample), down = takes_part(job.down.grad, job.down.open, sample);
   const Vec<T> hidden_weight = Vec<T>::set(job.hidden_weight[sample]);
   const Vec<T> factor = Vec<T>::set(weight_of(hidden.factor, sample)), minus = Vec<T>::set(-1);
   for_tiles(
