@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dynroute import ops
 from dynroute.cost.budget import Budget
+from dynroute.models import fused
 from dynroute.models.decoder import LOGITS_FACTOR
 from dynroute.models.network import DynamicNetwork, Output
 
@@ -66,7 +67,7 @@ def objective(
 
 def _cross_entropy(net: DynamicNetwork, out: Output, labels: Tensor, weights: Tensor | None) -> Tensor:
     """Summed over labelled pixels."""
-    if net.ops == "reference":
+    if not fused.is_on(net):
         logits = out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))
         return F.cross_entropy(logits, labels, weights, ignore_index=IGNORED_LABEL, reduction="sum")
     return ops.upsampled_cross_entropy(

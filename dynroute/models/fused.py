@@ -42,8 +42,10 @@ def use(net: nn.Module, choice: str) -> None:
 
 
 def is_on(module: nn.Module) -> bool:
-    """Whether a module computes by fused operators now."""
-    return module.training and module.train_ops != "reference"
+    """Whether a module computes by fused operators now; "auto" takes them where there are kernels for its device."""
+    if not module.training or module.train_ops == "reference":
+        return False
+    return module.train_ops != "auto" or backends.why_not("node_train", "cpu", next(module.parameters())) is None
 
 
 BATCHNORM = ("all", "open", "frozen")
@@ -51,7 +53,7 @@ BATCHNORM = ("all", "open", "frozen")
 
 def is_on_node(node: Any) -> bool:
     """Whether a node computes by `node_train` now: on fused operators, or with samples left out (in plain PyTorch)."""
-    return node.training and node.cell.is_separable and (node.train_ops != "reference" or node.bn != "all")
+    return node.training and node.cell.is_separable and (node.bn != "all" or is_on(node))
 
 
 def is_separable(modules: Sequence[nn.Module]) -> bool:

@@ -66,6 +66,8 @@ def full_logits(low_logits: Tensor, size: tuple[int, int]) -> Tensor:
 class DynamicNetwork(nn.Module):
     """Dynamic routing network (Li et al., CVPR 2020).  See `create_model` and `NetworkConfig`."""
 
+    train_ops = "reference"  # `dynroute.models.fused.use` sets it
+
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
@@ -77,13 +79,13 @@ class DynamicNetwork(nn.Module):
         init_weights(self)
         for gate in self.gates():
             gate.reset_bias()
-        self.ops = "reference"  # what its modules begin with
         self._bn = "all"
 
     def use_ops(self, choice: str) -> DynamicNetwork:
         """Chooses the operators that train; returns the network.
 
-        "reference", which a new network has, is plain PyTorch; "auto" or a backend's name takes fused operators.
+        "reference", which a new network has, is plain PyTorch; a backend's name takes fused operators; "auto" takes
+        them where there are kernels for the network's device and is plain PyTorch elsewhere.
 
         Stem, sepconv cells, paths, gates' and decoder's 1x1 convolutions have fused operators, and the segmentation
         loss of `objective`; other cells, and evaluation, are plain PyTorch whatever is chosen.
@@ -92,8 +94,12 @@ class DynamicNetwork(nn.Module):
             ValueError: an unknown name, or a backend that does not run here, with the reason.
         """
         fused.use(self, choice)
-        self.ops = choice
         return self
+
+    @property
+    def ops(self) -> str:
+        """What `use_ops` chose."""
+        return self.train_ops
 
     @property
     def bn(self) -> str:
@@ -195,7 +201,7 @@ class DynamicNetwork(nn.Module):
                 of_row.append(alphas)
             table.append(torch.stack(of_row + [zero] * (SCALES - len(nodes)), dim=1))
             if r + 1 < len(rows):
-                inputs = _pull(self.space[r + 1], outputs, self.ops if self.training else "reference")
+                inputs = _pull(self.space[r + 1], outputs, self.ops if fused.is_on(self) else "reference")
                 if not self.training:
                     exists = _paths_on(self.config.layers, x.device)[r]
                     present = arrivals(~is_closed(table[r]) & present, present, exists)

@@ -112,8 +112,8 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     """None: as many as torch takes."""
-    ops: str = "reference"
-    """The operators that train: reference (plain PyTorch), auto, or a backend's name."""
+    ops: str = "auto"
+    """The operators that train: auto (fused where there are kernels), reference (plain PyTorch), or a backend's name."""
     bf16: bool = False
     compile: bool = False
     log_every: int = 20
