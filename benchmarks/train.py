@@ -6,6 +6,7 @@ A step is forward, losses with a budget, backward and the optimiser's step, as t
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import dynroute
 from benchmarks import peers
 from benchmarks.harness import OURS, SEED, Case, Settings, bar, benchmark, number
-from benchmarks.memory import allocations, peak
+from dynroute.measure.train_bench import peak_bytes, saved_bytes
 from dynroute.models import DynamicNetwork
 from dynroute.objective import Losses
 from dynroute.train.step import train_step
@@ -29,21 +30,6 @@ SHAPES: list[dict[str, Any]] = [
     {"n": 2, "c": 64, "h": 512, "w": 512, "layers": 16},
 ]
 TINY = [{"n": 4, "c": 8, "h": 128, "w": 128, "layers": 4}]
-
-
-def saved_bytes(step: Callable[[], object], parameters: set[int]) -> int:
-    """Bytes that autograd keeps for the backward, each piece of memory once, parameters left out."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(kept.values())
 
 
 @benchmark("train", SHAPES, SHAPES[:1], TINY, guess=lambda s: s["n"] * s["h"] * s["w"] * s["c"] * s["layers"] / 2e6)
@@ -92,15 +78,16 @@ def step(settings: Settings, n: int, c: int, h: int, w: int, layers: int) -> Cas
             except Exception as error:  # a peer that breaks is a result, not the end of the run
                 del jobs[peers.COMPILED]
                 absent[peers.COMPILED] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+        gc.collect()
+        gc.freeze()  # as the trainer does
         errors: dict[str, float] = {}
         facts: dict[str, Any] = {}
         for name, job in jobs.items():
             job()
             if name == peers.COMPILED:  # its graph keeps what it keeps, and hooks do not see it
                 continue
-            parameters = {p.untyped_storage().data_ptr() for p in networks[name].parameters()}
-            facts[f"saved_bytes_{name}"] = number("measured", saved_bytes(job, parameters))
-            facts[f"peak_bytes_{name}"] = number("measured", peak(allocations(job)), note="of torch's allocator")
+            facts[f"saved_bytes_{name}"] = number("measured", saved_bytes(job, networks[name]))
+            facts[f"peak_bytes_{name}"] = number("measured", peak_bytes(job), note="of torch's allocator")
         if peers.EAGER_NHWC in jobs:
             got, wanted = jobs[OURS](), jobs[peers.EAGER_NHWC]()
             errors[OURS] = max(float((got[k] - wanted[k]).abs() / wanted[k].abs()) for k in wanted)

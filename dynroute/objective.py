@@ -57,19 +57,20 @@ def objective(
     if not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress: wanted 0..1, got {progress}")
     out = net(images, progress=progress, bridge=budget.bridge_at(progress) if budget is not None else 0.0)
-    total = _cross_entropy(net, out, labels, class_weights)
-    # a crop can be all padding: 0 instead of 0/0
-    losses = {"segmentation": total / (labels != IGNORED_LABEL).sum().clamp(min=1)}
+    losses = {"segmentation": segmentation_loss(net, out, labels, class_weights)}
     if budget is not None:
         losses["budget"] = budget.loss(out.gates, out.costs, progress)
     return Losses(losses, out)
 
 
-def _cross_entropy(net: DynamicNetwork, out: Output, labels: Tensor, weights: Tensor | None) -> Tensor:
-    """Summed over labelled pixels."""
-    if not fused.is_on(net):
+def segmentation_loss(net: DynamicNetwork, out: Output, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Cross entropy of what `net` returned, over the labelled pixels; 0 where there are none.  Arguments as above."""
+    if fused.is_on(net):
+        total = ops.upsampled_cross_entropy(
+            out.low_logits, labels, LOGITS_FACTOR, class_weights, ignore_index=IGNORED_LABEL, backend=net.ops
+        )
+    else:
         logits = out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))
-        return F.cross_entropy(logits, labels, weights, ignore_index=IGNORED_LABEL, reduction="sum")
-    return ops.upsampled_cross_entropy(
-        out.low_logits, labels, LOGITS_FACTOR, weights, ignore_index=IGNORED_LABEL, backend=net.ops
-    )
+        total = F.cross_entropy(logits, labels, class_weights, ignore_index=IGNORED_LABEL, reduction="sum")
+    # a crop can be all padding: 0 instead of 0/0
+    return total / (labels != IGNORED_LABEL).sum().clamp(min=1)

@@ -5,7 +5,10 @@ random patterns of open nodes.  'realised' is the share of the saving that the c
 
 --tune instead measures how the cells of the network are best cut into tiles on this machine, at one image size, and
 saves what beats the cost model's plan by more than 3% where every later run finds it: the file that DYNROUTE_TUNING
-names, or ~/.cache/dynroute/tuning.json.  Results stay the same bits."""
+names, or ~/.cache/dynroute/tuning.json.  Results stay the same bits.
+
+--train instead times training steps (forward, loss, backward) at one image size: on the fused operators, in plain
+PyTorch, and with closed nodes computed or left out; with what autograd keeps and the peak of memory."""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dynroute.cli import tune
+from dynroute.cli import bench_train, tune
 from dynroute.cli.common import BACKENDS, add_device, add_storage, open_device, parse_size, positive, print_table
 from dynroute.cli.target import add_target, data_images, load_target
 from dynroute.measure.bench import IMAGES, SIZE, bench
@@ -26,6 +29,7 @@ EXAMPLES = (
     "dynroute bench runs/scenes_quick --json runs/scenes_quick/bench.json   # the report picks this up",
     "dynroute bench dynamic_raw_l16 --size 512x1024 --batch 1 8 --threads 2",
     "dynroute bench --tune dynamic_raw_l16 --size 512x1024   # once per machine, network and size",
+    "dynroute bench --train dynamic_raw_l16 --size 256x256 --batch 2",
 )
 
 
@@ -36,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=f"measure and save the tiles of the cells for this machine (without a model: of {tune.TUNE_MODEL}); "
         "takes --size, --threads and --repeats",
+    )
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help="time training steps instead; takes --size (default 256x256), --batch, --threads and --repeats",
     )
     parser.add_argument(
         "--size",
@@ -66,6 +75,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             if device.type != "cpu":
                 raise ValueError("--tune: the tiles of the CPU engine are tuned, wanted --device cpu")
             return tune.run(args)
+        if args.train:
+            return bench_train.run(args, device)
         return _time(args, device)
     finally:
         torch.set_num_threads(before)

@@ -113,7 +113,7 @@ class RunConfig:
     threads: int | None = None
     """None: as many as torch takes."""
     ops: str = "auto"
-    """The operators that train: auto (fused where there are kernels), reference (plain PyTorch), or a backend's name."""
+    """What trains: auto (fused operators where there are kernels), reference (plain PyTorch), or a backend's name."""
     bf16: bool = False
     compile: bool = False
     log_every: int = 20

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dynroute import planner
 from dynroute.cli import COMMANDS, main
+from dynroute.native import library
 
 PROVENANCE = {"seed", "versions", "machine", "command", "commit"}
 
@@ -150,6 +151,21 @@ def test_doctor_gives_a_reason_for_what_does_not_run(tmp_path: Path, capsys: pyt
 
 
 needs_planner = pytest.mark.skipif(planner.why_not() is not None, reason=str(planner.why_not()))
+
+
+@pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
+def test_bench_of_training_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = tmp_path / "train.json"
+    options = ["--train", "--size", "64x64", "--batch", "4", "--repeats", "2", "--json", str(record)]
+    assert main(["bench", "dynamic_tiny", *options]) == 0
+    result = json.loads(record.read_text())
+    rows = {row["name"]: row for row in result["results"]}
+    fused, eager = rows["fused"], rows["eager channels_last"]
+    assert fused["saved_bytes"] < 0.6 * eager["saved_bytes"] and fused["peak_bytes"] < eager["peak_bytes"]
+    everything, left_out = (rows[f"fused, 50% of the nodes, bn={bn}"] for bn in ("all", "open"))
+    assert 0 < left_out["executed_macs"] < everything["executed_macs"] and eager["executed_macs"] == 0
+    assert "eager channels_last" in capsys.readouterr().out
+    assert main(["bench", "--train"]) != 0 and "MODEL: wanted what to train" in capsys.readouterr().err
 
 
 @needs_planner
