@@ -78,6 +78,7 @@ class DynamicNetwork(nn.Module):
         for gate in self.gates():
             gate.reset_bias()
         self.ops = "reference"  # what its modules begin with
+        self.group: str | None = None
         self._bn = "all"
 
     def use_ops(self, choice: str) -> DynamicNetwork:
@@ -93,6 +94,23 @@ class DynamicNetwork(nn.Module):
         """
         fused.use(self, choice)
         self.ops = choice
+        return self
+
+    def synchronise(self, group: str | None) -> DynamicNetwork:
+        """Has all BatchNorms see one batch with those of other processes in training; returns the network.
+
+        Statistics are then those of all processes' samples, whatever operators train; every process has to run the
+        network, and its backward, the same number of times. `net.group` is the group; None, which a new network has,
+        is this process alone.
+
+        Args:
+            group: torch.distributed's name of a process group, such as `dist.group.WORLD.group_name`.
+
+        Raises:
+            ValueError: no such group.
+        """
+        fused.join(self, group or "")
+        self.group = group
         return self
 
     @property
