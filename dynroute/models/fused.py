@@ -66,7 +66,10 @@ def is_separable(modules: Sequence[nn.Module]) -> bool:
 
 
 def join(net: nn.Module, group: str) -> None:
-    """Has the BatchNorms of `net` see one batch with those of a group's other processes; "": alone. Raises ValueError."""
+    """Has the BatchNorms of `net` see one batch with those of a group's other processes; "": alone.
+
+    Raises ValueError.
+    """
     if group:
         synchronise.process_group(group)
     for module in net.modules():

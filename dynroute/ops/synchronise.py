@@ -1,7 +1,7 @@
 """BatchNorms of several processes that see one batch: how the operators reach torch.distributed; plain PyTorch's form.
 
-A group is named by a string, `torch.distributed`'s own (`dist.group.WORLD.group_name`), so that an operator can take it;
-"" is this process alone. Every process of a group has to call the same operators in the same order.
+A group is named by a string, `torch.distributed`'s own (`dist.group.WORLD.group_name`), so that an operator can take
+it; "" is this process alone. Every process of a group has to call the same operators in the same order.
 """
 
 from __future__ import annotations

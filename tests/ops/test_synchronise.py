@@ -161,7 +161,9 @@ def test_no_group() -> None:
     """Without torch.distributed: one line, from Python, and the operator goes on working afterwards."""
     args = cases.transform_train(2, 16, 7, 6, 8)
     for backend in ("cpu", "reference"):
-        with pytest.raises(ValueError, match=r"group: wanted the name of a process group of torch.distributed, got '0'"):
+        with pytest.raises(
+            ValueError, match=r"group: wanted the name of a process group of torch.distributed, got '0'"
+        ):
             ops.transform_train(*args, group="0", backend=backend)
         ops.transform_train(*args, group="0", frozen=True, backend=backend)
     with pytest.raises(RuntimeError, match="transform_train: group: could not gather from the processes of '0'"):
