@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,9 +114,10 @@ def in_parallel(net: DynamicNetwork, device: torch.device) -> DistributedDataPar
     Buffers are left alone: with joined BatchNorms they are the same everywhere.
     """
     known = inspect.signature(DistributedDataParallel.__init__).parameters
-    buffers = (
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    )  # torch 2.13 renamed it
+    # torch 2.13 renamed it
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    # channels_last weights of 1x1 have strides that fused gradients lack; the values lie in the same order
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(net, device_ids=devices, **{buffers: False})  # type: ignore[arg-type]
 

@@ -127,6 +127,16 @@ def test_a_step_is_that_of_one_process(tmp_path: Path, processes: int) -> None:
                 )
 
 
+@pytest.mark.parametrize("ops", OPS)
+@pytest.mark.parametrize("config", [{"layers": 6}, {"small_gate": True}, {"cell": ("sepconv", "dilconv")}], ids=str)
+def test_every_parameter_has_a_gradient(ops: str, config: dict[str, Any]) -> None:
+    """With every path closed too: `DistributedDataParallel` waits for all of them."""
+    net = random_network(gate_shift=-9.0, **{"layers": 4, "channels": 16, **config}).train().use_ops(ops)
+    losses = dynroute.objective(net, random_images(2, 64, 64), torch.zeros(2, 64, 64, dtype=torch.int64), 0.5)
+    losses["segmentation"].backward()
+    assert losses.output.gates.max() == 0 and all(p.grad is not None for p in net.parameters())
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
