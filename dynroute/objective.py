@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dynroute import ops
 from dynroute.cost.budget import Budget
 from dynroute.models import fused
 from dynroute.models.decoder import LOGITS_FACTOR
 from dynroute.models.network import DynamicNetwork, Output
+from dynroute.ops import synchronise
 
 IGNORED_LABEL = 255
 
@@ -28,12 +32,13 @@ class Losses(dict[str, Tensor]):
 
 
 def objective(
-    net: DynamicNetwork,
+    net: DynamicNetwork | DistributedDataParallel,
     images: Tensor,
     labels: Tensor,
     progress: float,
     budget: Budget | None = None,
     class_weights: Tensor | None = None,
+    labelled: Tensor | None = None,
 ) -> Losses:
     """Runs the network and prices the result (SPEC, "Cost" and "Training").
 
@@ -43,9 +48,15 @@ def objective(
         progress: 0..1, position in training; the budget acts from `budget.start` on, drop path grows with it.
         budget: None leaves the "budget" key out.
         class_weights: float [K], a factor for each class in the segmentation loss; None: 1.
+        labelled: int64 scalar, pixels that the segmentation loss is divided by, where the batch is a part of one; None:
+            the batch's own.
 
     With `net.use_ops` other than "reference" the segmentation loss is `ops.upsampled_cross_entropy`: the same, but for
     rounding, from the decoder's logits at a quarter of the size.
+
+    Of a `DistributedDataParallel` network the losses are those of all processes' batches together, in every process:
+    of all labelled pixels, and of the mean cost of all samples. Their gradients are such that DDP's mean over the
+    processes is the gradient of these.
 
     Returns: {"segmentation": scalar, "budget": scalar}, with the network's output as `.output`.
 
@@ -57,14 +68,47 @@ def objective(
     if not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress: wanted 0..1, got {progress}")
     out = net(images, progress=progress, bridge=budget.bridge_at(progress) if budget is not None else 0.0)
-    losses = {"segmentation": segmentation_loss(net, out, labels, class_weights)}
+    network, group = unwrapped(net)
+    if labelled is None:
+        labelled = labelled_pixels(net, labels)
+    share = segmentation_loss(network, out, labels, class_weights, labelled)
+    losses = {"segmentation": synchronise.joint_sum(share, group) if group else share}
     if budget is not None:
-        losses["budget"] = budget.loss(out.gates, out.costs, progress)
+        mean = partial(_joint_mean, group=group) if group else Tensor.mean
+        losses["budget"] = budget.loss(out.gates, out.costs, progress, mean)
     return Losses(losses, out)
 
 
-def segmentation_loss(net: DynamicNetwork, out: Output, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Cross entropy of what `net` returned, over the labelled pixels; 0 where there are none.  Arguments as above."""
+def unwrapped(net: DynamicNetwork | DistributedDataParallel) -> tuple[DynamicNetwork, str]:
+    """The network itself, and the name of the group whose processes train it; "": this one alone."""
+    if isinstance(net, DistributedDataParallel):
+        return net.module, net.process_group.group_name  # type: ignore[return-value]
+    return net, ""
+
+
+def labelled_pixels(net: DynamicNetwork | DistributedDataParallel, labels: Tensor) -> Tensor:
+    """How many of labels [N,H,W] say something, in all processes that train the network: int64 scalar."""
+    count = (labels != IGNORED_LABEL).sum()
+    _, group = unwrapped(net)
+    return synchronise.gathered(count, group).sum() if group else count
+
+
+def _joint_mean(costs: Tensor, group: str) -> Tensor:
+    samples = synchronise.gathered(torch.tensor(len(costs), device=costs.device), group).sum()
+    return synchronise.joint_sum(costs.sum() / samples, group)
+
+
+def segmentation_loss(
+    net: DynamicNetwork,
+    out: Output,
+    labels: Tensor,
+    class_weights: Tensor | None = None,
+    labelled: Tensor | None = None,
+) -> Tensor:
+    """Cross entropy of what `net` returned, summed over labels [N,H,W] and divided by the labelled pixels.
+
+    labelled: how many count as those; None: the labels' own. 0 where there are none. Other arguments as `objective`'s.
+    """
     if fused.is_on(net):
         total = ops.upsampled_cross_entropy(
             out.low_logits, labels, LOGITS_FACTOR, class_weights, ignore_index=IGNORED_LABEL, backend=net.ops
@@ -72,5 +116,6 @@ def segmentation_loss(net: DynamicNetwork, out: Output, labels: Tensor, class_we
     else:
         logits = out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))
         total = F.cross_entropy(logits, labels, class_weights, ignore_index=IGNORED_LABEL, reduction="sum")
-    # a crop can be all padding: 0 instead of 0/0
-    return total / (labels != IGNORED_LABEL).sum().clamp(min=1)
+    if labelled is None:
+        labelled = (labels != IGNORED_LABEL).sum()
+    return total / labelled.clamp(min=1)  # a crop can be all padding: 0 instead of 0/0

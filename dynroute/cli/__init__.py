@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json is not None and not args.json.resolve().parent.is_dir():
             raise ValueError(f"--json {args.json}: wanted a file in a folder that exists")
         result = args.run(args)
-        if args.json is not None:
+        if args.json is not None and result is not None:
             write_json(args.json, result)
     except KeyboardInterrupt as stopped:
         print(f"dynroute: interrupted{f': {stopped}' if str(stopped) else ''}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """CONFIG is a YAML file or the name of a shipped configuration.  The run's folder gets config.yaml, log.jsonl, tb/
 (TensorBoard), checkpoint.pt, and at the end model/ and eval.json.  Ctrl-C ends after the step at hand, with a
-checkpoint; --resume goes on from it, with the same losses as without the interruption."""
+checkpoint; --resume goes on from it, with the same losses as without the interruption.
+Under torchrun several processes train one network, each on its share of a batch."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ EXAMPLES = (
     "dynroute train scenes_quick --set budget.weight=0 --run runs/no_budget",
     "dynroute train camvid_budget --set data.root=/data/camvid --set optimiser.batch=4",
     "dynroute train runs/camvid/config.yaml --resume                # go on after an interruption",
+    "torchrun --nproc_per_node 4 -m dynroute.cli train cityscapes_raw_l16 --set data.root=/data/cityscapes",
 )
 
 
@@ -32,9 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
     from dynroute.train.config import load_config
     from dynroute.train.loop import train
+    from dynroute.train.processes import is_first
 
     overrides = [item for group in args.overrides for item in group]
     if args.run_folder is not None:
@@ -42,6 +45,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.ops is not None:
         overrides.append(f"run.ops={args.ops}")
     folder = train(load_config(args.config, overrides), resume=args.resume)
+    if not is_first():
+        return None
     result = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     print(f"run: {folder}")
     print(f"mIoU {result['miou'] or 0:.4f} on {result['images']} images")

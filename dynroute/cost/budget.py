@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -73,13 +74,15 @@ class Budget:
             return 0.0
         return self.bridge * max(0.0, (self.bridge_end - progress) / (self.bridge_end - self.start))
 
-    def loss(self, gates: Tensor, tables: CostTables, progress: float) -> Tensor:
-        """gates [N,L+1,4,3] -> scalar; C(Space) is the batch's mean."""
+    def loss(
+        self, gates: Tensor, tables: CostTables, progress: float, mean: Callable[[Tensor], Tensor] = Tensor.mean
+    ) -> Tensor:
+        """gates [N,L+1,4,3] -> scalar; C(Space) is the batch's mean; `mean`: of costs [N], if these are but a part."""
         full = tables.all_open if self.full_mflops is None else self.full_mflops
         if self.measure == "real":
-            spent = _priced_as_open(gates, tables, self.knee).mean()
+            spent = mean(_priced_as_open(gates, tables, self.knee))
         else:
-            spent = tables.expected(gates).mean()
+            spent = mean(tables.expected(gates))
         return self.weight * self.warmup(progress) * (spent / full - self.target) ** 2
 
 

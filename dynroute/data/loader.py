@@ -55,6 +55,8 @@ def batches(
     stop: int | None = None,
     workers: int = 1,
     pin_memory: bool = False,
+    part: int = 0,
+    parts: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The batches of steps `start`, `start + 1`, ... up to `stop` (endless when None).
 
@@ -65,16 +67,23 @@ def batches(
         seed: the stream is a function of this alone; the number of workers never changes it.
         workers: processes that prepare batches ahead; 0 prepares them in this one.
         pin_memory: for copies to a GPU.
+        part, parts: of each batch only this one of so many equal parts, its samples in their order.
 
     Yields:
-        images float32 [batch, 3, H, W] (channels_last), labels uint8 [batch, H, W].
+        images float32 [batch / parts, 3, H, W] (channels_last), labels uint8 [batch / parts, H, W].
+
+    Raises:
+        ValueError: a batch that does not divide into so many parts.
     """
-    positions = _Positions(start * batch, None if stop is None else stop * batch)
+    if batch % parts:
+        raise ValueError(f"batch: wanted a multiple of {parts} parts, got {batch}")
+    share = batch // parts
+    positions = _Positions(start, stop, batch, range(part * share, (part + 1) * share))
     # Fork shares the images decoded so far with the workers; workers never touch the device.
     context = "fork" if workers and sys.platform == "linux" else None
     loader = DataLoader(
         Stream(source, augment, seed),
-        batch_size=batch,
+        batch_size=share,
         sampler=positions,
         num_workers=workers,
         collate_fn=collate,
@@ -96,13 +105,13 @@ def _detach(worker: int) -> None:
 
 
 class _Positions:
-    """Consecutive stream positions, lazily."""
+    """Stream positions of steps `start` up to `stop`, lazily: of each batch, those in `places`."""
 
-    def __init__(self, start: int, stop: int | None) -> None:
-        self.start, self.stop = start, stop
+    def __init__(self, start: int, stop: int | None, batch: int, places: range) -> None:
+        self.start, self.stop, self.batch, self.places = start, stop, batch, places
 
     def __iter__(self) -> Iterator[int]:
-        position = self.start
-        while self.stop is None or position < self.stop:
-            yield position
-            position += 1
+        step = self.start
+        while self.stop is None or step < self.stop:
+            yield from (step * self.batch + place for place in self.places)
+            step += 1

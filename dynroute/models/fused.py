@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynroute import ops
-from dynroute.ops import backends
+from dynroute.ops import backends, batchnorm, synchronise
 
 CHOICES = ("auto", *backends.USERS)
 TRAINED_OPS = (
@@ -69,8 +69,32 @@ def is_separable(modules: Sequence[nn.Module]) -> bool:
     )
 
 
-def _settings(norms: Sequence[nn.BatchNorm2d]) -> dict[str, Any]:
+def join(net: nn.Module, group: str) -> None:
+    """Has the BatchNorms of `net` see one batch with those of a group's other processes; "": alone.
+
+    Raises ValueError.
+    """
+    if group:
+        synchronise.process_group(group)
+    for module in net.modules():
+        if hasattr(module, "norm_group"):
+            module.norm_group = group  # type: ignore[assignment]
+
+
+def norm(conv: Any, x: Tensor) -> Tensor:
+    """The BatchNorm of a `ConvNorm` on what its convolution made, in plain PyTorch."""
+    if not conv.norm_group or not conv.norm.training:
+        return conv.norm(x)
+    of = conv.norm
+    settings = _settings([conv])
+    y, stats = synchronise.batch_norm(x, of.weight, of.bias, of.running_mean, of.running_var, conv.norm_group, of.eps)
+    batchnorm.update([of.running_mean], [of.running_var], stats, settings["momentum"])
+    return y
+
+
+def _settings(convs: Sequence[Any]) -> dict[str, Any]:
     """What the BatchNorms of one operator have in common; counts the batch, as BatchNorm's forward does."""
+    norms = [conv.norm for conv in convs]
     first = norms[0]
     if any(
         type(norm) is not nn.BatchNorm2d
@@ -88,7 +112,7 @@ def _settings(norms: Sequence[nn.BatchNorm2d]) -> dict[str, Any]:
     momentum = first.momentum
     if momentum is None:  # the mean over all batches so far
         momentum = 1.0 / max(float(first.num_batches_tracked or 0), 1.0)
-    return {"frozen": not first.training, "momentum": momentum, "eps": first.eps}
+    return {"frozen": not first.training, "momentum": momentum, "eps": first.eps, "group": convs[0].norm_group}
 
 
 def sepconv(modules: Sequence[Any], x: Tensor, choice: str, residual: bool = False, final_relu: bool = False) -> Tensor:
@@ -111,7 +135,7 @@ def sepconv(modules: Sequence[Any], x: Tensor, choice: str, residual: bool = Fal
         residual=residual,
         final_relu=final_relu,
         backend=choice,
-        **_settings(norms),
+        **_settings(pointwise),
     )
 
 
@@ -128,7 +152,7 @@ def transform(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, choice: str) -> 
         stride=conv.stride[0],
         relu_input=False,
         backend=choice,
-        **_settings([norm]),
+        **_settings([conv]),
     )
 
 
@@ -140,7 +164,8 @@ def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float, bridge: float
     cell = list(module.cell.ops[0].children())
     depthwise, pointwise = cell[0::2], cell[1::2]
     up, down = (getattr(module, name, None) for name in ("up", "down"))
-    norms = [conv.norm for conv in (*pointwise, up, down) if conv is not None]
+    convs = [conv for conv in (*pointwise, up, down) if conv is not None]
+    norms = [conv.norm for conv in convs]
     dtype = norms[0].weight.dtype
     factor = None
     if keep_prob < 1.0:
@@ -160,7 +185,7 @@ def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float, bridge: float
         bridge,
         skip=module.bn != "all",
         backend=module.train_ops,
-        **_settings(norms),
+        **_settings(convs),
     )
 
 
@@ -184,5 +209,5 @@ def gate(of_node: Any, x: Tensor, columns: Sequence[int], choice: str) -> Tensor
         columns=columns,
         small=of_node.small,
         backend=choice,
-        **_settings([norm]),
+        **_settings([of_node.conv]),
     )

@@ -23,6 +23,7 @@ class ConvNorm(nn.Conv2d):
     """
 
     train_ops = "reference"  # `dynroute.models.fused.use` sets it
+    norm_group = ""  # whose BatchNorms are one with its own in training; `dynroute.models.fused.join` sets it
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class ConvNorm(nn.Conv2d):
         """x [N,Cin,H,W] -> [N,Cout,H',W']."""
         if self.is_pointwise and fused.is_on(self):
             return fused.transform(self, self.norm, x, self.train_ops)
-        y = self.norm(super().forward(x))
+        y = fused.norm(self, super().forward(x))
         return F.relu(y, inplace=True) if self.relu else y
 
 

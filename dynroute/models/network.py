@@ -79,6 +79,7 @@ class DynamicNetwork(nn.Module):
         init_weights(self)
         for gate in self.gates():
             gate.reset_bias()
+        self.group: str | None = None
         self._bn = "all"
 
     def use_ops(self, choice: str) -> DynamicNetwork:
@@ -94,6 +95,23 @@ class DynamicNetwork(nn.Module):
             ValueError: an unknown name, or a backend that does not run here, with the reason.
         """
         fused.use(self, choice)
+        return self
+
+    def synchronise(self, group: str | None) -> DynamicNetwork:
+        """Has all BatchNorms see one batch with those of other processes in training; returns the network.
+
+        Statistics are then those of all processes' samples, whatever operators train; every process has to run the
+        network, and its backward, the same number of times. `net.group` is the group; None, which a new network has,
+        is this process alone.
+
+        Args:
+            group: torch.distributed's name of a process group, such as `dist.group.WORLD.group_name`.
+
+        Raises:
+            ValueError: no such group.
+        """
+        fused.join(self, group or "")
+        self.group = group
         return self
 
     @property

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dynroute.ops import synchronise
+
 
 class _Rule(NamedTuple):
     overload: Any
@@ -40,9 +42,17 @@ def needs(ctx: Any) -> Sequence[Any]:
 
 def call(op: str, *args: Any) -> Any:
     """`torch.ops.dynroute.<op>(*args)`, with its derivative recorded."""
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.dynroute, op)(*args)
+    try:
+        return _called(op, args)
+    except RuntimeError as error:
+        raise _cause(error) from None
+
+
+def _called(op: str, args: tuple) -> Any:
     rule = _RULES.get(op)
-    registered = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled()
-    if rule is None or registered:
+    if rule is None or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
         return getattr(torch.ops.dynroute, op)(*args)
     structure, flat = [], []
     for value in args:
@@ -53,6 +63,11 @@ def call(op: str, *args: Any) -> Any:
             structure.append(_ONE)
             flat.append(value)
     return _Call.apply(rule, structure, *flat)
+
+
+def _cause(error: RuntimeError) -> BaseException:
+    """What Python raised where an operator called it, or the operator's own error."""
+    return synchronise.failure() or error
 
 
 _ONE = -1  # an argument that is no list of tensors
@@ -79,7 +94,11 @@ class _Call(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         flat: list[Tensor | None] = [None, None]
-        for length, grad in zip(ctx.structure, ctx.rule.backward(ctx, *grads), strict=True):
+        try:
+            made = ctx.rule.backward(ctx, *grads)
+        except RuntimeError as error:
+            raise _cause(error) from None
+        for length, grad in zip(ctx.structure, made, strict=True):
             if length == _ONE:
                 flat.append(grad)
             else:

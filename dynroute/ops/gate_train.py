@@ -28,6 +28,7 @@ def gate_train(
     columns: Sequence[int] = (KEEP,),
     small: bool = False,
     frozen: bool = False,
+    group: str = "",
     momentum: float = 0.1,
     eps: float = 1e-5,
     backend: str = "auto",
@@ -47,6 +48,7 @@ def gate_train(
         columns: g different ones of 0, 1, 2: where each logit's alpha goes.
         small: work on the map at a quarter of its size, floor(H/4) x floor(W/4); H and W at least 4.
         frozen: normalise with the running statistics, and leave them alone.
+        group: the processes whose BatchNorms see one batch with this one's, as in `transform_train`.
         momentum, eps: BatchNorm's.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
@@ -55,12 +57,12 @@ def gate_train(
 
     Raises:
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
-        ValueError: an unknown backend or (reference) activation.
+        ValueError: an unknown backend, group or (reference) activation.
     """
     run = backends.operator("gate_train", backend, x)
     alphas, _, stats, _ = run(
         x, weight, gamma, beta, running_mean, running_var, fc_weight, fc_bias, activation, list(columns), small,
-        frozen, eps,
+        frozen, group, eps,
     )  # fmt: skip
     if not frozen:
         batchnorm.update([running_mean], [running_var], stats, momentum)
@@ -99,7 +101,7 @@ def _register() -> None:
 
     def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
         if grad is None:
-            return (None,) * 13
+            return (None,) * 14
         wanted = [*autograd.needs(ctx)[:2]]
         grad_x, grad_weight, norms, grad_fc_weight, grad_fc_bias = torch.ops.dynroute.gate_train_backward(
             grad, *ctx.saved_tensors, *ctx.options, wanted
@@ -107,7 +109,7 @@ def _register() -> None:
         weight = ctx.saved_tensors[1]
         return (
             grad_x if wanted[0] else None, grad_weight.view(weight.shape) if wanted[1] else None, norms[0, 0],
-            norms[0, 1], None, None, grad_fc_weight, grad_fc_bias, *[None] * 5,
+            norms[0, 1], None, None, grad_fc_weight, grad_fc_bias, *[None] * 6,
         )  # fmt: skip
 
     autograd.register("gate_train", backward, setup_context)
@@ -124,7 +126,7 @@ def _register() -> None:
     @register_flop_formula(torch.ops.dynroute.gate_train_backward)
     def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
         of_map, of_fc = macs(x, weight, args[2], args[9])
-        return 2 * (sum(args[11]) * of_map + 2 * of_fc)
+        return 2 * (sum(args[12]) * of_map + 2 * of_fc)
 
 
 if library.why_not_loaded() is None:

@@ -42,6 +42,7 @@ def node_train(
     frozen: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    group: str = "",
     backend: str = "auto",
 ) -> NodeOutput:
     """H = ReLU(x + factor * sepconv(x)); keep = alpha * H, up and down = alpha * ReLU(BatchNorm(1x1(H))).
@@ -67,16 +68,19 @@ def node_train(
             whose alpha there is at most 1e-4. False: all are computed.
         frozen: normalise with the running statistics, and leave them alone.
         momentum, eps: BatchNorm's.
+        group: the processes whose BatchNorms see one batch with this one's, by torch.distributed's name of the group
+            (`dist.group.WORLD.group_name`); all of them have to call. "": this process alone. Statistics are then of
+            all; gradients of gamma and beta stay those of the own samples, to be averaged with the other weights'.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Raises:
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
-        ValueError: an unknown backend.
+        ValueError: an unknown backend or group.
     """
     run = backends.operator("node_train", backend, x)
     weights = [list(values) for values in (gamma, beta, running_mean, running_var)]
     keep, up_out, down_out, *_, stats = run(
-        x, alphas, list(depthwise), list(pointwise), up, down, *weights, factor, bridge, skip, frozen, eps
+        x, alphas, list(depthwise), list(pointwise), up, down, *weights, factor, bridge, skip, frozen, group, eps
     )
     if not frozen:
         batchnorm.update(running_mean, running_var, stats, momentum)
@@ -120,7 +124,7 @@ def _register() -> None:
         k, norms, needs = ctx.stages, ctx.norms, autograd.needs(ctx)
         none: list[list[None]] = [[None] * k, [None] * norms]
         if grad_keep is None and grad_up is None and grad_down is None:
-            return None, None, none[0], none[0], None, None, *[none[1]] * 4, *[None] * 5
+            return None, None, none[0], none[0], None, None, *[none[1]] * 4, *[None] * 6
         depthwise, pointwise, gamma, beta = (
             weights[:k], weights[k : 2 * k], weights[2 * k : 2 * k + norms], weights[2 * k + norms :]
         )  # fmt: skip
@@ -142,7 +146,7 @@ def _register() -> None:
             None if down is None else next(of_paths),
             grads[-2 * norms : -norms],
             grads[-norms:],
-            none[1], none[1], *[None] * 5,
+            none[1], none[1], *[None] * 6,
         )  # fmt: skip
 
     autograd.register("node_train", backward, setup_context)

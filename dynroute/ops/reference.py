@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynroute.ops import synchronise
 from dynroute.space.routing import arrivals, is_closed, is_path_open
 from dynroute.space.wiring import DOWN, KEEP, UP
 
@@ -127,10 +128,19 @@ def route(
 
 
 def batch_norm(
-    raw: Tensor, gamma: Tensor, beta: Tensor, running_mean: Tensor, running_var: Tensor, frozen: bool, eps: float
+    raw: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    frozen: bool,
+    group: str,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """BatchNorm of [N, C, H, W] by its own statistics or the running ones; [3, C] mean, inverse deviation, unbiased
     variance."""
+    if group and not frozen:
+        return synchronise.batch_norm(raw, gamma, beta, running_mean, running_var, group, eps)
     count = raw.numel() // raw.shape[1]
     if frozen or count == 0:
         mean, var = running_mean.clone(), running_var.clone()  # the caller writes to them before the backward
@@ -156,13 +166,14 @@ def sepconv_train(
     residual: bool = False,
     final_relu: bool = False,
     frozen: bool = False,
+    group: str = "",
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     here = x if open is None else x[open]
     y, raws, stats = here, [], []
     for k, (dw, pw) in enumerate(zip(depthwise, pointwise)):
         raw = F.conv2d(F.conv2d(y, dw, padding=1, stride=stride if k == 0 else 1, groups=y.shape[1]), pw)
-        y, of_stage = batch_norm(raw, gamma[k], beta[k], running_mean[k], running_var[k], frozen, eps)
+        y, of_stage = batch_norm(raw, gamma[k], beta[k], running_mean[k], running_var[k], frozen, group, eps)
         if k < len(depthwise) - 1:
             y = y.relu()
         raws.append(raw)
@@ -186,11 +197,12 @@ def transform_train(
     stride: int = 1,
     relu_input: bool = True,
     frozen: bool = False,
+    group: str = "",
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     here = x if open is None else x[open]
     raw = F.conv2d(here.relu() if relu_input else here, weight, stride=stride)
-    y, stats = batch_norm(raw, gamma, beta, running_mean, running_var, frozen, eps)
+    y, stats = batch_norm(raw, gamma, beta, running_mean, running_var, frozen, group, eps)
     return _scattered(y.relu(), open, x), _scattered(raw, open, x).detach(), stats[None]
 
 
@@ -209,6 +221,7 @@ def node_train(
     bridge: float = 0.0,
     skip: bool = False,
     frozen: bool = False,
+    group: str = "",
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     k = len(depthwise)
@@ -217,7 +230,17 @@ def node_train(
     open = ~closed if skip else torch.ones_like(closed)
     of_cell = [[norm[i] for norm in norms[:k]] for i in range(4)]
     y, raw, stats = sepconv_train(
-        x, depthwise, pointwise, of_cell[0], of_cell[1], of_cell[2], of_cell[3], open, frozen=frozen, eps=eps
+        x,
+        depthwise,
+        pointwise,
+        of_cell[0],
+        of_cell[1],
+        of_cell[2],
+        of_cell[3],
+        open,
+        frozen=frozen,
+        group=group,
+        eps=eps,
     )
     if factor is not None:
         y = y * factor.view(-1, 1, 1, 1)
@@ -237,7 +260,7 @@ def node_train(
             continue
         taken = open & is_path_open(alphas)[:, path] if skip else open
         norm = norms[k + len(all_stats) - 1]
-        out, raw_of, stats = transform_train(hidden, weight, *norm, taken, stride, False, frozen, eps)
+        out, raw_of, stats = transform_train(hidden, weight, *norm, taken, stride, False, frozen, group, eps)
         outputs.append(out * alphas[:, path].view(-1, 1, 1, 1))
         raws.append(raw_of)
         all_stats.append(stats.flatten())
@@ -266,10 +289,11 @@ def gate_train(
     columns: Sequence[int] = (KEEP,),
     small: bool = False,
     frozen: bool = False,
+    group: str = "",
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     raw = F.conv2d(quarter(x) if small else x, weight)
-    y, stats = batch_norm(raw, gamma, beta, running_mean, running_var, frozen, eps)
+    y, stats = batch_norm(raw, gamma, beta, running_mean, running_var, frozen, group, eps)
     pooled = y.relu().mean((2, 3), keepdim=True)
     made = _activated("gate_train", F.conv2d(pooled, fc_weight, fc_bias).flatten(1), activation)
     of_column = dict(zip(columns, made.unbind(1), strict=True))

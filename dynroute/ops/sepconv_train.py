@@ -29,6 +29,7 @@ def sepconv_train(
     frozen: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    group: str = "",
     backend: str = "auto",
 ) -> Tensor:
     """One to three times depthwise 3x3 -> pointwise -> BatchNorm, with ReLU between them [+ x] [-> ReLU].
@@ -47,6 +48,9 @@ def sepconv_train(
         final_relu: end with a ReLU, after the residual.
         frozen: normalise with the running statistics, and leave them alone.
         momentum, eps: BatchNorm's.
+        group: the processes whose BatchNorms see one batch with this one's, by torch.distributed's name of the group
+            (`dist.group.WORLD.group_name`); all of them have to call. "": this process alone. Statistics are then of
+            all; gradients of gamma and beta stay those of the own samples, to be averaged with the other weights'.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
@@ -54,11 +58,11 @@ def sepconv_train(
 
     Raises:
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
-        ValueError: an unknown backend.
+        ValueError: an unknown backend or group.
     """
     run = backends.operator("sepconv_train", backend, x)
     lists = [list(values) for values in (depthwise, pointwise, gamma, beta, running_mean, running_var)]
-    out, _, stats = run(x, *lists, open, stride, residual, final_relu, frozen, eps)
+    out, _, stats = run(x, *lists, open, stride, residual, final_relu, frozen, group, eps)
     if not frozen:
         batchnorm.update(running_mean, running_var, stats, momentum)
     return out
@@ -91,7 +95,7 @@ def _register() -> None:
     def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
         k, needs = ctx.stages, autograd.needs(ctx)
         if grad is None:
-            return None, *[[None] * k] * 6, *[None] * 6
+            return None, *[[None] * k] * 6, *[None] * 7
         x, open, raw, stats, *weights = ctx.saved_tensors
         depthwise, pointwise, gamma, beta = (weights[i * k : (i + 1) * k] for i in range(4))
         wanted = [needs[0], any(needs[1]), any(needs[2])]
@@ -105,7 +109,7 @@ def _register() -> None:
             grad_x if wanted[0] else None,
             grads[:k] if wanted[1] else none,
             grads[-3 * k : -2 * k] if wanted[2] else none,
-            grads[-2 * k : -k], grads[-k:], none, none, *[None] * 6,
+            grads[-2 * k : -k], grads[-k:], none, none, *[None] * 7,
         )  # fmt: skip
 
     autograd.register("sepconv_train", backward, setup_context)
@@ -123,7 +127,7 @@ def _register() -> None:
 
     @register_flop_formula(torch.ops.dynroute.sepconv_train_backward)
     def _(grad, x, depthwise, pointwise, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        stride, wanted = args[5], args[9]
+        stride, wanted = args[5], args[10]
         taps, products = macs(x, pointwise, stride)
         # depthwise outputs are made again for the products' weights
         return 2 * ((1 + wanted[2]) * products + (1 + wanted[1] + wanted[2]) * taps)

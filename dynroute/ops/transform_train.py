@@ -26,6 +26,7 @@ def transform_train(
     frozen: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    group: str = "",
     backend: str = "auto",
 ) -> Tensor:
     """[ReLU ->] 1x1 convolution with a stride -> BatchNorm -> ReLU.
@@ -42,6 +43,9 @@ def transform_train(
         relu_input: read ReLU(x).
         frozen: normalise with the running statistics, and leave them alone.
         momentum, eps: BatchNorm's.
+        group: the processes whose BatchNorms see one batch with this one's, by torch.distributed's name of the group
+            (`dist.group.WORLD.group_name`); all of them have to call. "": this process alone. Statistics are then of
+            all; gradients of gamma and beta stay those of the own samples, to be averaged with the other weights'.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
@@ -49,10 +53,10 @@ def transform_train(
 
     Raises:
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.
-        ValueError: an unknown backend.
+        ValueError: an unknown backend or group.
     """
     run = backends.operator("transform_train", backend, x)
-    out, _, stats = run(x, weight, gamma, beta, running_mean, running_var, open, stride, relu_input, frozen, eps)
+    out, _, stats = run(x, weight, gamma, beta, running_mean, running_var, open, stride, relu_input, frozen, group, eps)
     if not frozen:
         batchnorm.update([running_mean], [running_var], stats, momentum)
     return out
@@ -80,14 +84,14 @@ def _register() -> None:
 
     def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
         if grad is None:
-            return (None,) * 11
+            return (None,) * 12
         *saved, open = ctx.saved_tensors
         wanted = [*autograd.needs(ctx)[:2]]
         grad_x, flat = torch.ops.dynroute.transform_train_backward(grad, *saved, open, *ctx.options, wanted)
         _, weight, gamma, beta, *_ = saved
         *grad_weight, grad_gamma, grad_beta = as_weights(flat, [weight, gamma, beta] if wanted[1] else [gamma, beta])
         return (
-            grad_x if wanted[0] else None, grad_weight[0] if wanted[1] else None, grad_gamma, grad_beta, *[None] * 7,
+            grad_x if wanted[0] else None, grad_weight[0] if wanted[1] else None, grad_gamma, grad_beta, *[None] * 8,
         )  # fmt: skip
 
     autograd.register("transform_train", backward, setup_context)
@@ -102,7 +106,7 @@ def _register() -> None:
 
     @register_flop_formula(torch.ops.dynroute.transform_train_backward)
     def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return sum(args[8]) * flops(x, weight, args[5])
+        return sum(args[9]) * flops(x, weight, args[5])
 
 
 if library.why_not_loaded() is None:

@@ -39,14 +39,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: broken checkpoint ({str(error).strip().splitlines()[0]})") from error
 
 
-def random_state() -> dict[str, Any]:
-    """States of torch's generators; the data stream has none (see `dynroute.data.Stream`)."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def random_state(device: torch.device) -> dict[str, Any]:
+    """States of torch's generators; the data stream has none (see `dynroute.data.Stream`).
+
+    A device with a number is one of several processes', which leave the others alone.
+    """
+    if device.index is not None and device.type == "cuda":
+        cuda = [torch.cuda.get_rng_state(device)]
+    else:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Put back what `random_state` returned."""
     torch.set_rng_state(state["cpu"])
-    if state["cuda"] and torch.cuda.is_available():
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"][0], device)
+    elif state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

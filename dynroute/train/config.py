@@ -63,6 +63,10 @@ class OptimiserConfig:
     """SGD as SPEC "Training" has it."""
 
     batch: int = 8
+    """Images a step, of all processes together."""
+    accumulate: int = 1
+    """Parts that a process's share of a batch goes through the network in, one after the other: less memory; BatchNorm
+    and the budget see a part at a time."""
     lr: float = 0.05
     gate_lr_factor: float = 1.0
     """2.5 with a pretrained backbone."""
@@ -89,6 +93,8 @@ class TrainConfig:
     bn: Literal["all", "open", "frozen"] = "all"
     """Which samples BatchNorm sees, see `DynamicNetwork.bn`: all; open ones only, so that closed ones cost nothing;
     frozen keeps the statistics that `model.init` brings, and leaves closed ones out too."""
+    sync_bn: bool = True
+    """Of several processes: BatchNorm sees the samples of all, so that a step is that of one process."""
 
 
 @dataclass
@@ -200,6 +206,11 @@ def _check(config: Config) -> None:
             "train.bn: frozen keeps the statistics of a trained network, wanted its folder in model.init",
         ),
         (optimiser.batch >= 1, f"optimiser.batch: wanted 1 or more, got {optimiser.batch}"),
+        (
+            optimiser.accumulate >= 1 and optimiser.batch % optimiser.accumulate == 0,
+            f"optimiser.accumulate: wanted a divisor of optimiser.batch ({optimiser.batch}), "
+            f"got {optimiser.accumulate}",
+        ),
         (optimiser.lr > 0, f"optimiser.lr: wanted a positive number, got {optimiser.lr}"),
         (optimiser.clip_norm > 0, f"optimiser.clip_norm: wanted a positive number, got {optimiser.clip_norm}"),
         (schedule.steps >= 1, f"schedule.steps: wanted 1 or more, got {schedule.steps}"),

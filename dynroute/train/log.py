@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dynroute.data import IGNORE
 from dynroute.measure.metrics import confusion_matrix, scores
 from dynroute.train.parse import ConfigError
+from dynroute.train.processes import Team
 
 # mIoU of training batches is smoothed over about this many steps.
 MIOU_WINDOW = 100
@@ -26,13 +27,26 @@ MIOU_STRIDE, MIOU_OFFSET = 4, 2
 class TrainingLog:
     """Gathers values of steps and writes their means every `every` steps.
 
-    Values stay tensors until a record is written, so that a GPU is not waited for at each step.
+    Values stay tensors until a record is written, so that a GPU is not waited for at each step. With several processes
+    each has a log, which holds what all found; only the first one's writes.
     """
 
-    def __init__(self, folder: Path, num_classes: int, every: int, steps: int, start: int, quiet: bool = False) -> None:
-        self.path = folder / "log.jsonl"
-        _keep_records(self.path, start)
-        self.writer = SummaryWriter(str(folder / "tb"), purge_step=start if start else None)
+    def __init__(
+        self,
+        folder: Path,
+        num_classes: int,
+        every: int,
+        steps: int,
+        start: int,
+        quiet: bool = False,
+        team: Team | None = None,
+    ) -> None:
+        self.path, self.team = folder / "log.jsonl", team
+        self.writer: SummaryWriter | None = None
+        if team is None or team.leads:
+            _keep_records(self.path, start)
+            self.writer = SummaryWriter(str(folder / "tb"), purge_step=start if start else None)
+        quiet = quiet or self.writer is None
         self.bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", disable=quiet, dynamic_ncols=True)
         self.every, self.num_classes = every, num_classes
         self._sums: dict[str, Tensor] = {}
@@ -49,14 +63,16 @@ class TrainingLog:
 
         Raises ConfigError when the loss is no longer a number; seen at the next record, not at once.
         """
-        for key, value in values.items():
-            value = value.detach().double()
-            self._sums[key] = self._sums[key] + value if key in self._sums else value
-        self._count += 1
         sampled = labels[..., MIOU_OFFSET::MIOU_STRIDE, MIOU_OFFSET::MIOU_STRIDE]
         kept = torch.where(sampled < self.num_classes, sampled, IGNORE)
         predicted = low_logits.detach()[..., : kept.shape[-2], : kept.shape[-1]].argmax(1)
         counts = confusion_matrix(predicted, kept, self.num_classes)
+        if self.team is not None and self.team.size > 1:
+            values, counts = _of_all(self.team, values, counts)
+        for key, value in values.items():
+            value = value.detach().double()
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+        self._count += 1
         self._confusion = self._confusion.to(counts.device) * (1 - 1 / MIOU_WINDOW) + counts
         self.bar.update()
         if step % self.every == 0:
@@ -64,6 +80,8 @@ class TrainingLog:
 
     def event(self, step: int, **values: Any) -> None:
         """Write a record of its own, such as an evaluation's."""
+        if self.writer is None:
+            return
         self._append({"step": step, **values})
         for key, value in values.items():
             if isinstance(value, (int, float)):
@@ -83,12 +101,16 @@ class TrainingLog:
 
     def close(self) -> None:
         self.bar.close()
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
     def _write(self, step: int, rate: float) -> None:
         means = {key: float(value) / self._count for key, value in self._sums.items()}
         if means["loss"] != means["loss"]:
             raise ConfigError(f"step {step}: the loss is not a number any more; a lower optimiser.lr may help")
+        self._sums, self._count = {}, 0
+        if self.writer is None:
+            return
         means["miou"] = scores(self._confusion).miou
         seconds = self._elapsed + time.perf_counter() - self._since
         self._append({"step": step, "lr": rate, **means, "seconds": round(seconds, 3)})
@@ -96,11 +118,20 @@ class TrainingLog:
             self.writer.add_scalar(f"train/{key}", value, step)
         shown = {"loss": "loss", "miou": "mIoU", "expected_share": "expected", "real_share": "real"}
         self.bar.set_postfix_str(" ".join(f"{word} {means[key]:.3f}" for key, word in shown.items() if key in means))
-        self._sums, self._count = {}, 0
 
     def _append(self, record: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def _of_all(team: Team, values: dict[str, Tensor], counts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Of all processes: values' means, sums of what was executed, sums of counts; one transfer."""
+    own = torch.stack([value.detach().double().to(counts.device) for value in values.values()])
+    total = team.sum(torch.cat([own, counts.double().flatten()]))
+    joint = {}
+    for name, value in zip(values, total):
+        joint[name] = value if name.startswith("executed") else value / team.size
+    return joint, total[len(own) :].view(counts.shape)
 
 
 def _keep_records(path: Path, last: int) -> None:

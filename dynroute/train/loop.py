@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dynroute.data import Source, batches, save_preprocess
 from dynroute.measure.evaluate import evaluate
@@ -25,6 +26,7 @@ from dynroute.train.config import Config
 from dynroute.train.log import TrainingLog
 from dynroute.train.optimiser import learning_rate, make_optimiser, precise_batchnorm, set_learning_rate
 from dynroute.train.parse import ConfigError
+from dynroute.train.processes import Team, assembled, in_parallel
 from dynroute.train.setup import augmentation, make_network, normalisation, open_source, pick_device
 from dynroute.train.step import logged, train_step
 
@@ -33,6 +35,8 @@ CHECKPOINT = "checkpoint.pt"
 FREE_KEYS = {"data.workers", "data.cache", "data.root", "run.folder", "run.log_every", "run.checkpoint_every"}
 # Seeds of other streams are offset by this, so that precise BatchNorm sees other augmentations than the last steps did.
 STREAM_OFFSET = 7919
+# Process r draws its drop paths from the run's seed plus r times this; the first as if it were alone.
+RANK_OFFSET = 1_000_003
 
 
 def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
@@ -40,6 +44,8 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
 
     The run folder gets `config.yaml`, `log.jsonl`, `tb/` (TensorBoard), `checkpoint.pt`, and at the end `model/` (for
     `dynroute.from_pretrained`) and `eval.json`. Ctrl-C ends after the step at hand, with a checkpoint.
+
+    Under torchrun every process calls this, and takes its share of each batch; the first one writes and evaluates.
 
     Args:
         config: see `dynroute.train.load_config`.
@@ -50,17 +56,25 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
         The run folder.
 
     Raises:
-        ConfigError: values that cannot be used, a folder that already holds a run, or nothing to resume.
+        ConfigError: values that cannot be used, a folder that already holds a run, nothing to resume, or a batch that
+            does not divide among the processes.
         DataError: a data set that is not as it should be.
         KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
     """
-    folder = Path(config.run.folder)
+    with assembled(pick_device(config.run.device)) as team:
+        return _train(config, resume, quiet, team)
+
+
+def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
+    folder, device = Path(config.run.folder), team.device
+    _check_share(config, team)
     state = read_checkpoint(folder / CHECKPOINT) if resume else None
     if state is not None:
         _check_same(state["config"], config)
+        if state.get("processes", 1) != team.size:
+            raise ConfigError(f"{folder}: the run to resume has {state.get('processes', 1)} processes, got {team.size}")
     elif (folder / CHECKPOINT).exists():
         raise ConfigError(f"run.folder: {folder} already holds a run; resume it, or choose another folder")
-    device = pick_device(config.run.device)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
 
@@ -70,44 +84,63 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
     net = make_network(config.model, classes, config.train.bn).use_ops(config.run.ops).to(device)
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimiser = make_optimiser(net, config.optimiser)
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save(folder / "config.yaml")
+    if team.leads:
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save(folder / "config.yaml")
+    else:
+        torch.manual_seed(config.run.seed + team.rank * RANK_OFFSET)
 
     start = 0
     if state is not None:
         start = state["step"]
         net.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        set_random_state(state["random"])
+        set_random_state(state["random"] if team.size == 1 else state["random"][team.rank], device)
     if config.run.compile:
         net.compile()
+    model: DynamicNetwork | DistributedDataParallel = net
+    if team.size > 1:
+        if config.train.sync_bn:
+            net.synchronise(team.norms)
+        model = in_parallel(net, device)
 
     budget = config.budget if config.budget.weight > 0 else None
-    log = TrainingLog(folder, classes, config.run.log_every, config.schedule.steps, start, quiet)
+    log = TrainingLog(folder, classes, config.run.log_every, config.schedule.steps, start, quiet, team)
     if state is not None:
         log.load_state(state["log"], device)
     with closing(log), _long_lived(), _interruptible() as interrupted:
-        for step, (images, labels) in enumerate(_stream(config, train_source, device, start), start):
+        for step, (images, labels) in enumerate(_stream(config, train_source, team, start), start):
             progress = step / config.schedule.steps
             rate = learning_rate(step, config.optimiser.lr, config.schedule)
             set_learning_rate(optimiser, rate)
             losses = train_step(
-                net, optimiser, images, labels, progress, budget, config.optimiser.clip_norm, config.run.bf16
-            )
+                model, optimiser, images, labels, progress, budget, config.optimiser.clip_norm, config.run.bf16,
+                config.optimiser.accumulate,
+            )  # fmt: skip
 
             done = step + 1
             log.step(done, rate, logged(losses), losses.output.low_logits, labels)
             if config.evaluation.every and done % config.evaluation.every == 0 and done < config.schedule.steps:
-                result = final_evaluation(net, config, train_source, val_source, device)
-                log.event(done, val_miou=result.miou, val_real_mflops=result.costs["real_mflops"])
+                _evaluated(net, config, train_source, val_source, team, log, done)
                 net.train()
-            if done % config.run.checkpoint_every == 0 or done == config.schedule.steps or interrupted():
-                write_checkpoint(folder / CHECKPOINT, _state(net, optimiser, done, log, config))
-            if interrupted() and done < config.schedule.steps:
+            stops = team.any(interrupted())
+            if done % config.run.checkpoint_every == 0 or done == config.schedule.steps or stops:
+                current = _state(net, optimiser, done, log, config, team)
+                if team.leads:
+                    write_checkpoint(folder / CHECKPOINT, current)
+                team.wait()
+            if stops and done < config.schedule.steps:
                 raise KeyboardInterrupt(f"stopped after step {done}; {folder / CHECKPOINT} holds it")
 
-        result = final_evaluation(net, config, train_source, val_source, device)
-        log.event(config.schedule.steps, val_miou=result.miou, val_real_mflops=result.costs["real_mflops"])
+        result = _evaluated(net, config, train_source, val_source, team, log, config.schedule.steps)
+    if result is not None:
+        _leave(folder, net, result, config, train_source)
+    team.wait()
+    return folder
+
+
+def _leave(folder: Path, net: DynamicNetwork, result: Evaluation, config: Config, train_source: Source) -> None:
+    """Writes what is there at the end: model/ and eval.json."""
     net.save_pretrained(folder / "model")
     save_preprocess(folder / "model", normalisation(config.data), train_source.class_names)
     report = {
@@ -117,7 +150,28 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
         **provenance(config.run.seed),
     }
     (folder / "eval.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return folder
+
+
+def _evaluated(
+    net: DynamicNetwork,
+    config: Config,
+    train_source: Source,
+    val_source: Source,
+    team: Team,
+    log: TrainingLog,
+    step: int,
+) -> Evaluation | None:
+    """`final_evaluation` into the log, by the first process alone: the others wait, and get its statistics."""
+    result = None
+    if team.leads:
+        group = net.group
+        net.synchronise(None)
+        result = final_evaluation(net, config, train_source, val_source, team.device)
+        net.synchronise(group)
+        log.event(step, val_miou=result.miou, val_real_mflops=result.costs["real_mflops"])
+    team.wait()
+    team.share_buffers(net)
+    return result
 
 
 def final_evaluation(
@@ -146,9 +200,10 @@ def final_evaluation(
     )
 
 
-def _stream(config: Config, source: Source, device: torch.device, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training batches on `device`: images float32 [N, 3, H, W], labels int64 [N, H, W]."""
-    pinned = device.type == "cuda"
+def _stream(config: Config, source: Source, team: Team, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of the training batches, on its device: images float32 [N, 3, H, W], labels int64
+    [N, H, W]."""
+    device, pinned = team.device, team.device.type == "cuda"
     stream = batches(
         source,
         augmentation(config.data),
@@ -158,29 +213,45 @@ def _stream(config: Config, source: Source, device: torch.device, start: int) ->
         config.schedule.steps,
         config.data.workers,
         pinned,
+        team.rank,
+        team.size,
     )
     for images, labels in stream:
         yield images.to(device, non_blocking=pinned), labels.to(device, non_blocking=pinned).long()
 
 
 def _state(
-    net: DynamicNetwork, optimiser: torch.optim.Optimizer, step: int, log: TrainingLog, config: Config
+    net: DynamicNetwork, optimiser: torch.optim.Optimizer, step: int, log: TrainingLog, config: Config, team: Team
 ) -> dict[str, Any]:
+    random = team.listed(random_state(team.device))
     return {
         "step": step,
         "model": net.state_dict(),
         "optimiser": optimiser.state_dict(),
-        "random": random_state(),
+        "random": random[0] if team.size == 1 else random,
+        "processes": team.size,
         "log": log.state(),
         "config": config.to_dict(),
     }
 
 
+def _check_share(config: Config, team: Team) -> None:
+    """Every process has the same number of samples, in equal parts."""
+    batch, accumulate = config.optimiser.batch, config.optimiser.accumulate
+    if batch % (team.size * accumulate):
+        raise ConfigError(
+            f"optimiser.batch: wanted a multiple of {team.size} processes"
+            + (f" times {accumulate} (optimiser.accumulate)" if accumulate > 1 else "")
+            + f", got {batch}"
+        )
+
+
 def _check_same(saved: dict[str, Any], config: Config) -> None:
     """A continuation under another recipe would be neither run."""
+    defaults = Config().to_dict()
     for section, values in config.to_dict().items():
         for key, value in values.items():
-            before = saved.get(section, {}).get(key)
+            before = saved.get(section, {}).get(key, defaults[section][key])  # it may be older than the key
             if before != value and f"{section}.{key}" not in FREE_KEYS:
                 raise ConfigError(f"{section}.{key}: the run to resume has {before!r}, got {value!r}")
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from dynroute.cost.budget import Budget
 from dynroute.models.network import DynamicNetwork
 from dynroute.native import library
-from dynroute.objective import Losses, objective
+from dynroute.objective import Losses, labelled_pixels, objective
 
 
 def train_step(
-    net: DynamicNetwork,
+    net: DynamicNetwork | DistributedDataParallel,
     optimiser: torch.optim.Optimizer,
     images: Tensor,
     labels: Tensor,
@@ -20,28 +25,69 @@ def train_step(
     budget: Budget | None,
     clip_norm: float,
     bf16: bool = False,
+    accumulate: int = 1,
 ) -> Losses:
     """One step on images float32 [N, 3, H, W] and labels int64 [N, H, W], at the optimiser's learning rate.
 
     The losses say what the step's kernels counted, `executed_macs`: forward, backward; nothing for plain PyTorch's.
 
     Args:
+        net: with several processes, wrapped: the step is one on all their images (see `objective`).
         progress: 0..1, position in training.
         budget: None trains without.
         clip_norm: the gradient's norm is clipped to this.
         bf16: the forward runs under autocast to bfloat16.
+        accumulate: parts that the images go through the network in, one after the other: the segmentation loss is the
+            whole batch's, BatchNorm and the budget see a part at a time (the budget's loss is the parts' mean).
+
+    Raises:
+        ValueError: images that do not divide into so many parts.
     """
-    before = library.total_macs()
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-        losses = objective(net, images, labels, progress, budget)
-    between = library.total_macs()
+    if len(images) % accumulate:
+        raise ValueError(f"accumulate: wanted a divisor of the batch, {len(images)} images, got {accumulate}")
+    labelled = labelled_pixels(net, labels) if accumulate > 1 else None
     optimiser.zero_grad(set_to_none=True)
-    sum(losses.values()).backward()  # type: ignore[union-attr]
-    losses.executed_macs = (between - before, library.total_macs() - between)
+    parts: list[Losses] = []
+    for some, of in zip(images.chunk(accumulate), labels.chunk(accumulate)):
+        # gradients of all parts but the last stay in their process
+        waits = isinstance(net, DistributedDataParallel) and len(parts) + 1 < accumulate
+        with net.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            before = library.total_macs()
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+                losses = objective(net, some, of, progress, budget, labelled=labelled)
+            if accumulate > 1 and "budget" in losses:
+                losses["budget"] = losses["budget"] / accumulate
+            between = library.total_macs()
+            sum(losses.values()).backward()  # type: ignore[union-attr]
+            losses.executed_macs = (between - before, library.total_macs() - between)
+        parts.append(losses if accumulate == 1 else _without_graph(losses))
     parameters = [p for group in optimiser.param_groups for p in group["params"]]  # sooner told than by the modules
     torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     optimiser.step()
-    return losses
+    return parts[0] if accumulate == 1 else _joined(parts)
+
+
+def _without_graph(losses: Losses) -> Losses:
+    """The same values; what the graph held is free for the next part."""
+    out = losses.output
+    values: dict[str, Any] = {name: getattr(out, name).detach() for name in _BY_SAMPLE}
+    bare = Losses({name: loss.detach() for name, loss in losses.items()}, replace(out, **values))
+    bare.executed_macs = losses.executed_macs
+    return bare
+
+
+_BY_SAMPLE = ("low_logits", "gates", "expected_mflops", "real_mflops")
+
+
+def _joined(parts: list[Losses]) -> Losses:
+    """The whole batch's, from those of its parts."""
+    outs = [part.output for part in parts]
+    values: dict[str, Any] = {name: torch.cat([getattr(out, name) for out in outs]) for name in _BY_SAMPLE}
+    losses = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+    joined = Losses(losses, replace(outs[0], **values))
+    forward, backward = (sum(counts) for counts in zip(*(part.executed_macs for part in parts)))
+    joined.executed_macs = (forward, backward)
+    return joined
 
 
 def logged(losses: Losses) -> dict[str, Tensor]:

@@ -196,7 +196,7 @@ def test_gradcheck(activation: str, small: bool, frozen: bool, backend: str) -> 
 def test_opcheck(activation: str, small: bool) -> None:
     args = cases.gate_train(3, 8, 6, 9, 2)
     given = tuple(a.clone().requires_grad_(i in DIFFERENTIATED) for i, a in enumerate(args))
-    options = (activation, [KEEP, UP], small, False)
+    options = (activation, [KEEP, UP], small, False, "")
     torch.library.opcheck(torch.ops.dynroute.gate_train.default, (*given, *options, 1e-5))
     made = torch.ops.dynroute.gate_train(*args, *options, 1e-5)
     x, weight, gamma, beta, _, _, fc_weight, _ = args
@@ -208,7 +208,7 @@ def test_opcheck(activation: str, small: bool) -> None:
 def test_pool() -> None:
     """What is kept of each sample and channel is what the reference says it is."""
     args = cases.gate_train(2, 16, 12, 9, 2, dtype=F64)
-    options = ("tanh", [KEEP, UP], False, False, 1e-5)
+    options = ("tanh", [KEEP, UP], False, False, "", 1e-5)
     close(list(torch.ops.dynroute.gate_train(*args, *options)), list(ops.reference.gate_train(*args, *options)))
 
 

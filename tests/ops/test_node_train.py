@@ -213,7 +213,7 @@ def test_opcheck(paths: str) -> None:
     args = cases.node_train(3, 8, 6, 5, paths=paths)
     args[1].fill_(0.5)
     given = [copies(a, i < DIFFERENTIATED) for i, a in enumerate(args)]
-    torch.library.opcheck(torch.ops.dynroute.node_train.default, (*given, None, 0.0, True, False, 1e-5))
+    torch.library.opcheck(torch.ops.dynroute.node_train.default, (*given, None, 0.0, True, False, "", 1e-5))
 
 
 def test_compile() -> None:

@@ -196,11 +196,11 @@ def test_opcheck(open: Tensor | None) -> None:
     args = cases.sepconv_train(3, 8, 6, 5)
     given = [copies(a, i < SEPCONV) for i, a in enumerate(args)]
     torch.library.opcheck(
-        torch.ops.dynroute.sepconv_train.default, (*given, open, 1, True, True, False, 1e-5)
+        torch.ops.dynroute.sepconv_train.default, (*given, open, 1, True, True, False, "", 1e-5)
     )  # fmt: skip
     args = cases.transform_train(3, 8, 6, 5, 16)
     given = [copies(a, i < TRANSFORM) for i, a in enumerate(args)]
-    torch.library.opcheck(torch.ops.dynroute.transform_train.default, (*given, open, 2, True, False, 1e-5))
+    torch.library.opcheck(torch.ops.dynroute.transform_train.default, (*given, open, 2, True, False, "", 1e-5))
 
 
 def test_compile() -> None:

@@ -36,7 +36,8 @@ using GateForward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 template <class T>
 GateForward run_gate_forward(const Tensor& x_in, const Tensor& weight_in, const Tensor& gamma, const Tensor& beta,
                              const Tensor& running_mean, const Tensor& running_var, const Tensor& fc_weight,
-                             const Tensor& fc_bias, const GateOptions& options, double eps) {
+                             const Tensor& fc_bias, const GateOptions& options, const Ranks& ranks,
+                             double eps) {
   const GateShape shape(x_in, weight_in, fc_weight, options.small);
   const int n = shape.n, c = shape.c, gates = shape.gates;
   const TorchParallel parallel;
@@ -90,8 +91,10 @@ GateForward run_gate_forward(const Tensor& x_in, const Tensor& weight_in, const 
   if (of_batch) merge_statistics(sums_data, tasks, shape.h, shape.w, rows, c, means.data(), variances.data());
   T* mean = stats.template mutable_data_ptr<T>();
   std::vector<T> scale(static_cast<size_t>(c)), shift(static_cast<size_t>(c));
+  Moments found = {int64_t(n) * shape.h * shape.w, c, means.data(), variances.data()};
+  ranks.merge({&found});
   finish_norm({gammas.data(), betas.data(), means_in.data(), variances_in.data(), c}, means.data(), variances.data(),
-              int64_t(n) * shape.h * shape.w, options.frozen, eps, mean, scale.data(), shift.data());
+              found.pixels, options.frozen, eps, mean, scale.data(), shift.data());
   const GatePoolJob<T> pooling = {forward.y, scale.data(), shift.data(), mean, sums_data, shape.h, shape.w, c, rows};
   list.add(kernels.gate_pool, pooling, tasks);
   runner.run(list);
@@ -136,7 +139,7 @@ template <class T>
 GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& weight_in, const Tensor& gamma,
                                const Tensor& beta, const Tensor& fc_weight, const Tensor& alphas_in,
                                const Tensor& raw_in, const Tensor& stats_in, const Tensor& pool_in,
-                               const GateOptions& options, const std::vector<bool>& wanted) {
+                               const GateOptions& options, const Ranks& ranks, const std::vector<bool>& wanted) {
   const GateShape shape(x_in, weight_in, fc_weight, options.small);
   const int n = shape.n, c = shape.c, c_in = shape.c_in, gates = shape.gates;
   const bool want_x = wanted[0], want_weight = wanted[1];
@@ -178,16 +181,12 @@ GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const 
   const auto rounded = [](double v) { return T(v); };
   std::transform(of_fc.begin(), of_fc.end(), grad_fc_weight.template mutable_data_ptr<T>(), rounded);
   std::transform(of_bias.begin(), of_bias.end(), grad_fc_bias.template mutable_data_ptr<T>(), rounded);
-  std::vector<T> gains(static_cast<size_t>(c)), slopes(static_cast<size_t>(c)), mean_grads(static_cast<size_t>(c));
-  const double pixels = double(std::max<int64_t>(n * shape.pixels(), 1));
   T* of_norms = norms.template mutable_data_ptr<T>();
-  for (int k = 0; k < c; ++k) {
-    of_norms[k] = T(second[size_t(k)]), of_norms[c + k] = T(first[size_t(k)]);
-    const double gain = double(gammas.data()[k]) * double(invstd[k]);
-    gains[size_t(k)] = T(gain);
-    slopes[size_t(k)] = T(options.frozen ? 0 : -gain * double(invstd[k]) * second[size_t(k)] / pixels);
-    mean_grads[size_t(k)] = T(options.frozen ? 0 : first[size_t(k)] / pixels);
-  }
+  const int64_t own_pixels = n * shape.pixels();
+  NormSums all(own_pixels, c, first.data(), second.data());
+  ranks.add({&all});
+  const NormBackward<T> made({gammas.data(), betas.data(), nullptr, nullptr, c}, invstd, first.data(), second.data(),
+                             own_pixels, options.frozen, of_norms, of_norms + c, &all);
   if (!want_x && !want_weight) return {grad_x, grad_weight, norms, grad_fc_weight, grad_fc_bias};
 
   std::vector<T> scale(static_cast<size_t>(c)), shift(static_cast<size_t>(c));
@@ -195,7 +194,7 @@ GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const 
   GateProductJob<T> job = {};
   job.x = x.template const_data_ptr<T>(), job.y = raw.template const_data_ptr<T>(), job.grad = of_pixels.data();
   job.scale = scale.data(), job.shift = shift.data(), job.mean = mean;
-  job.gain = gains.data(), job.slope = slopes.data(), job.mean_grad = mean_grads.data();
+  job.gain = made.gain.data(), job.slope = made.slope.data(), job.mean_grad = made.mean_grad.data();
   PackedWeights<T> packed(PackedWeights<T>::pointwise_size(c_in, c), 0);
   if (want_x) {
     job.transposed = packed.transposed(weight.data(), c_in, c), job.grad_x = grad_x.template mutable_data_ptr<T>();
@@ -251,7 +250,7 @@ GateOptions check_gate(const std::string& op, const Tensor& x, const Tensor& wei
 GateForward gate_train(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& beta,
                        const Tensor& running_mean, const Tensor& running_var, const Tensor& fc_weight,
                        const Tensor& fc_bias, const std::string& activation, const std::vector<int64_t>& columns,
-                       bool small, bool frozen, double eps) {
+                       bool small, bool frozen, const std::string& group, double eps) {
   const std::string op = "gate_train";
   const ScalarType type = check_floating(op + ": x", x);
   const GateOptions options = check_gate(op, x, weight, {gamma, beta, running_mean, running_var}, fc_weight, activation,
@@ -259,7 +258,7 @@ GateForward gate_train(const Tensor& x, const Tensor& weight, const Tensor& gamm
   check(op + ": fc_bias", fc_bias, type, {fc_weight.size(0)});
   const auto run = [&](auto t) {
     return run_gate_forward<decltype(t)>(x, weight, gamma, beta, running_mean, running_var, fc_weight, fc_bias, options,
-                                         eps);
+                                         Ranks(op, group, frozen), eps);
   };
   return type == ScalarType::Double ? run(double{}) : run(float{});
 }
@@ -268,7 +267,7 @@ GateBackward gate_train_backward(const Tensor& grad, const Tensor& x, const Tens
                                  const Tensor& beta, const Tensor& fc_weight, const Tensor& alphas, const Tensor& raw,
                                  const Tensor& stats, const Tensor& pool, const std::string& activation,
                                  const std::vector<int64_t>& columns, bool small, bool frozen,
-                                 const std::vector<bool>& wanted) {
+                                 const std::string& group, const std::vector<bool>& wanted) {
   const std::string op = "gate_train_backward";
   const ScalarType type = check_floating(op + ": x", x);
   const GateOptions options =
@@ -282,7 +281,7 @@ GateBackward gate_train_backward(const Tensor& grad, const Tensor& x, const Tens
   check(op + ": pool", pool, type, {shape.n, kPoolSums, shape.c});
   const auto run = [&](auto t) {
     return run_gate_backward<decltype(t)>(grad, x, weight, gamma, beta, fc_weight, alphas, raw, stats, pool, options,
-                                          wanted);
+                                          Ranks(op, group, frozen), wanted);
   };
   return type == ScalarType::Double ? run(double{}) : run(float{});
 }

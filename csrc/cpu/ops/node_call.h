@@ -41,6 +41,7 @@ struct NodeShape {
   int n, c, h, w, stages, up_c, down_c;  // up_c, down_c: 0 where there is no such path
   bool skip, frozen;
   double bridge, eps;
+  Ranks ranks;
   int down_h() const { return strided(h, 2); }
   int down_w() const { return strided(w, 2); }
   int64_t up_size() const { return int64_t(h) * w * up_c; }  // of a sample
@@ -58,7 +59,8 @@ struct NodeTensors {
 };
 
 inline NodeShape check_node(const std::string& op, const Tensor& x, const Tensor& alphas, const NodeTensors& t,
-                     const std::optional<Tensor>& factor, double bridge, bool skip, bool frozen, double eps) {
+                     const std::optional<Tensor>& factor, double bridge, bool skip, bool frozen,
+                            const std::string& group, double eps) {
   const ScalarType type = check_floating(op + ": x", x);
   const size_t paths = size_t(t.up.has_value()) + size_t(t.down.has_value());
   std::vector<const std::vector<Tensor>*> norms = {&t.gamma, &t.beta};
@@ -81,7 +83,8 @@ inline NodeShape check_node(const std::string& op, const Tensor& x, const Tensor
   const int up_c = check_path("up", t.up, stages), down_c = check_path("down", t.down, stages + paths - 1);
   if (factor) check(op + ": factor", *factor, type, {n});
   require(bridge >= 0, op + ": bridge: wanted 0 or more, got " + std::to_string(bridge));
-  return {int(n), int(c), int(x.size(2)), int(x.size(3)), int(stages), up_c, down_c, skip, frozen, bridge, eps};
+  return {int(n), int(c), int(x.size(2)), int(x.size(3)), int(stages), up_c, down_c, skip, frozen, bridge, eps,
+          {op, group, frozen}};
 }
 
 // The BatchNorm of a path.

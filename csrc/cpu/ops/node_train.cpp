@@ -46,7 +46,7 @@ Forward7 run_node(const Tensor& x_in, const Tensor& alphas_in, const NodeTensors
   T *raw_data = raw.template mutable_data_ptr<T>(), *stats_data = stats.template mutable_data_ptr<T>();
   Runner runner(parallel);
   TaskList list;
-  forward_stages(chain, shape.frozen, shape.eps, raw_data, stats_data, counters, runner, list);
+  forward_stages(chain, shape.frozen, shape.eps, raw_data, stats_data, counters, runner, list, shape.ranks);
 
   const int rows = int(round_up(chain.rows(), 2)), tasks = tasks_of(chain.open_samples(), shape.h, rows);
   std::vector<T> up_sums(size_t(std::max(tasks, 1)) * 3 * size_t(shape.up_c));
@@ -69,16 +69,24 @@ Forward7 run_node(const Tensor& x_in, const Tensor& alphas_in, const NodeTensors
   runner.run(list);
 
   Affine<T> up_affine(shape.up_c), down_affine(shape.down_c);
-  std::vector<double> mean(size_t(std::max({shape.up_c, shape.down_c, 1}))), variance(mean.size());
-  const auto finish = [&](int path_c, int h, int w, int path_rows, const std::vector<T>& sums, const bool* open,
+  std::vector<double> moments(2 * size_t(shape.up_c + shape.down_c));
+  const auto find = [&](int path_c, int h, int w, int path_rows, const std::vector<T>& sums, const bool* open,
+                        const std::vector<int>& samples, double* to) -> Moments {
+    std::vector<bool> used;
+    for (int sample : chain.samples) used.push_back(open[sample]);
+    merge_statistics(sums.data(), tasks, h, w, path_rows, path_c, to, to + path_c, &used);
+    return {int64_t(samples.size()) * h * w, path_c, to, to + path_c};
+  };
+  Moments of_up = find(shape.up_c, shape.h, shape.w, rows, up_sums, job.up.open, shares.up_samples, moments.data());
+  Moments of_down = find(shape.down_c, shape.down_h(), shape.down_w(), rows / 2, down_sums, job.down.open,
+                         shares.down_samples, moments.data() + 2 * shape.up_c);
+  if (shape.up_c + shape.down_c > 0) shape.ranks.merge({&of_up, &of_down});
+  const auto finish = [&](int path_c, int h, int w, const Moments& found, const bool* open,
                           const std::vector<int>& samples, const std::vector<T>& weight, size_t norm_at, T* of_path,
                           Affine<T>& affine, const T* y, Tensor& made) {
     if (path_c == 0) return;
-    std::vector<bool> used;
-    for (int sample : chain.samples) used.push_back(open[sample]);
-    merge_statistics(sums.data(), tasks, h, w, path_rows, path_c, mean.data(), variance.data(), &used);
-    finish_norm(path_norm(chain, t, norm_at, path_c), mean.data(), variance.data(), int64_t(samples.size()) * h * w,
-                shape.frozen, shape.eps, of_path, affine.scale.data(), affine.shift.data());
+    finish_norm(path_norm(chain, t, norm_at, path_c), found.mean, found.variance, found.pixels, shape.frozen, shape.eps,
+                of_path, affine.scale.data(), affine.shift.data());
     TrainApplyJob<T> apply = {};
     apply.y = y, apply.scale = affine.scale.data(), apply.shift = affine.shift.data(), apply.relu = true;
     apply.weight = weight.data(), apply.out = made.template mutable_data_ptr<T>();
@@ -92,11 +100,10 @@ Forward7 run_node(const Tensor& x_in, const Tensor& alphas_in, const NodeTensors
     }
   };
   const size_t first_path = size_t(shape.stages);
-  finish(shape.up_c, shape.h, shape.w, rows, up_sums, job.up.open, shares.up_samples, shares.up, first_path,
+  finish(shape.up_c, shape.h, shape.w, of_up, job.up.open, shares.up_samples, shares.up, first_path,
          stats_data + shape.up_statistics(), up_affine, job.up.raw, up);
-  finish(shape.down_c, shape.down_h(), shape.down_w(), rows / 2, down_sums, job.down.open, shares.down_samples,
-         shares.down, first_path + size_t(shape.up_c > 0), stats_data + shape.down_statistics(), down_affine,
-         job.down.raw, down);
+  finish(shape.down_c, shape.down_h(), shape.down_w(), of_down, job.down.open, shares.down_samples, shares.down,
+         first_path + size_t(shape.up_c > 0), stats_data + shape.down_statistics(), down_affine, job.down.raw, down);
   runner.run(list);
   return {keep, up, down, raw, up_raw, down_raw, stats};
 }
@@ -205,21 +212,26 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
   const int parts = product_parts(int64_t(samples) * shape.h, std::max<int64_t>(path_weights, 1));
   const int64_t bands = std::max<int64_t>(1, parts / std::max(samples, 1));
   const int rows = int(round_up(ceil_div(shape.h, bands), 2)), tasks = tasks_of(samples, shape.h, rows);
-  const auto prepare = [&](PathBackward<T>& path, TrainPathBackward<T>& to, const std::vector<int>& of, int stride,
-                           const bool* open, const std::vector<T>& weight) {
+  const auto summed = [](PathBackward<T>& path, const std::vector<int>& of) {
+    add_up(path.sums.data(), path.tasks, path.c, path.first.data(), path.second.data());
+    return NormSums(int64_t(of.size()) * path.h * path.w, path.c, path.first.data(), path.second.data());
+  };
+  NormSums of_up = summed(up, shares.up_samples), of_down = summed(down, shares.down_samples);
+  if (up.c + down.c > 0) shape.ranks.add({&of_up, &of_down});
+  const auto prepare = [&](PathBackward<T>& path, TrainPathBackward<T>& to, int stride,
+                           const bool* open, const std::vector<T>& weight, const NormSums& all) {
     if (path.c == 0) return;
     path.product.emplace(path.grad ? path.grad_weight : nullptr, path.c, c, tasks, int64_t(path.h) * path.w, shape.n,
                          type);
-    add_up(path.sums.data(), path.tasks, path.c, path.first.data(), path.second.data());
-    path.made.emplace(path.norm, path.output.invstd, path.first.data(), path.second.data(),
-                      int64_t(of.size()) * path.h * path.w, shape.frozen, path.grad_gamma, path.grad_beta);
+    path.made.emplace(path.norm, path.output.invstd, path.first.data(), path.second.data(), all.pixels, shape.frozen,
+                      path.grad_gamma, path.grad_beta, &all);
     to.output = path.output, to.weight = weight.data(), to.open = open, to.c = path.c, to.stride = stride;
     to.grad = path.grad ? path.grad->template const_data_ptr<T>() : nullptr;
     to.gain = path.made->gain.data(), to.slope = path.made->slope.data(), to.mean_grad = path.made->mean_grad.data();
     to.grad_weight = path.product->sums(), to.kept_gy = path.product->a(), to.kept_h = path.product->b();
   };
-  prepare(up, job.up, shares.up_samples, 1, shares.up_open.get(), shares.up);
-  prepare(down, job.down, shares.down_samples, 2, shares.down_open.get(), shares.down);
+  prepare(up, job.up, 1, shares.up_open.get(), shares.up, of_up);
+  prepare(down, job.down, 2, shares.down_open.get(), shares.down, of_down);
   std::optional<Tensor> grad_keep;
   if (grad_keep_in) grad_keep = nhwc(*grad_keep_in);
   Tensor grad_hidden = new_tensor({shape.n, c, shape.h, shape.w}, type, true);
@@ -244,7 +256,7 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
   const TrainOutput<T> output = {job.hidden.y, job.mean, job.invstd, false, nullptr, nullptr, nullptr};
   backward_stages(chain, raw_data, stats_data, shape.frozen,
                   {output, job.grad_hidden, job.hidden.factor, sums.data(), tasks}, added, grad_x_data, grads, counters,
-                  runner, list);
+                  runner, list, shape.ranks);
 
   // alphas: sums over a sample's tasks, in order
   Tensor grad_alphas = new_tensor({shape.n, kPaths}, type);
@@ -279,9 +291,10 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
 Forward7 forward_op(const Tensor& x, const Tensor& alphas, std::vector<Tensor> depthwise, std::vector<Tensor> pointwise,
                     std::optional<Tensor> up, std::optional<Tensor> down, std::vector<Tensor> gamma,
                     std::vector<Tensor> beta, std::vector<Tensor> running_mean, std::vector<Tensor> running_var,
-                    std::optional<Tensor> factor, double bridge, bool skip, bool frozen, double eps) {
+                    std::optional<Tensor> factor, double bridge, bool skip, bool frozen, std::string group,
+                    double eps) {
   const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, &running_mean, &running_var};
-  const NodeShape shape = check_node("node_train", x, alphas, t, factor, bridge, skip, frozen, eps);
+  const NodeShape shape = check_node("node_train", x, alphas, t, factor, bridge, skip, frozen, group, eps);
   const auto run = [&](auto type) { return run_node<decltype(type)>(x, alphas, t, factor, shape); };
   return x.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
@@ -291,10 +304,10 @@ Backward3 backward_op(std::optional<Tensor> grad_keep, std::optional<Tensor> gra
                       std::vector<Tensor> pointwise, std::optional<Tensor> up, std::optional<Tensor> down,
                       std::vector<Tensor> gamma, std::vector<Tensor> beta, const Tensor& raw, const Tensor& up_raw,
                       const Tensor& down_raw, const Tensor& stats, std::optional<Tensor> factor, double bridge,
-                      bool skip, bool frozen, std::vector<bool> wanted) {
+                      bool skip, bool frozen, std::string group, std::vector<bool> wanted) {
   const std::string op = "node_train_backward";
   const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, nullptr, nullptr};
-  const NodeShape shape = check_node(op, x, alphas, t, factor, bridge, skip, frozen, 0);
+  const NodeShape shape = check_node(op, x, alphas, t, factor, bridge, skip, frozen, group, 0);
   const ScalarType type = x.scalar_type();
   require(wanted.size() == 2, op + ": wanted: wanted 2 booleans, got " + std::to_string(wanted.size()));
   const int64_t n = shape.n, h = shape.h, w = shape.w;

@@ -7,6 +7,7 @@
 #include "bind.h"
 #include "contract/geometry.h"
 #include "packed_weights.h"
+#include "synchronise.h"
 
 namespace dynroute {
 
@@ -99,16 +100,18 @@ void finish_norm(const Norm<T>& norm, const double* mean, const double* variance
 }
 
 // BatchNorm's backward, from the sums of the gradient and of its product with the normalised output: gradients of gamma
-// and beta, and what the gradient of the raw output is made with (see TrainProductJob).
+// and beta, and what the gradient of the raw output is made with (see TrainProductJob). Where several processes share
+// the BatchNorm, `all` are the sums of all of them; the gradients stay those of the own samples.
 template <class T>
 class NormBackward {
  public:
   NormBackward(const Norm<T>& norm, const T* invstd, const double* sum, const double* product, int64_t pixels,
-               bool frozen, T* grad_gamma, T* grad_beta)
+               bool frozen, T* grad_gamma, T* grad_beta, const NormSums* all = nullptr)
       : gain(size_t(norm.c)), slope(size_t(norm.c)), mean_grad(size_t(norm.c)) {
+    for (int i = 0; i < norm.c; ++i) grad_gamma[i] = T(product[i]), grad_beta[i] = T(sum[i]);
+    if (all) sum = all->sum.data(), product = all->product.data(), pixels = all->pixels;
     const double count = double(std::max<int64_t>(pixels, 1));
     for (int i = 0; i < norm.c; ++i) {
-      grad_gamma[i] = T(product[i]), grad_beta[i] = T(sum[i]);
       const double g = double(norm.gamma[i]) * double(invstd[i]);
       gain[size_t(i)] = T(g);
       slope[size_t(i)] = T(frozen ? 0 : -g * double(invstd[i]) * product[i] / count);

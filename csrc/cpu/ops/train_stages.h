@@ -113,7 +113,7 @@ class Chain {
 // The stages' raw outputs [stages][n, h, w, c] and statistics [stages][kStatistics][c].
 template <class T>
 void forward_stages(Chain<T>& chain, bool frozen, double eps, T* raw, T* stats, const CallCounters& counters,
-                    Runner& runner, TaskList& list) {
+                    Runner& runner, TaskList& list, const Ranks& ranks = {}) {
   const int c = chain.c, rows = chain.rows(), tasks = chain.tasks();
   std::vector<T> sums(size_t(std::max(tasks, 1)) * 3 * size_t(c));
   std::vector<double> mean(static_cast<size_t>(c)), variance(static_cast<size_t>(c));
@@ -126,7 +126,9 @@ void forward_stages(Chain<T>& chain, bool frozen, double eps, T* raw, T* stats, 
     list.add(kernels_without_tiles<T>().train.forward, job, tasks);
     runner.run(list);
     merge_statistics(sums.data(), tasks, chain.h, chain.w, rows, c, mean.data(), variance.data());
-    finish_norm(chain.weights[size_t(k)].norm, mean.data(), variance.data(), chain.pixels, frozen, eps, stats,
+    Moments found = {chain.pixels, c, mean.data(), variance.data()};
+    ranks.merge({&found});
+    finish_norm(chain.weights[size_t(k)].norm, mean.data(), variance.data(), found.pixels, frozen, eps, stats,
                 chain.scale.data() + k * c, chain.shift.data() + k * c);
   }
 }
@@ -176,7 +178,7 @@ struct AddedGradient {
 template <class T>
 void backward_stages(const Chain<T>& chain, const T* raw, const T* stats, bool frozen, LastStage<T> last,
                      const AddedGradient<T>& added, T* grad_x, const StageGradients<T>& grads,
-                     const CallCounters& counters, Runner& runner, TaskList& list) {
+                     const CallCounters& counters, Runner& runner, TaskList& list, const Ranks& ranks = {}) {
   const int c = chain.c, stages = chain.stages, samples = chain.open_samples();
   const TrainKernels<T>& kernels = kernels_without_tiles<T>().train;
   const ScalarType type = chain.x.scalar_type();
@@ -199,8 +201,10 @@ void backward_stages(const Chain<T>& chain, const T* raw, const T* stats, bool f
     const int from = weights.c_in;
     T *want_depthwise = grads.depthwise[at], *want_pointwise = grads.pointwise[at];
     add_up(last.sums, last.tasks, c, first.data(), second.data());
+    NormSums all(chain.pixels, c, first.data(), second.data());
+    ranks.add({&all});
     const NormBackward<T> norm(weights.norm, last.output.invstd, first.data(), second.data(), chain.pixels, frozen,
-                               grads.gamma[at], grads.beta[at]);
+                               grads.gamma[at], grads.beta[at], &all);
     const bool on = grad_x || k > 0;  // whether anything before this stage wants a gradient
     const int parts = product_parts(int64_t(samples) * chain.h, int64_t(from) * c);
     ProductGradient<T>& of_product = products.emplace_back(want_pointwise, c, from, parts, int64_t(chain.h) * chain.w,
@@ -253,6 +257,7 @@ struct ChainOptions {
   bool relu_input, residual, final_relu;
   bool frozen;  // BatchNorm normalises with the running statistics
   double eps;
+  Ranks ranks = {};  // whose BatchNorms are one
 };
 
 using Forward = std::tuple<Tensor, Tensor, Tensor>;
@@ -277,7 +282,7 @@ Forward run_forward(const Tensor& x_in, const StageTensors& tensors, const Mask&
   Runner runner(parallel);
   TaskList list;
   forward_stages(chain, options.frozen, options.eps, raw_data, stats.template mutable_data_ptr<T>(), counters, runner,
-                 list);
+                 list, options.ranks);
   TrainApplyJob<T> job = {};
   const int last = stages - 1;
   job.y = raw_data + last * chain.raw_size();
@@ -345,7 +350,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_in, const Tensor& x_i
   AddedGradient<T> added;
   if (options.residual) added.grad = grad_data, added.passed = output;
   backward_stages(chain, raw_data, stats_data, options.frozen, {output, grad_data, nullptr, sums.data(), chain.tasks()},
-                  added, grad_x_data, grads, counters, runner, list);
+                  added, grad_x_data, grads, counters, runner, list, options.ranks);
   const int64_t size = int64_t(chain.h_in) * chain.w_in * chain.c_in;
   for (int i = 0; grad_x_data && i < chain.n; ++i)
     if (!open[i]) std::memset(grad_x_data + i * size, 0, size_t(size) * sizeof(T));

@@ -20,12 +20,12 @@ void check_transform(const std::string& op, const Tensor& x, const Tensor& weigh
 
 Forward forward_op(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& beta,
                    const Tensor& running_mean, const Tensor& running_var, std::optional<Tensor> open, int64_t stride,
-                   bool relu_input, bool frozen, double eps) {
+                   bool relu_input, bool frozen, std::string group, double eps) {
   const std::string op = "transform_train";
   const ScalarType type = check_floating(op + ": x", x);
   check_transform(op, x, weight, {gamma, beta, running_mean, running_var}, type, stride);
   const Mask mask(op + ": open", open, x.size(0));
-  const ChainOptions options = {int(stride), relu_input, false, true, frozen, eps};
+  const ChainOptions options = {int(stride), relu_input, false, true, frozen, eps, {op, group, frozen}};
   const auto run = [&](auto t) {
     const std::vector<Tensor> none, weights = {weight}, gammas = {gamma}, betas = {beta}, means = {running_mean},
                                     variances = {running_var};
@@ -37,7 +37,7 @@ Forward forward_op(const Tensor& x, const Tensor& weight, const Tensor& gamma, c
 std::tuple<Tensor, Tensor> backward_op(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& gamma,
                                        const Tensor& beta, const Tensor& raw, const Tensor& stats,
                                        std::optional<Tensor> open, int64_t stride, bool relu_input, bool frozen,
-                                       std::vector<bool> wanted) {
+                                       std::string group, std::vector<bool> wanted) {
   const std::string op = "transform_train_backward";
   const ScalarType type = check_floating(op + ": x", x);
   check_transform(op, x, weight, {gamma, beta}, type, stride);
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor> backward_op(const Tensor& grad, const Tensor& x, cons
   check(op + ": stats", stats, type, {1, kStatistics, c});
   const Tensor raw_maps = nhwc(raw), statistics = torch::stable::contiguous(stats);
   const Mask mask(op + ": open", open, n);
-  const ChainOptions options = {int(stride), relu_input, false, true, frozen, 0};
+  const ChainOptions options = {int(stride), relu_input, false, true, frozen, 0, {op, group, frozen}};
   const std::vector<Tensor> none, weights = {weight}, gammas = {gamma}, betas = {beta};
   const auto run = [&](auto t) {
     return run_backward<decltype(t)>(grad, x, {none, weights, gammas, betas, nullptr, nullptr}, raw_maps, statistics,
