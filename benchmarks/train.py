@@ -18,6 +18,8 @@ from benchmarks.harness import OURS, SEED, Case, Settings, bar, benchmark, numbe
 from dynroute.measure.train_bench import peak_bytes, saved_bytes
 from dynroute.models import DynamicNetwork
 from dynroute.objective import Losses
+from dynroute.train.config import OptimiserConfig
+from dynroute.train.optimiser import make_optimiser
 from dynroute.train.step import train_step
 
 SPEED, SAVED, PEAK = 1.8, 0.55, 0.75  # against eager channels_last
@@ -51,7 +53,7 @@ def step(settings: Settings, n: int, c: int, h: int, w: int, layers: int) -> Cas
             own.use_ops(ops)
             networks[name] = own
             run = torch.compile(own) if compiles else own
-            given, optimiser = images.contiguous(memory_format=layout), torch.optim.SGD(own.parameters(), RATE)
+            given, optimiser = images.contiguous(memory_format=layout), make_optimiser(own, OptimiserConfig(lr=RATE))
             budget = dynroute.Budget(0.8, 0.1)
 
             def job() -> Losses:

@@ -33,6 +33,7 @@ def make_optimiser(net: DynamicNetwork, config: OptimiserConfig) -> torch.optim.
         ],
         lr=config.lr,
         momentum=config.momentum,
+        fused=all(p.device.type == "cpu" for p in net.parameters()) or None,  # one pass for each weight instead of four
     )
 
 
