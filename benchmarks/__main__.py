@@ -5,7 +5,7 @@ python -m benchmarks --quick                  a look at each of them, under two 
 python -m benchmarks --only check             no operator slower than eager PyTorch? status 1 if one is
 python -m benchmarks --only all_open --skip torch_compile
 python -m benchmarks --only own_gates --run runs/camvid
-python -m benchmarks --only train
+python -m benchmarks --only train train_ops
 
 The exit status is 1 if an operator is slower than eager PyTorch or a benchmark did not run. A missed bar is not an
 error: the table of bars says it.
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks import memory, network, ops, peers, plots, train  # noqa: F401  (importing registers the benchmarks)
+from benchmarks import memory, network, ops, peers, plots, train, train_ops  # noqa: F401  (importing registers the benchmarks)
 from benchmarks.harness import REGISTRY, SEED, Benchmark, Settings, plan, run_case
 from benchmarks.machine import probe
 from benchmarks.tables import PEERS, rates, report, shape_text

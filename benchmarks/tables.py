@@ -60,7 +60,8 @@ def report(document: dict[str, Any]) -> str:
     parts = [_machine(document)]
     for title, make in (
         ("All open, ms per call", _all_open), ("Random routes", _routed), ("Operators", _operators),
-        ("Training steps, ms", _train), ("Bars", _bars),
+        ("Training steps, ms", _train), ("Training operators, ms", _train_ops),
+        ("Bars", _bars),
     ):  # fmt: skip
         table = make(results, machine)
         if table:
@@ -170,6 +171,18 @@ def _train(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         rows.append(cells)
     header = ["", "ours", PEERS[EAGER_NHWC], PEERS[EAGER], PEERS[COMPILED], "MB kept, ours / eager", "MB at most"]
     return markdown(header, rows) if rows else ""
+
+
+def _train_ops(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
+    rows = []
+    for r in (r for r in results if r["group"] == "train_ops" and OURS in r.get("ms", {})):
+        shape = {key: value for key, value in r["shape"].items() if key not in ("scale", "backward")}
+        direction = {True: ", backward", False: ", forward"}.get(r["shape"].get("backward"), "")
+        eager = f"{figure(r['ms'][EAGER_NHWC])} ({r['ratios'][EAGER_NHWC]['median']:.2f}x)"
+        rows.append(
+            [r["benchmark"].removeprefix("train_ops.") + direction, shape_text(shape), figure(r["ms"][OURS]), eager]
+        )
+    return markdown(["", "", "ours", PEERS[EAGER_NHWC]], rows) if rows else ""
 
 
 def _bars(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
