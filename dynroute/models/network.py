@@ -6,6 +6,7 @@ This is the definition (SPEC) and the trainer's forward; `dynroute.optimize` mak
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -95,6 +96,9 @@ class DynamicNetwork(nn.Module):
             ValueError: an unknown name, or a backend that does not run here, with the reason.
         """
         fused.use(self, choice)
+        plain = sorted({name for name in self.config.cell if not self.init.cell.is_separable})
+        if choice != "reference" and plain:
+            warnings.warn(f"ops: cells of {', '.join(plain)} have no fused form and stay plain PyTorch", stacklevel=2)
         return self
 
     def synchronise(self, group: str | None) -> DynamicNetwork:

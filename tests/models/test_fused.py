@@ -102,6 +102,9 @@ def test_choices() -> None:
     with pytest.raises(ValueError, match="ops: 'triton' cannot be used: node_train: it is not built yet"):
         net.use_ops("triton")
     assert net.ops == "reference"
+    other = dynroute.create_model("dynamic_tiny", cell=("bottleneck",))
+    with pytest.warns(UserWarning, match="ops: cells of bottleneck have no fused form and stay plain PyTorch"):
+        other.use_ops("auto")
 
 
 @needs_library
