@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from benchmarks import peers
 from benchmarks.harness import OURS, SEED, Case, Settings, bar, benchmark, number
 from dynroute.measure.train_bench import peak_bytes, saved_bytes
 from dynroute.models import DynamicNetwork
+from dynroute.native.memory import keep_freed_memory
 from dynroute.objective import Losses
 from dynroute.train.config import OptimiserConfig
 from dynroute.train.optimiser import make_optimiser
@@ -34,62 +37,84 @@ SHAPES: list[dict[str, Any]] = [
 TINY = [{"n": 4, "c": 8, "h": 128, "w": 128, "layers": 4}]
 
 
+LAYOUTS = {OURS: torch.channels_last, peers.EAGER: torch.contiguous_format, peers.EAGER_NHWC: torch.channels_last}
+
+
+def make(n: int, c: int, h: int, w: int, layers: int) -> tuple[DynamicNetwork, torch.Tensor, torch.Tensor]:
+    """A network, and the images and labels of its steps."""
+    torch.manual_seed(SEED)
+    width = min(32, 2 * c) if c < 64 else 64
+    net = dynroute.create_model(
+        "dynamic_raw_l16", layers=layers, channels=c, num_classes=19, stem_width=width, small_gate=c < 64
+    )
+    return net, torch.randn(n, 3, h, w), torch.randint(0, 19, (n, h, w))
+
+
+def step_of(
+    net: DynamicNetwork, images: torch.Tensor, labels: torch.Tensor, name: str, compiles: bool = False
+) -> tuple[DynamicNetwork, Callable[[], Losses]]:
+    """A copy of the network that trains as `name` says, and its step."""
+    layout = LAYOUTS.get(name, torch.channels_last)
+    own: Any = copy.deepcopy(net).to(memory_format=layout)  # type: ignore[call-overload]
+    own.use_ops("cpu" if name == OURS else "reference")
+    run = torch.compile(own) if compiles else own
+    given, optimiser = images.contiguous(memory_format=layout), make_optimiser(own, OptimiserConfig(lr=RATE))
+    budget = dynroute.Budget(0.8, 0.1)
+
+    def job() -> Losses:
+        with torch.inference_mode(False), torch.enable_grad():
+            return train_step(run, optimiser, given, labels, 0.5, budget, 10.0)
+
+    return own, job
+
+
+def memory_of(shape: dict[str, Any], name: str, threads: int) -> tuple[int, int]:
+    """Bytes kept for the backward, and at most."""
+    torch.set_num_threads(threads)
+    own, job = step_of(*make(**shape), name)
+    job()
+    return saved_bytes(job, own), peak_bytes(job)
+
+
 @benchmark("train", SHAPES, SHAPES[:1], TINY, guess=lambda s: s["n"] * s["h"] * s["w"] * s["c"] * s["layers"] / 2e6)
 def step(settings: Settings, n: int, c: int, h: int, w: int, layers: int) -> Case:
     """The published network's step."""
+    shape = {"n": n, "c": c, "h": h, "w": w, "layers": layers}
     with torch.inference_mode(False), torch.enable_grad():
-        width = min(32, 2 * c) if c < 64 else 64
-        net = dynroute.create_model(
-            "dynamic_raw_l16", layers=layers, channels=c, num_classes=19, stem_width=width, small_gate=c < 64
-        )
-        images = torch.randn(n, 3, h, w, generator=torch.Generator().manual_seed(SEED))
-        labels = torch.randint(0, 19, (n, h, w), generator=torch.Generator().manual_seed(SEED))
+        parts = make(**shape)
         networks: dict[str, DynamicNetwork] = {}
         jobs: dict[str, Callable[[], Losses]] = {}
         absent: dict[str, str] = {}
-
-        def add(name: str, ops: str, layout: torch.memory_format, compiles: bool = False) -> None:
-            own: Any = copy.deepcopy(net).to(memory_format=layout)  # type: ignore[call-overload]
-            own.use_ops(ops)
-            networks[name] = own
-            run = torch.compile(own) if compiles else own
-            given, optimiser = images.contiguous(memory_format=layout), make_optimiser(own, OptimiserConfig(lr=RATE))
-            budget = dynroute.Budget(0.8, 0.1)
-
-            def job() -> Losses:
-                with torch.inference_mode(False), torch.enable_grad():
-                    return train_step(run, optimiser, given, labels, 0.5, budget, 10.0)
-
-            jobs[name] = job
-
-        add(OURS, "cpu", torch.channels_last)
-        for name, layout in ((peers.EAGER, torch.contiguous_format), (peers.EAGER_NHWC, torch.channels_last)):
-            if settings.wants(name):
-                add(name, "reference", layout)
+        for name in (OURS, peers.EAGER, peers.EAGER_NHWC):
+            if name == OURS or settings.wants(name):
+                networks[name], jobs[name] = step_of(*parts, name)
             else:
                 absent[name] = "not asked for"
         if not settings.wants(peers.COMPILED):
             absent[peers.COMPILED] = "not asked for"
-        elif settings.scale != "full" or {"n": n, "c": c, "h": h, "w": w, "layers": layers} != SHAPES[0]:
+        elif settings.scale != "full" or shape != SHAPES[0]:
             absent[peers.COMPILED] = COMPILED_SHAPE
         else:
             settings.say("torch.compile: compiling, which takes minutes")
-            add(peers.COMPILED, "reference", torch.channels_last, compiles=True)
+            networks[peers.COMPILED], jobs[peers.COMPILED] = step_of(*parts, peers.COMPILED, compiles=True)
             try:
                 jobs[peers.COMPILED]()
             except Exception as error:  # a peer that breaks is a result, not the end of the run
                 del jobs[peers.COMPILED]
                 absent[peers.COMPILED] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
         gc.collect()
-        gc.freeze()  # as the trainer does
+        gc.freeze()  # as the trainer does, and
+        keep_freed_memory()
         errors: dict[str, float] = {}
         facts: dict[str, Any] = {}
-        for name, job in jobs.items():
+        for job in jobs.values():
             job()
-            if name == peers.COMPILED:  # its graph keeps what it keeps, and hooks do not see it
-                continue
-            facts[f"saved_bytes_{name}"] = number("measured", saved_bytes(job, networks[name]))
-            facts[f"peak_bytes_{name}"] = number("measured", peak_bytes(job), note="of torch's allocator")
+        # in a process of its own: torch's profiler makes every later step of its process slower
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            for name in LAYOUTS.keys() & jobs.keys():
+                saved, peak = pool.submit(memory_of, shape, name, torch.get_num_threads()).result()
+                facts[f"saved_bytes_{name}"] = number("measured", saved)
+                facts[f"peak_bytes_{name}"] = number("measured", peak, note="of torch's allocator")
         if peers.EAGER_NHWC in jobs:
             got, wanted = jobs[OURS](), jobs[peers.EAGER_NHWC]()
             errors[OURS] = max(float((got[k] - wanted[k]).abs() / wanted[k].abs()) for k in wanted)

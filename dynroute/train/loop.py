@@ -20,6 +20,7 @@ from dynroute.data import Source, batches, save_preprocess
 from dynroute.measure.evaluate import evaluate
 from dynroute.measure.results import Evaluation
 from dynroute.models.network import DynamicNetwork
+from dynroute.native.memory import keep_freed_memory
 from dynroute.provenance import provenance
 from dynroute.train.checkpoint import random_state, read_checkpoint, set_random_state, write_checkpoint
 from dynroute.train.config import Config
@@ -261,7 +262,9 @@ def _long_lived() -> Iterator[None]:
     """Inside, Python's garbage collector leaves alone what is there by now: modules, data, torch itself.
 
     A step leaves so many objects that it would look through all of them every few steps: 5% of a small step's time.
+    And the memory of a step's maps stays with the process for the next.
     """
+    keep_freed_memory()
     gc.collect()
     gc.freeze()
     try:
