@@ -12,17 +12,16 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import dynroute
 from benchmarks import peers
 from benchmarks.harness import Case, Settings, bar, benchmark, number
 from benchmarks.network import QUICK_ALL_OPEN, TINY_ALL_OPEN, network, noise
+from dynroute.measure.memory import allocations, peak
 from dynroute.models.stem import pad_images
 from dynroute.native.network import network_workspace
 
@@ -31,25 +30,6 @@ REPEATS = 10
 WORKSPACE_SHARE = 0.5
 # Python's own objects come and go by a few kilobytes per call.
 NATIVE_SLACK = 64 << 10
-
-
-def allocations(call: Callable[[], object]) -> list[int]:
-    """Bytes of every allocation (positive) and release (negative) of torch's CPU allocator during a call, in order."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        held = call()
-    del held  # so that the outputs' release is not among the events
-    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
-    found = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    return [size for _, size in sorted(found, key=lambda event: event[0])]
-
-
-def peak(sizes: list[int]) -> int:
-    """Most bytes alive at once."""
-    alive = most = 0
-    for size in sizes:
-        alive += size
-        most = max(most, alive)
-    return most
 
 
 def without(sizes: list[int], output: int) -> list[int]:

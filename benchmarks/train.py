@@ -17,7 +17,7 @@ import torch
 import dynroute
 from benchmarks import peers
 from benchmarks.harness import OURS, SEED, Case, Settings, bar, benchmark, number
-from dynroute.measure.train_bench import peak_bytes, saved_bytes
+from dynroute.measure.memory import allocations, peak, saved_bytes
 from dynroute.models import DynamicNetwork
 from dynroute.native.memory import keep_freed_memory
 from dynroute.objective import Losses
@@ -73,7 +73,7 @@ def memory_of(shape: dict[str, Any], name: str, threads: int) -> tuple[int, int]
     torch.set_num_threads(threads)
     own, job = step_of(*make(**shape), name)
     job()
-    return saved_bytes(job, own), peak_bytes(job)
+    return saved_bytes(job, own), peak(allocations(job))
 
 
 @benchmark("train", SHAPES, SHAPES[:1], TINY, guess=lambda s: s["n"] * s["h"] * s["w"] * s["c"] * s["layers"] / 2e6)
@@ -112,9 +112,9 @@ def step(settings: Settings, n: int, c: int, h: int, w: int, layers: int) -> Cas
         # in a process of its own: torch's profiler makes every later step of its process slower
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             for name in LAYOUTS.keys() & jobs.keys():
-                saved, peak = pool.submit(memory_of, shape, name, torch.get_num_threads()).result()
+                saved, most = pool.submit(memory_of, shape, name, torch.get_num_threads()).result()
                 facts[f"saved_bytes_{name}"] = number("measured", saved)
-                facts[f"peak_bytes_{name}"] = number("measured", peak, note="of torch's allocator")
+                facts[f"peak_bytes_{name}"] = number("measured", most, note="of torch's allocator")
         if peers.EAGER_NHWC in jobs:
             got, wanted = jobs[OURS](), jobs[peers.EAGER_NHWC]()
             errors[OURS] = max(float((got[k] - wanted[k]).abs() / wanted[k].abs()) for k in wanted)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dynroute
-from benchmarks.memory import allocations
+from dynroute.measure.memory import allocations
 from dynroute.native import library
 from tests.support.networks import random_images, random_network
 

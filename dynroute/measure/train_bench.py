@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from dynroute.measure.memory import allocations, peak, saved_bytes
 from dynroute.measure.results import Spread
 from dynroute.measure.timing import random_patterns
 from dynroute.models.network import DynamicNetwork
@@ -73,34 +72,6 @@ class TrainBench:
         return {**asdict(self), "kind": "measured"}
 
 
-def saved_bytes(step: Callable[[], object], net: torch.nn.Module) -> int:
-    """Bytes that autograd keeps for the backward, each piece of memory once, parameters left out."""
-    parameters = {p.untyped_storage().data_ptr() for p in net.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(kept.values())
-
-
-def peak_bytes(step: Callable[[], object]) -> int:
-    """Most bytes that torch's CPU allocator held at once during a step, beyond what it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        step()
-    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
-    alive = most = 0
-    for _, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
-        alive += size
-        most = max(most, alive)
-    return most
-
-
 def train_bench(
     net: DynamicNetwork, label: str, batch: int, size: tuple[int, int], repeats: int, shares: Sequence[float] = SHARES
 ) -> TrainBench:
@@ -157,7 +128,7 @@ def train_bench(
             before = library.total_macs()
             saved = saved_bytes(step, own)
             executed = library.total_macs() - before
-            facts[name] = saved, peak_bytes(step), executed
+            facts[name] = saved, peak(allocations(step)), executed
             bar.update(2)
     with FlopCounterMode(display=False) as counter:
         steps[EAGER_NHWC][0]()

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.memory import allocations, peak
 from dynroute import ops
+from dynroute.measure.memory import allocations, peak
 from dynroute.native import library
 from tests.support import cases
 from tests.support.isa import other_isas
