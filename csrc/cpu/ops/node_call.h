@@ -8,6 +8,21 @@
 
 namespace dynroute {
 
+// A node's shapes, and the settings of a call.
+struct NodeShape {
+  int n, c, h, w, stages, up_c, down_c;  // up_c, down_c: 0 where there is no such path
+  bool skip, frozen;
+  double bridge, eps;
+  Ranks ranks;
+  int down_h() const { return strided(h, 2); }
+  int down_w() const { return strided(w, 2); }
+  int64_t up_size() const { return int64_t(h) * w * up_c; }  // of a sample
+  int64_t down_size() const { return int64_t(down_h()) * down_w() * down_c; }
+  int64_t statistics() const { return kStatistics * (int64_t(stages) * c + up_c + down_c); }
+  int64_t up_statistics() const { return int64_t(kStatistics) * stages * c; }  // where a path's lie
+  int64_t down_statistics() const { return up_statistics() + kStatistics * int64_t(up_c); }
+};
+
 // What alphas [N, 3] mean for each sample: keep = hidden * H + x * X, and the paths' weights; which of it is computed.
 template <class T>
 struct Shares {
@@ -16,10 +31,13 @@ struct Shares {
   std::vector<int> up_samples, down_samples;
   bool passes = false;  // whether any sample's X passes
 
-  Shares(const T* alphas, int n, bool has_up, bool has_down, T bridge, bool skip)
-      : hidden(size_t(n)), x(size_t(n)), up(size_t(n)), down(size_t(n)), open(new bool[size_t(n)]),
-        up_open(new bool[size_t(n)]), down_open(new bool[size_t(n)]) {
-    for (int i = 0; i < n; ++i, alphas += kPaths) {
+  Shares(const Tensor& alphas_in, const NodeShape& shape)
+      : hidden(size_t(shape.n)), x(size_t(shape.n)), up(size_t(shape.n)), down(size_t(shape.n)),
+        open(new bool[size_t(shape.n)]), up_open(new bool[size_t(shape.n)]), down_open(new bool[size_t(shape.n)]) {
+    const Values<T> values(alphas_in);
+    const T *alphas = values.data(), bridge = T(shape.bridge);
+    const bool skip = shape.skip, has_up = shape.up_c > 0, has_down = shape.down_c > 0;
+    for (int i = 0; i < shape.n; ++i, alphas += kPaths) {
       const size_t at = size_t(i);
       const bool closed = is_closed(alphas);
       open[at] = !skip || !closed;
@@ -34,21 +52,6 @@ struct Shares {
       if (down_open[at]) down_samples.push_back(i);
     }
   }
-};
-
-// A node's shapes, and the settings of a call.
-struct NodeShape {
-  int n, c, h, w, stages, up_c, down_c;  // up_c, down_c: 0 where there is no such path
-  bool skip, frozen;
-  double bridge, eps;
-  Ranks ranks;
-  int down_h() const { return strided(h, 2); }
-  int down_w() const { return strided(w, 2); }
-  int64_t up_size() const { return int64_t(h) * w * up_c; }  // of a sample
-  int64_t down_size() const { return int64_t(down_h()) * down_w() * down_c; }
-  int64_t statistics() const { return kStatistics * (int64_t(stages) * c + up_c + down_c); }
-  int64_t up_statistics() const { return int64_t(kStatistics) * stages * c; }  // where a path's lie
-  int64_t down_statistics() const { return up_statistics() + kStatistics * int64_t(up_c); }
 };
 
 struct NodeTensors {
@@ -85,6 +88,15 @@ inline NodeShape check_node(const std::string& op, const Tensor& x, const Tensor
   require(bridge >= 0, op + ": bridge: wanted 0 or more, got " + std::to_string(bridge));
   return {int(n), int(c), int(x.size(2)), int(x.size(3)), int(stages), up_c, down_c, skip, frozen, bridge, eps,
           {op, group, frozen}};
+}
+
+// Memory for the packed weights of its chain and its paths.
+template <class T>
+int64_t packed_node_size(const NodeTensors& t, const StageTensors& chain, bool backward) {
+  int64_t size = Chain<T>::packed_size(chain, backward);
+  for (const auto* path : {&t.up, &t.down})
+    if (*path) size += Chain<T>::product_size(**path);
+  return size;
 }
 
 // The BatchNorm of a path.

@@ -9,10 +9,9 @@ namespace {
 using Forward7 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
-Forward7 run_node(const Tensor& x_in, const Tensor& alphas_in, const NodeTensors& t,
+Forward7 run_node(const Tensor& x_in, const Tensor& alphas, const NodeTensors& t,
                   const std::optional<Tensor>& factor_in, const NodeShape& shape) {
-  const Values<T> alphas(alphas_in);
-  const Shares<T> shares(alphas.data(), shape.n, shape.up_c > 0, shape.down_c > 0, T(shape.bridge), shape.skip);
+  const Shares<T> shares(alphas, shape);
   Chain<T> chain(x_in, t.pointwise, [&](int i) { return shares.open[size_t(i)]; }, 1, false);
   std::optional<Values<T>> factor;
   if (factor_in) factor.emplace(*factor_in);
@@ -23,10 +22,7 @@ Forward7 run_node(const Tensor& x_in, const Tensor& alphas_in, const NodeTensors
   const int c = shape.c;
 
   const StageTensors tensors = {t.depthwise, t.pointwise, t.gamma, t.beta, t.running_mean, t.running_var};
-  int64_t packed_size = Chain<T>::packed_size(tensors, false);
-  for (const auto* path : {&t.up, &t.down})
-    if (*path) packed_size += Chain<T>::product_size(**path);
-  PackedWeights<T> packed(packed_size, 0);
+  PackedWeights<T> packed(packed_node_size<T>(t, tensors, false), 0);
   chain.pack(tensors, false, packed);
   const std::vector<T> ones(size_t(std::max({shape.up_c, shape.down_c, 1})), T(1)), zeros(ones.size(), T(0));
   TrainPathsJob<T> job = {};
@@ -130,12 +126,11 @@ using Backward3 = std::tuple<Tensor, Tensor, Tensor>;
 
 template <class T>
 Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std::optional<Tensor>& grad_up,
-                            const std::optional<Tensor>& grad_down, const Tensor& x_in, const Tensor& alphas_in,
+                            const std::optional<Tensor>& grad_down, const Tensor& x_in, const Tensor& alphas,
                             const NodeTensors& t, const Tensor& raw, const Tensor& up_raw, const Tensor& down_raw,
                             const Tensor& stats, const std::optional<Tensor>& factor_in, const NodeShape& shape,
                             const std::vector<bool>& wanted) {
-  const Values<T> alphas(alphas_in);
-  const Shares<T> shares(alphas.data(), shape.n, shape.up_c > 0, shape.down_c > 0, T(shape.bridge), shape.skip);
+  const Shares<T> shares(alphas, shape);
   Chain<T> chain(x_in, t.pointwise, [&](int i) { return shares.open[size_t(i)]; }, 1, false);
   std::optional<Values<T>> factor;
   if (factor_in) factor.emplace(*factor_in);
@@ -147,10 +142,7 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
   const bool want_x = wanted[0], want_weights = wanted[1];
 
   const StageTensors tensors = {t.depthwise, t.pointwise, t.gamma, t.beta, nullptr, nullptr};
-  int64_t packed_size = Chain<T>::packed_size(tensors, true);
-  for (const auto* path : {&t.up, &t.down})
-    if (*path) packed_size += Chain<T>::product_size(**path);
-  PackedWeights<T> packed(packed_size, 0);
+  PackedWeights<T> packed(packed_node_size<T>(t, tensors, true), 0);
   chain.pack(tensors, true, packed);
   TrainPathsBackwardJob<T> job = {};
   if (t.up) job.up.transposed = packed.transposed(chain.values(*t.up), c, shape.up_c);
