@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,15 @@ from dynroute.measure.bench import IMAGES, bench
 from dynroute.measure.observe import predict
 from dynroute.provenance import provenance
 from dynroute.report import Material, Picture, choose, read_log, write_report
+from dynroute.report.beside import MOST, Run
+from dynroute.train import load_config
 
 HELP = "write an HTML report of a training run"
-EXAMPLES = ("dynroute report runs/scenes_quick", "dynroute report runs/camvid --images 5 --out camvid.html")
+EXAMPLES = (
+    "dynroute report runs/scenes_quick",
+    "dynroute report runs/camvid --images 5 --out camvid.html",
+    "dynroute report runs/fused --beside runs/reference",
+)
 # Enough for a stable table; a big validation set need not be gone through again.
 OBSERVED = 128
 BRIEF_REPEATS = 5
@@ -33,12 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--observe", type=positive, default=OBSERVED, metavar="N",
         help=f"validation images to run and count (default: {OBSERVED})",
     )  # fmt: skip
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], metavar="RUN",
+        help=f"up to {MOST} other runs, whose curves are drawn on this one's",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="default: auto")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    out, findings = make_report(Path(args.folder), args.images, args.out, args.observe, args.backend)
+    out, findings = make_report(Path(args.folder), args.images, args.out, args.observe, args.backend, args.beside)
     print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     names = ("expected", "full_expected", "real", "full_real", "space", "full_space", "executed", "full_executed")
     return {
@@ -51,12 +62,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_report(
-    folder: Path, images: int = 3, out: Path | None = None, observed: int = OBSERVED, backend: str = "auto"
+    folder: Path,
+    images: int = 3,
+    out: Path | None = None,
+    observed: int = OBSERVED,
+    backend: str = "auto",
+    beside: Sequence[Path] = (),
 ) -> tuple[Path, Findings]:
     """Gathers what the run left behind, measures what is missing, writes the report: its path, and what it found."""
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder}: wanted a training run's folder (config.yaml, model/, eval.json, log.jsonl)")
     target = load_target(str(folder))
+    others = [_read_run(other) for other in beside]
+    if len(others) > MOST:
+        raise ValueError(f"--beside: wanted at most {MOST} runs, got {len(others)}")
     out = out or folder / "report.html"
     if not out.resolve().parent.is_dir():
         raise ValueError(f"--out {out}: wanted a file in a folder that exists")
@@ -89,8 +108,16 @@ def make_report(
         log=read_log(folder / "log.jsonl"),
         bench=timed,
         provenance=provenance(),
+        others=others,
     )
     return write_report(material, out), findings
+
+
+def _read_run(folder: Path) -> Run:
+    if not (folder / "config.yaml").is_file() or not (folder / "log.jsonl").is_file():
+        raise ValueError(f"--beside {folder}: wanted a training run's folder (config.yaml, log.jsonl)")
+    config = load_config(folder / "config.yaml").to_dict()
+    return Run(folder.resolve().name, config, read_log(folder / "log.jsonl"))
 
 
 def _read_json(path: Path, key: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from string import Template
@@ -15,6 +15,7 @@ from PIL import Image
 from dynroute.data import IGNORE
 from dynroute.measure.results import Bench, Findings, Sample, Spread
 from dynroute.models.config import NetworkConfig
+from dynroute.report.beside import Run, beside
 from dynroute.report.choose import error_map
 from dynroute.report.palette import class_map, data_uri, palette
 from dynroute.report.svg import Series, line_chart, probability_marks, route_map, sample_marks, scatter
@@ -50,6 +51,7 @@ class Material:
         config: the run's configuration, plain values.
         evaluation: eval.json; log: records of log.jsonl; bench: what `dynroute bench` found.
         provenance: of this report.
+        others: runs whose curves are drawn on this one's.
     """
 
     title: str
@@ -63,6 +65,7 @@ class Material:
     log: list[dict[str, Any]]
     bench: Bench
     provenance: dict[str, Any]
+    others: list[Run] = field(default_factory=list)
 
 
 def write_report(material: Material, out: Path) -> Path:
@@ -74,6 +77,7 @@ def write_report(material: Material, out: Path) -> Path:
             _images(material),
             _probabilities(material),
             _curves(material),
+            beside([_own(material), *material.others]),
             _classes(material),
             _footer(material),
         ]
@@ -273,10 +277,13 @@ def _probabilities(m: Material) -> str:
     )
 
 
+def _own(m: Material) -> Run:
+    return Run(m.title, m.config, m.log)
+
+
 def _curves(m: Material) -> str:
     def series(name: str, key: str, kind: str, dashed: bool = False) -> Series:
-        points = [(float(r["step"]), float(r[key])) for r in m.log if isinstance(r.get(key), (int, float))]
-        return Series(name, [p for p in points if p[1] == p[1]], kind, dashed)
+        return Series(name, _own(m).points(key), kind, dashed)
 
     steps = max([float(r["step"]) for r in m.log], default=1.0)
     budget = m.config.get("budget", {})

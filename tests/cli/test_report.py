@@ -69,3 +69,13 @@ def test_report_takes_the_timings_it_finds(tiny_run: Path, tmp_path: Path, monke
     finally:
         bench.unlink()
     assert "Time per image at batch 3" in out.read_text()
+
+
+def test_another_run_beside(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "r.html"
+    command = ["report", str(tiny_run), "--images", "1", "--observe", "2", "--out", str(out), "--beside"]
+    assert main([*command, str(tiny_run)]) == 0
+    text = out.read_text()
+    assert len(Page(text).of("svg", "chart")) == 6 and "Beside other runs" in text
+    assert main([*command, str(tmp_path)]) == 1
+    assert "config.yaml, log.jsonl" in capsys.readouterr().err
