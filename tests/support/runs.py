@@ -17,9 +17,9 @@ TINY = [
 ]  # fmt: skip
 
 
-def train_tiny(folder: Path) -> Path:
+def train_tiny(folder: Path, *overrides: str) -> Path:
     """A run of ten steps in this folder, by the command line."""
-    assert main(["train", "scenes_quick", "--set", *TINY, "--run", str(folder)]) == 0
+    assert main(["train", "scenes_quick", "--set", *TINY, *overrides, "--run", str(folder)]) == 0
     return folder
 
 
