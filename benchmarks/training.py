@@ -89,7 +89,8 @@ def draw(runs: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     named = set()
     for run in runs:
         kind, steps = kind_of(run), np.array(run["curve"]["step"])
-        width = max(1, round(SMOOTH / (steps[1] - steps[0])) if len(steps) > 1 else 1)
+        apart = steps[1] - steps[0] if len(steps) > 1 else 1
+        width = min(len(steps), max(1, round(SMOOTH / apart)))
         smooth = np.convolve(run["curve"]["loss"], np.ones(width) / width, "valid")
         label = None if kind in named else f"{kind} ({run['ms_per_step']:.0f} ms a step)"
         axes.plot(steps[width - 1 :], smooth, color=colours[kind], linewidth=1.2, alpha=0.85, label=label)

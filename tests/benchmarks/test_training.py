@@ -28,5 +28,5 @@ def test_two_runs_make_a_table_a_picture_and_numbers(tmp_path: Path, monkeypatch
 
 
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="config.yaml is missing"):
+    with pytest.raises(ValueError, match=r"config\.yaml is missing"):
         training.read_run(tmp_path)
