@@ -62,8 +62,19 @@ def read_run(folder: Path) -> dict[str, Any]:
         "ms_per_step": 1e3 * seconds / float(steps[-1]),
         "executed_gmacs": {way: records[-1].get(f"executed_gmacs_{way}") for way in ("forward", "backward")},
         "curve": {"step": steps[::apart].tolist(), "loss": loss[::apart].round(4).tolist()},
-        "provenance": {k: evaluation[k] for k in ("versions", "machine", "command", "commit")},
+        "provenance": {
+            **{k: evaluation[k] for k in ("versions", "machine", "commit")},
+            "command": [_portable(word, folder) for word in evaluation["command"]],
+        },
     }
+
+
+def _portable(word: str, folder: Path) -> str:
+    """A word of a command without folders that only this machine has: the data set's, and the run's own."""
+    key, equals, value = word.rpartition("=")
+    if not value.startswith("/"):
+        return word
+    return f"{key}{equals}runs/{folder.name}" if Path(value).name == folder.name else f"{key}{equals}DATA"
 
 
 def kind_of(run: dict[str, Any]) -> str:
@@ -92,7 +103,8 @@ def draw(runs: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         apart = steps[1] - steps[0] if len(steps) > 1 else 1
         width = min(len(steps), max(1, round(SMOOTH / apart)))
         smooth = np.convolve(run["curve"]["loss"], np.ones(width) / width, "valid")
-        label = None if kind in named else f"{kind} ({run['ms_per_step']:.0f} ms a step)"
+        taken = np.mean([r["ms_per_step"] for r in runs if kind_of(r) == kind])
+        label = None if kind in named else f"{kind} ({taken:.0f} ms a step)"
         axes.plot(steps[width - 1 :], smooth, color=colours[kind], linewidth=1.2, alpha=0.85, label=label)
         named.add(kind)
     axes.set(

@@ -1,6 +1,6 @@
 """`python -m dynroute.quickstart`: a small routed network without and with a budget, timed, and a report of each.
 
-Procedural scenes, nothing to download; some eight minutes on two CPU cores.
+Procedural scenes, nothing to download; some six minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dynroute.measure.bench import IMAGES, bench
 from dynroute.measure.results import RouteTimes
 from dynroute.train import load_config, train
 
-STEPS = 1200
+STEPS = 1800
 # What docs/guide/budget.md argues for: the real cost presses until paths are closed, the bridge lets whole cells close.
 BUDGET = ("budget.measure=real", "budget.weight=3", "budget.target=0.35", "budget.ramp=0.1", "budget.bridge=2.0")
 RUNS = {"without": ("budget.weight=0",), "with": BUDGET}

@@ -118,7 +118,7 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     """None: as many as torch takes."""
-    ops: str = "reference"
+    ops: str = "auto"
     """What trains: auto (fused operators where there are kernels), reference (plain PyTorch), or a backend's name."""
     bf16: bool = False
     compile: bool = False

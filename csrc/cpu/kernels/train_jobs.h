@@ -93,7 +93,7 @@ struct TrainProductJob {
   T* grad_d;                // [n, h_out, w_out, c_in]
   T* grad_weight;           // [parts][c_out][c_in]; null: not wanted so
   T *kept_gy, *kept_d;      // rows of panels, for each pixel of the maps; null: not wanted
-  int parts;
+  int parts;  // no more than rows, so that each has one
   int64_t* macs;
 };
 

@@ -1,0 +1,123 @@
+// What the check of the training kernels (train_check.cpp) makes its jobs of, and how it compares results: three
+// samples, of which two take part, in no order. The other is NaN where it would be read, and must not be written.
+// What a ReLU's sign hangs on lies on a grid that both precisions compute exactly, never at 0: they agree on the sign.
+#pragma once
+#include "check.h"
+
+namespace dynroute {
+namespace {
+
+constexpr int kBatch = 3, kListed = 2;
+constexpr int kSamples[kListed] = {2, 0};
+constexpr bool kOpen[kBatch] = {true, true, false};
+
+int64_t panel_stride(int c) { return round_up(c, kPanel) + kPanel; }  // as the kernels'
+
+// --- values --------------------------------------------------------------------------------------------------------
+
+// Multiples of `unit` within the range; odd: odd multiples of half of it.
+void on_grid(Values& values, double range, double unit, bool odd) {
+  values.randomise(range);
+  for (int64_t i = 0; i < values.size; ++i)
+    values.set(i, (std::floor(values.data<double>()[i] / unit) + (odd ? 0.5 : 0)) * unit);
+}
+
+// A map [kBatch, h, w, c] that is read: NaN in the sample that takes no part. On the grid of 1/16.
+struct Map : Values {
+  Map(int h, int w, int c, bool all = false) : Values(int64_t(kBatch) * h * w * c) {
+    on_grid(*this, 1.5, 1.0 / 16, false);
+    const int64_t of_sample = size / kBatch;
+    for (int64_t i = of_sample; i < 2 * of_sample && !all; ++i) set(i, std::nan(""));
+  }
+};
+
+struct Uniform : Values {
+  explicit Uniform(int64_t size, double scale = 1) : Values(size) { randomise(scale); }
+};
+
+// BatchNorm as scale and shift: of a map on its grid, scale * y + shift is an odd multiple of 1/256.
+struct Norm {
+  explicit Norm(int c) : scale(c), shift(c), mean(c, 0.5), invstd(c, 1.5), gain(c), slope(c, 0.2), mean_grad(c, 0.2) {
+    on_grid(scale, 2, 1.0 / 4, true);
+    on_grid(shift, 1, 1.0 / 128, true);
+  }
+  Values scale, shift;
+  Uniform mean, invstd, gain, slope, mean_grad;
+};
+
+template <class T>
+TrainOutput<T> output_of(const Map& y, const Norm& norm, bool relu, const Map* residual) {
+  return {y.data<T>(),          norm.mean.data<T>(),  norm.invstd.data<T>(),
+          relu,                 norm.scale.data<T>(), norm.shift.data<T>(),
+          residual ? residual->data<T>() : nullptr};
+}
+
+// --- results -------------------------------------------------------------------------------------------------------
+
+struct Output {
+  Output(const char* what, int64_t size, bool of_samples = false)
+      : what(what), values(std::max<int64_t>(size, 1)), of_samples(of_samples && size > 0) {
+    if (size == 0) values.set(0, 0);  // not wanted: nothing to compare
+    wanted = size > 0;
+  }
+  // A map [kBatch, h, w, c]; only the samples that take part are written.
+  Output(const char* what, int h, int w, int c) : Output(what, int64_t(kBatch) * h * w * c, true) {}
+  template <class T>
+  T* data() const {
+    return wanted ? values.data<T>() : nullptr;
+  }
+  const char* what;
+  Values values;
+  bool of_samples, wanted = true;
+};
+
+// What takes part, in one piece; says so if anything else was written.
+void compare_listed(Report& report, const std::string& name, const Values& map) {
+  const int64_t of_sample = map.size / kBatch;
+  Values listed(kListed * of_sample);
+  for (int i = 0; i < kListed; ++i) {
+    std::copy_n(map.data<float>() + kSamples[i] * of_sample, of_sample, listed.data<float>() + i * of_sample);
+    std::copy_n(map.data<double>() + kSamples[i] * of_sample, of_sample, listed.data<double>() + i * of_sample);
+  }
+  for (int64_t i = of_sample; i < 2 * of_sample; ++i)
+    if (map.data<float>()[i] != float(kUnwritten)) return report.fail(name, "a sample was written that takes no part");
+  compare(report, name, listed);
+}
+
+// run(T(), counts) computes everything in one precision.
+template <class Run>
+void in_both(Report& report, const std::string& name, std::initializer_list<Output*> outputs, const Run& run) {
+  for (Output* output : outputs)
+    if (output->wanted) output->values.fill(kUnwritten);
+  Counts counts[2];
+  run(float(), counts[0]);
+  run(double(), counts[1]);
+  for (Output* output : outputs) {
+    const std::string of = name + ": " + output->what;
+    if (output->of_samples) compare_listed(report, of, output->values);
+    else compare(report, of, output->values);
+  }
+  if (counts[0] != counts[1]) report.fail(name, "the counted work differs");
+}
+
+// Tasks of a job by its kernel, last first: order must not matter.
+template <class T, class Job>
+void run_tasks(void (*kernel)(const Job&, int), const Job& job, int tasks) {
+  for (int task = tasks; task-- > 0;) kernel(job, task);
+}
+template <class T>
+const Kernels<T>& table_in() {
+  if constexpr (sizeof(T) == sizeof(float)) return DYNROUTE_CHECK::float_kernels();
+  else return portable::double_kernels();
+}
+template <class T>
+const TrainKernels<T>& kernels_in() {
+  return table_in<T>().train;
+}
+int tasks_of(int h, int band_rows) { return kListed * int(ceil_div(h, band_rows)); }
+
+constexpr std::pair<int, int> kSizes[] = {{1, 1}, {2, 3}, {7, 5}, {9, 34}, {4, 101}};
+constexpr int kBandRows = 2;
+
+}  // namespace
+}  // namespace dynroute
