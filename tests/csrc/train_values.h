@@ -52,6 +52,59 @@ TrainOutput<T> output_of(const Map& y, const Norm& norm, bool relu, const Map* r
           residual ? residual->data<T>() : nullptr};
 }
 
+enum class Before { kNothing, kRelu, kNorm };
+
+// A stage with its input, its output's BatchNorm, and the gradient behind that.
+struct StageValues {
+  StageValues(int h, int w, int c_in, int c_out, int stride, bool with_depthwise, Before before)
+      : h(h),
+        w(w),
+        c_in(c_in),
+        c_out(c_out),
+        stride(stride),
+        h_out((h - 1) / stride + 1),
+        w_out((w - 1) / stride + 1),
+        with_depthwise(with_depthwise),
+        before(before),
+        x(h, w, c_in),
+        y(h_out, w_out, c_out),
+        residual(h_out, w_out, c_out),
+        grad(h_out, w_out, c_out),
+        depthwise(9 * int64_t(c_in), 0.6),
+        flipped(9 * int64_t(c_in)),
+        input_norm(c_in),
+        norm(c_out),
+        weight(kBatch) {
+    for (int tap = 0; tap < 9; ++tap)
+      for (int c = 0; c < c_in; ++c) flipped.set(tap * c_in + c, depthwise.data<double>()[(8 - tap) * c_in + c]);
+  }
+  template <class T>
+  TrainStage<T> get() const {
+    TrainStage<T> stage = {};
+    stage.input.x = x.data<T>();
+    if (before == Before::kNorm) stage.input.scale = input_norm.scale.data<T>();
+    if (before == Before::kNorm) stage.input.shift = input_norm.shift.data<T>();
+    stage.input.relu = before != Before::kNothing;
+    stage.depthwise = with_depthwise ? depthwise.data<T>() : nullptr;
+    stage.c_in = c_in, stage.c_out = c_out, stage.stride = stride;
+    stage.h_in = h, stage.w_in = w, stage.h_out = h_out, stage.w_out = w_out;
+    stage.samples = kSamples, stage.n = kListed;
+    return stage;
+  }
+  std::string name() const {
+    return text({{"h", h}, {"w", w}, {"c_in", c_in}, {"c_out", c_out}, {"stride", stride}}) +
+           text({{" depthwise", with_depthwise}, {"before", int(before)}});
+  }
+  const int h, w, c_in, c_out, stride, h_out, w_out;
+  const bool with_depthwise;
+  const Before before;
+  Map x, y, residual, grad;
+  Uniform depthwise;
+  Values flipped;
+  Norm input_norm, norm;
+  Uniform weight;  // by sample
+};
+
 // --- results -------------------------------------------------------------------------------------------------------
 
 struct Output {
