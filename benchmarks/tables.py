@@ -60,7 +60,8 @@ def report(document: dict[str, Any]) -> str:
     parts = [_machine(document)]
     for title, make in (
         ("All open, ms per call", _all_open), ("Random routes", _routed), ("Operators", _operators),
-        ("Training steps, ms", _train), ("Training operators, ms", _train_ops),
+        ("Training steps, ms", _train), ("Training steps without closed samples, ms", _train_routed),
+        ("Training operators, ms", _train_ops),
         ("Bars", _bars),
     ):  # fmt: skip
         table = make(results, machine)
@@ -157,8 +158,9 @@ def _operators(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
 
 def _train(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     rows = []
-    for r in (r for r in results if r["group"] == "train" and OURS in r.get("ms", {})):
-        cells = [shape_text(r["shape"]), figure(r["ms"][OURS], 1)]
+    for r in (r for r in results if r["benchmark"] == "train.step" and OURS in r.get("ms", {})):
+        rate = r["rates"].get("gflops_share_of_peak")
+        cells = [shape_text(r["shape"]), figure(r["ms"][OURS], 1), f"{rate['value']:.0%}" if rate else "-"]
         for peer in (EAGER_NHWC, EAGER, COMPILED):
             if peer in r["ratios"]:
                 cells.append(f"{figure(r['ms'][peer], 1)} ({r['ratios'][peer]['median']:.2f}x)")
@@ -169,8 +171,20 @@ def _train(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
                          for key in (f"{name}_bytes_{OURS}", f"{name}_bytes_{EAGER_NHWC}")]  # fmt: skip
             cells.append(" / ".join(megabytes))
         rows.append(cells)
-    header = ["", "ours", PEERS[EAGER_NHWC], PEERS[EAGER], PEERS[COMPILED], "MB kept, ours / eager", "MB at most"]
+    header = [
+        "", "ours", "of the FMA peak", PEERS[EAGER_NHWC], PEERS[EAGER], PEERS[COMPILED], "MB kept, ours / eager",
+        "MB at most",
+    ]  # fmt: skip
     return markdown(header, rows) if rows else ""
+
+
+def _train_routed(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:
+    rows = []
+    for r in (r for r in results if r["benchmark"] == "train.routed" and OURS in r.get("ms", {})):
+        done, everything = (r["facts"][f"macs_{name}"]["value"] for name in (OURS, "all"))
+        others = [f"{figure(r['ms'][bn], 1)} ({r['ratios'][bn]['median']:.2f}x)" for bn in ("frozen", "all")]
+        rows.append([shape_text(r["shape"]), f"{done / everything:.2f}", figure(r["ms"][OURS], 1), *others])
+    return markdown(["", "work of bn=all", "bn=open", "bn=frozen", "bn=all"], rows) if rows else ""
 
 
 def _train_ops(results: list[dict[str, Any]], machine: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""A training step on the fused operators against the same network in plain PyTorch: time, what is kept, peak memory.
+"""A training step on the fused operators against the same network in plain PyTorch: time, what is kept, peak memory;
+and steps that leave closed samples out against steps that compute them.
 
 A step is forward, losses with a budget, backward and the optimiser's step, as the trainer takes it.
 """
@@ -13,16 +14,20 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import dynroute
 from benchmarks import peers
 from benchmarks.harness import OURS, SEED, Case, Settings, bar, benchmark, number
 from dynroute.measure.memory import allocations, peak, saved_bytes
+from dynroute.measure.timing import random_patterns
 from dynroute.models import DynamicNetwork
+from dynroute.models.fused import BATCHNORM
+from dynroute.native import library
 from dynroute.native.memory import keep_freed_memory
-from dynroute.objective import Losses
+from dynroute.objective import Losses, segmentation_loss
 from dynroute.train.config import OptimiserConfig
-from dynroute.train.optimiser import make_optimiser
+from dynroute.train.optimiser import make_optimiser, precise_batchnorm
 from dynroute.train.step import train_step
 
 SPEED, SAVED, PEAK = 1.8, 0.55, 0.75  # against eager channels_last
@@ -35,7 +40,7 @@ SHAPES: list[dict[str, Any]] = [
     {"n": 2, "c": 64, "h": 512, "w": 512, "layers": 16},
 ]
 TINY = [{"n": 4, "c": 8, "h": 128, "w": 128, "layers": 4}]
-
+ROUTED = [{**shape, "share": share} for shape in SHAPES[1:3] for share in (0.75, 0.5, 0.25)]
 
 LAYOUTS = {OURS: torch.channels_last, peers.EAGER: torch.contiguous_format, peers.EAGER_NHWC: torch.channels_last}
 
@@ -109,6 +114,11 @@ def step(settings: Settings, n: int, c: int, h: int, w: int, layers: int) -> Cas
         facts: dict[str, Any] = {}
         for job in jobs.values():
             job()
+        macs = None
+        if peers.EAGER_NHWC in jobs:
+            with FlopCounterMode(display=False) as counter:
+                jobs[peers.EAGER_NHWC]()
+            macs = number("computed", counter.get_total_flops() // 2, note="by torch's counter, of the plain step")
         # in a process of its own: torch's profiler makes every later step of its process slower
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             for name in LAYOUTS.keys() & jobs.keys():
@@ -125,7 +135,40 @@ def step(settings: Settings, n: int, c: int, h: int, w: int, layers: int) -> Cas
                 "two exact enough results differ by what passes there",
             )
     bars = {peers.EAGER_NHWC: SPEED} if settings.scale != "tiny" else {}
-    return Case(jobs=dict(jobs), errors=errors, absent=absent, bars=bars, facts=facts, judge=_judge)
+    return Case(jobs=dict(jobs), macs=macs, errors=errors, absent=absent, bars=bars, facts=facts, judge=_judge)
+
+
+@benchmark("train", ROUTED, ROUTED[:1], [{**TINY[0], "share": 0.5}])
+def routed(settings: Settings, n: int, c: int, h: int, w: int, layers: int, share: float) -> Case:
+    """Forward, segmentation loss and backward with a share of the nodes open, by random patterns, one for each sample.
+
+    Ours leaves closed samples out, statistics too (`bn="open"`); beside it, with the same routes, fused operators that
+    compute everything ("all"), and that leave closed samples out under frozen statistics.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        net, images, labels = make(n, c, h, w, layers)
+        images = images.contiguous(memory_format=torch.channels_last)
+        precise_batchnorm(net, [images])  # for those that are frozen
+        gates = random_patterns(layers, share, n, SEED)
+        jobs: dict[str, Callable[[], object]] = {}
+        facts: dict[str, Any] = {}
+        for bn in BATCHNORM:
+            own: Any = copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            own.use_ops("cpu").bn = bn
+
+            def job(own: Any = own) -> None:
+                with torch.inference_mode(False), torch.enable_grad():
+                    own.zero_grad(set_to_none=True)
+                    segmentation_loss(own, own(images, gates=gates), labels).backward()
+
+            name = OURS if bn == "open" else bn
+            job()
+            before = library.total_macs()
+            job()
+            facts[f"macs_{name}"] = number("counted", library.total_macs() - before)
+            jobs[name] = job
+        keep_freed_memory()
+    return Case(jobs=jobs, facts=facts)
 
 
 def gradient_error(net: DynamicNetwork, definition: DynamicNetwork) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dynroute import ops
+from dynroute.models import fused
 from dynroute.models.layers import ConvNorm, upsample
 from dynroute.space.wiring import SCALES
 
@@ -20,6 +22,8 @@ class Decoder(nn.Module):
         num_classes: K.
     """
 
+    train_ops = "reference"  # `dynroute.models.fused.use` sets it
+
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.merge = nn.ModuleList(ConvNorm(channels << s, channels << max(s - 1, 0), relu=True) for s in range(SCALES))
@@ -33,5 +37,10 @@ class Decoder(nn.Module):
         """The same before the last upsampling: [N,K,h,w]."""
         f = self.merge[3](maps[3])
         for s in (2, 1, 0):
-            f = self.merge[s](maps[s] + upsample(f, 2))
+            f = self.merge[s](self._join(maps[s], f))
         return self.predictor(f)
+
+    def _join(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        if fused.is_on(self):
+            return ops.aggregate(None, fine, coarse, backend=self.train_ops)
+        return fine + upsample(coarse, 2)

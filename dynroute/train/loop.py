@@ -62,7 +62,7 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
         DataError: a data set that is not as it should be.
         KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
     """
-    with assembled(pick_device(config.run.device)) as team:
+    with assembled(pick_device(config.run.device)) as team, _threads(config.run.threads):
         return _train(config, resume, quiet, team)
 
 
@@ -76,9 +76,6 @@ def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
             raise ConfigError(f"{folder}: the run to resume has {state.get('processes', 1)} processes, got {team.size}")
     elif (folder / CHECKPOINT).exists():
         raise ConfigError(f"run.folder: {folder} already holds a run; resume it, or choose another folder")
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-
     train_source, val_source = open_source(config.data, "train"), open_source(config.data, "val")
     classes = len(train_source.class_names)
     torch.manual_seed(config.run.seed)
@@ -255,6 +252,17 @@ def _check_same(saved: dict[str, Any], config: Config) -> None:
             before = saved.get(section, {}).get(key, defaults[section][key])  # it may be older than the key
             if before != value and f"{section}.{key}" not in FREE_KEYS:
                 raise ConfigError(f"{section}.{key}: the run to resume has {before!r}, got {value!r}")
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Inside, torch computes on so many threads; None: on as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
