@@ -66,7 +66,7 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def(
       "gate_train_backward(Tensor grad, Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor fc_weight, "
       "Tensor alphas, Tensor raw, Tensor stats, Tensor pool, str activation, int[] columns, bool small, bool frozen, "
-      "str group, bool[] wanted) -> (Tensor x, Tensor weight, Tensor norms, Tensor fc_weight, Tensor fc_bias)");
+      "str group, bool[] wanted) -> (Tensor x, Tensor weights)");
 
   m.def("network_buffer(int floats) -> Tensor");
   m.def("network_workspace(int n, int h, int w, int[] config) -> int");

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import flops_of, nhwc_empty
+from dynroute.ops.registration import as_weights, flops_of, nhwc_empty
 from dynroute.space.wiring import KEEP
 
 
@@ -85,13 +85,9 @@ def _register() -> None:
     def _(grad, x, weight, gamma, beta, fc_weight, *rest):  # type: ignore[no-untyped-def]
         wanted = rest[-1]
         n, c, h, w = x.shape
-        return (
-            nhwc_empty(x, (n if wanted[0] else 0, c, h, w)),
-            x.new_empty(weight.numel() if wanted[1] else 0),
-            x.new_empty((1, 2, weight.shape[0])),
-            x.new_empty(fc_weight.shape),
-            x.new_empty(fc_weight.shape[0]),
-        )
+        small = 2 * weight.shape[0] + fc_weight.numel() + fc_weight.shape[0]
+        flat = x.new_empty(small + (weight.numel() if wanted[1] else 0))
+        return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), flat
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, weight, gamma, beta, _, _, fc_weight, _, *ctx.options, _ = inputs
@@ -103,13 +99,15 @@ def _register() -> None:
         if grad is None:
             return (None,) * 14
         wanted = [*autograd.needs(ctx)[:2]]
-        grad_x, grad_weight, norms, grad_fc_weight, grad_fc_bias = torch.ops.dynroute.gate_train_backward(
-            grad, *ctx.saved_tensors, *ctx.options, wanted
+        grad_x, flat = torch.ops.dynroute.gate_train_backward(grad, *ctx.saved_tensors, *ctx.options, wanted)
+        _, weight, gamma, beta, fc_weight, *_ = ctx.saved_tensors
+        bias = fc_weight[:, 0, 0, 0]
+        *of_weight, of_gamma, of_beta, of_fc, of_bias = as_weights(
+            flat, [*([weight] if wanted[1] else []), gamma, beta, fc_weight, bias]
         )
-        weight = ctx.saved_tensors[1]
         return (
-            grad_x if wanted[0] else None, grad_weight.view(weight.shape) if wanted[1] else None, norms[0, 0],
-            norms[0, 1], None, None, grad_fc_weight, grad_fc_bias, *[None] * 6,
+            grad_x if wanted[0] else None, of_weight[0] if wanted[1] else None, of_gamma, of_beta, None, None, of_fc,
+            of_bias, *[None] * 6,
         )  # fmt: skip
 
     autograd.register("gate_train", backward, setup_context)

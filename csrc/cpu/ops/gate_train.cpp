@@ -133,7 +133,8 @@ void grad_of_logits(const T* alphas, const T* grad, const GateOptions& options, 
   }
 }
 
-using GateBackward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+// x's gradient, and in one tensor those of weight (if wanted), gamma, beta, fc_weight and fc_bias.
+using GateBackward = std::tuple<Tensor, Tensor>;
 
 template <class T>
 GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& weight_in, const Tensor& gamma,
@@ -151,9 +152,11 @@ GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const 
   const Values<T> grad(grad_in), weight(weight_in), gammas(gamma), betas(beta), fc_weights(fc_weight);
   const Values<T> alphas(alphas_in), stats(stats_in), pool(pool_in);
   Tensor grad_x = new_tensor({want_x ? n : 0, c_in, shape.h_in, shape.w_in}, type, true);
-  Tensor grad_weight = new_tensor({want_weight ? int64_t(c) * c_in : 0}, type);
-  Tensor norms = new_tensor({1, 2, c}, type);
-  Tensor grad_fc_weight = new_tensor({gates, c, 1, 1}, type), grad_fc_bias = new_tensor({gates}, type);
+  const int64_t product_size = int64_t(c) * c_in, fc_size = int64_t(gates) * c;
+  FlatGradients<T> flat((want_weight ? product_size : 0) + 2 * c + fc_size + gates, type);
+  T* grad_weight = want_weight ? flat.take(product_size) : nullptr;
+  T *grad_gamma = flat.take(c), *grad_beta = flat.take(c);
+  T *grad_fc_weight = flat.take(fc_size), *grad_fc_bias = flat.take(gates);
 
   // from the alphas to the mean of each sample and channel, and to the gradients that hang on nothing else
   const T *mean = stats.data(), *invstd = mean + kInvstd * c;
@@ -179,15 +182,14 @@ GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const 
   }
   *counters.macs += 2 * int64_t(n) * c * gates;
   const auto rounded = [](double v) { return T(v); };
-  std::transform(of_fc.begin(), of_fc.end(), grad_fc_weight.template mutable_data_ptr<T>(), rounded);
-  std::transform(of_bias.begin(), of_bias.end(), grad_fc_bias.template mutable_data_ptr<T>(), rounded);
-  T* of_norms = norms.template mutable_data_ptr<T>();
+  std::transform(of_fc.begin(), of_fc.end(), grad_fc_weight, rounded);
+  std::transform(of_bias.begin(), of_bias.end(), grad_fc_bias, rounded);
   const int64_t own_pixels = n * shape.pixels();
   NormSums all(own_pixels, c, first.data(), second.data());
   ranks.add({&all});
   const NormBackward<T> made({gammas.data(), betas.data(), nullptr, nullptr, c}, invstd, first.data(), second.data(),
-                             own_pixels, options.frozen, of_norms, of_norms + c, &all);
-  if (!want_x && !want_weight) return {grad_x, grad_weight, norms, grad_fc_weight, grad_fc_bias};
+                             own_pixels, options.frozen, grad_gamma, grad_beta, &all);
+  if (!want_x && !want_weight) return {grad_x, flat.tensor};
 
   std::vector<T> scale(static_cast<size_t>(c)), shift(static_cast<size_t>(c));
   affine_of(gammas.data(), betas.data(), mean, invstd, c, scale.data(), shift.data());
@@ -203,8 +205,8 @@ GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const 
   // a part clears and adds up as much as the weights are: on small maps that is more than the product itself
   constexpr int64_t kFewestPixels = 64;
   const int64_t most = std::max<int64_t>(n * shape.pixels() / kFewestPixels, 1);
-  const int parts = int(std::min<int64_t>(product_parts(int64_t(n) * shape.h, int64_t(c) * c_in), most));
-  Tensor partial = new_tensor({want_weight ? int64_t(parts) * c * c_in : 0}, type);
+  const int parts = int(std::min<int64_t>(product_parts(int64_t(n) * shape.h, product_size), most));
+  Tensor partial = new_tensor({want_weight ? parts * product_size : 0}, type);
   if (want_weight) job.grad_weight = partial.template mutable_data_ptr<T>();
   job.n = n, job.h_in = shape.h_in, job.w_in = shape.w_in, job.h = shape.h, job.w = shape.w;
   job.c_in = c_in, job.c_out = c, job.parts = parts, job.small = options.small, job.macs = counters.macs;
@@ -213,10 +215,9 @@ GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const 
   list.add(kernels.gate_product, job, parts);
   runner.run(list);
   if (want_weight)
-    reduce_parts(list, static_cast<const T*>(job.grad_weight), parts, int64_t(c) * c_in,
-                 grad_weight.template mutable_data_ptr<T>());
+    reduce_parts(list, static_cast<const T*>(job.grad_weight), parts, product_size, grad_weight);
   runner.run(list);
-  return {grad_x, grad_weight, norms, grad_fc_weight, grad_fc_bias};
+  return {grad_x, flat.tensor};
 }
 
 GateOptions check_gate(const std::string& op, const Tensor& x, const Tensor& weight, const std::vector<Tensor>& norms,
