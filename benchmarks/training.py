@@ -131,6 +131,7 @@ def main() -> None:
     print_table(columns, rows(runs))
     args.out.mkdir(parents=True, exist_ok=True)
     config = load_config(args.runs[0] / "config.yaml").to_dict()
+    del config["run"]["folder"], config["data"]["root"]  # this machine's
     write_json(args.out / f"{args.name}.json", {"note": args.note, "config": config, "runs": runs})
     draw(runs, args.name, args.out / f"{args.name}.png")
     print(f"\nwritten: {args.out / args.name}.json, .png")
