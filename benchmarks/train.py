@@ -7,7 +7,6 @@ A step is forward, losses with a budget, backward and the optimiser's step, as t
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -24,7 +23,7 @@ from dynroute.measure.timing import random_patterns
 from dynroute.models import DynamicNetwork
 from dynroute.models.fused import BATCHNORM
 from dynroute.native import library
-from dynroute.native.memory import keep_freed_memory
+from dynroute.native.memory import settle
 from dynroute.objective import Losses, segmentation_loss
 from dynroute.train.config import OptimiserConfig
 from dynroute.train.optimiser import make_optimiser, precise_batchnorm
@@ -107,9 +106,7 @@ def step(settings: Settings, n: int, c: int, h: int, w: int, layers: int) -> Cas
             except Exception as error:  # a peer that breaks is a result, not the end of the run
                 del jobs[peers.COMPILED]
                 absent[peers.COMPILED] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
-        gc.collect()
-        gc.freeze()  # as the trainer does, and
-        keep_freed_memory()
+        settle()  # as the trainer does
         errors: dict[str, float] = {}
         facts: dict[str, Any] = {}
         for job in jobs.values():
@@ -167,7 +164,7 @@ def routed(settings: Settings, n: int, c: int, h: int, w: int, layers: int, shar
             job()
             facts[f"macs_{name}"] = number("counted", library.total_macs() - before)
             jobs[name] = job
-        keep_freed_memory()
+        settle()
     return Case(jobs=jobs, facts=facts)
 
 

@@ -18,7 +18,7 @@ from dynroute.measure.results import Spread
 from dynroute.measure.timing import random_patterns
 from dynroute.models.network import DynamicNetwork
 from dynroute.native import library
-from dynroute.native.memory import keep_freed_memory
+from dynroute.native.memory import settled
 from dynroute.objective import segmentation_loss
 
 SEED = 0
@@ -110,10 +110,10 @@ def train_bench(
     for share in shares:
         add(f"fused, {share:.0%} of the nodes, bn=all", "cpu", share)
         add(f"fused, {share:.0%} of the nodes, bn=open", "cpu", share, "open")
-    keep_freed_memory()  # as the trainer does
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     facts: dict[str, tuple[int, int, int]] = {}
-    with tqdm(total=len(steps) * (repeats + 3), desc="bench --train", unit="step", delay=2, leave=False) as bar:
+    total = len(steps) * (repeats + 3)
+    with settled(), tqdm(total=total, desc="bench --train", unit="step", delay=2, leave=False) as bar:
         for step, _, _ in steps.values():
             step()
             bar.update()

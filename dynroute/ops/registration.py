@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _unflatten_dense_tensors
 
 
 def nhwc_empty(x: Tensor, shape: Sequence[Any]) -> Tensor:
@@ -21,4 +22,6 @@ def flops_of(shape: Any) -> Any:
 
 def as_weights(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     """Gradients that lie in one tensor, one after the other, as views in the shapes of their weights."""
+    if type(flat) is Tensor and not torch.compiler.is_compiling():
+        return list(_unflatten_dense_tensors(flat, weights))  # in C++, but deaf to symbolic sizes
     return [part.view(w.shape) for part, w in zip(flat.split([w.numel() for w in weights]), weights)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import signal
 import threading
@@ -20,7 +19,7 @@ from dynroute.data import Source, batches, save_preprocess
 from dynroute.measure.evaluate import evaluate
 from dynroute.measure.results import Evaluation
 from dynroute.models.network import DynamicNetwork
-from dynroute.native.memory import keep_freed_memory
+from dynroute.native.memory import settled
 from dynroute.provenance import provenance
 from dynroute.train.checkpoint import random_state, read_checkpoint, set_random_state, write_checkpoint
 from dynroute.train.config import Config
@@ -106,7 +105,7 @@ def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
     log = TrainingLog(folder, classes, config.run.log_every, config.schedule.steps, start, quiet, team)
     if state is not None:
         log.load_state(state["log"], device)
-    with closing(log), _long_lived(), _interruptible() as interrupted:
+    with closing(log), settled(), _interruptible() as interrupted:
         for step, (images, labels) in enumerate(_stream(config, train_source, team, start), start):
             progress = step / config.schedule.steps
             rate = learning_rate(step, config.optimiser.lr, config.schedule)
@@ -263,22 +262,6 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _long_lived() -> Iterator[None]:
-    """Inside, Python's garbage collector leaves alone what is there by now: modules, data, torch itself.
-
-    A step leaves so many objects that it would look through all of them every few steps: 5% of a small step's time.
-    And the memory of a step's maps stays with the process for the next.
-    """
-    keep_freed_memory()
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager
