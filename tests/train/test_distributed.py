@@ -113,6 +113,8 @@ def test_a_step_is_that_of_one_process(tmp_path: Path, processes: int) -> None:
         expected = stepped(case, accumulate=1 if case.joined else processes * case.parts)
         # gates and costs are float32, and so are their gradients: times 3 they round otherwise, times 2 they do not
         epsilon = 1e-6 if case.budget or (case.routes is None and processes == 3) else 1e-9
+        if case.routes == "none":  # constant maps: 1 / sqrt(eps), twice, times the rounding of gradients that are 0
+            epsilon = max(epsilon, 1e-8)
         largest = max(v.abs().max().item() for name, v in expected.items() if name.endswith("weight"))
         for rank in ranks:
             assert rank[k].keys() == expected.keys()
