@@ -13,7 +13,6 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import dynroute
 from benchmarks import peers
@@ -80,6 +79,16 @@ def memory_of(shape: dict[str, Any], name: str, threads: int) -> tuple[int, int]
     return saved_bytes(job, own), peak(allocations(job))
 
 
+def macs_of(job: Callable[[], Any]) -> dict[str, Any]:
+    """What the kernels of a step count: the stem's first convolution and the predictor are torch's, and not in it.
+
+    (torch's own counter takes a depthwise convolution's backward for a dense one's.)
+    """
+    before = library.total_macs()
+    job()
+    return number("counted", library.total_macs() - before, note="depthwise outputs that are made again included")
+
+
 @benchmark("train", SHAPES, SHAPES[:1], TINY, guess=lambda s: s["n"] * s["h"] * s["w"] * s["c"] * s["layers"] / 2e6)
 def step(settings: Settings, n: int, c: int, h: int, w: int, layers: int) -> Case:
     """The published network's step."""
@@ -111,11 +120,7 @@ def step(settings: Settings, n: int, c: int, h: int, w: int, layers: int) -> Cas
         facts: dict[str, Any] = {}
         for job in jobs.values():
             job()
-        macs = None
-        if peers.EAGER_NHWC in jobs:
-            with FlopCounterMode(display=False) as counter:
-                jobs[peers.EAGER_NHWC]()
-            macs = number("computed", counter.get_total_flops() // 2, note="by torch's counter, of the plain step")
+        macs = macs_of(jobs[OURS])
         # in a process of its own: torch's profiler makes every later step of its process slower
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             for name in LAYOUTS.keys() & jobs.keys():
@@ -160,9 +165,7 @@ def routed(settings: Settings, n: int, c: int, h: int, w: int, layers: int, shar
 
             name = OURS if bn == "open" else bn
             job()
-            before = library.total_macs()
-            job()
-            facts[f"macs_{name}"] = number("counted", library.total_macs() - before)
+            facts[f"macs_{name}"] = macs_of(job)
             jobs[name] = job
         settle()
     return Case(jobs=jobs, facts=facts)

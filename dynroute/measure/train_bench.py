@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from dynroute.measure.memory import allocations, peak, saved_bytes
@@ -36,7 +35,10 @@ class StepTimes:
         saved_bytes: what autograd keeps for the backward, parameters left out; peak_bytes: the most that torch's
             allocator held at once.
         executed_macs: what the fused kernels counted in a step; 0 for plain PyTorch.
-        gflops: useful operations over the median time; those that PyTorch's counter finds in the plain step.
+        gflops: what the fused kernels counted with everything open, as operations, over this row's median time, so
+            that rows compare; depthwise outputs that the backward makes again are in it, the stem's first convolution
+            and the predictor, which are torch's, are not. (torch's own counter takes a depthwise convolution's backward
+            for a dense one's.)
     """
 
     name: str
@@ -130,9 +132,7 @@ def train_bench(
             executed = library.total_macs() - before
             facts[name] = saved, peak(allocations(step)), executed
             bar.update(2)
-    with FlopCounterMode(display=False) as counter:
-        steps[EAGER_NHWC][0]()
-    useful = counter.get_total_flops()
+    useful = 2 * facts["fused"][2]
     first = np.array(seconds["fused"])
     rows = []
     for name, (_, _, share) in steps.items():
