@@ -1,6 +1,6 @@
 """`python -m dynroute.quickstart`: a small routed network without and with a budget, timed, and a report of each.
 
-Procedural scenes, nothing to download; some six minutes on two CPU cores.
+Procedural scenes, nothing to download; some four minutes on two CPU cores.
 """
 
 from __future__ import annotations
