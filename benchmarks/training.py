@@ -47,6 +47,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     loss = np.array([r["segmentation"] for r in records])
     apart = max(1, len(steps) // MOST_POINTS)
     seconds = float(records[-1]["seconds"])
+    # a command without the folders that only this machine has
+    places = {config.run.folder: f"runs/{folder.name}", config.data.root: "DATA"}
     return {
         "run": folder.name,
         "ops": config.run.ops,
@@ -64,17 +66,15 @@ def read_run(folder: Path) -> dict[str, Any]:
         "curve": {"step": steps[::apart].tolist(), "loss": loss[::apart].round(4).tolist()},
         "provenance": {
             **{k: evaluation[k] for k in ("versions", "machine", "commit")},
-            "command": [_portable(word, folder) for word in evaluation["command"]],
+            "command": [_placed(word, places) for word in evaluation["command"]],
         },
     }
 
 
-def _portable(word: str, folder: Path) -> str:
-    """A word of a command without folders that only this machine has: the data set's, and the run's own."""
+def _placed(word: str, places: dict[str | None, str]) -> str:
+    """A word, or what is set in `key=value`, as `places` calls it."""
     key, equals, value = word.rpartition("=")
-    if not value.startswith("/"):
-        return word
-    return f"{key}{equals}runs/{folder.name}" if Path(value).name == folder.name else f"{key}{equals}DATA"
+    return f"{key}{equals}{places.get(value, value)}"
 
 
 def kind_of(run: dict[str, Any]) -> str:

@@ -282,8 +282,10 @@ def _own(m: Material) -> Run:
 
 
 def _curves(m: Material) -> str:
+    own = _own(m)
+
     def series(name: str, key: str, kind: str, dashed: bool = False) -> Series:
-        return Series(name, _own(m).points(key), kind, dashed)
+        return Series(name, own.points(key), kind, dashed)
 
     steps = max([float(r["step"]) for r in m.log], default=1.0)
     budget = m.config.get("budget", {})

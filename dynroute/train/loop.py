@@ -75,6 +75,7 @@ def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
             raise ConfigError(f"{folder}: the run to resume has {state.get('processes', 1)} processes, got {team.size}")
     elif (folder / CHECKPOINT).exists():
         raise ConfigError(f"run.folder: {folder} already holds a run; resume it, or choose another folder")
+
     train_source, val_source = open_source(config.data, "train"), open_source(config.data, "val")
     classes = len(train_source.class_names)
     torch.manual_seed(config.run.seed)
