@@ -1,5 +1,5 @@
 """A training step on the fused operators against the same network in plain PyTorch: time, what is kept, peak memory;
-and steps that leave closed samples out against steps that compute them.
+the same under autocast; and steps that leave closed samples out against steps that compute them.
 
 A step is forward, losses with a budget, backward and the optimiser's step, as the trainer takes it.
 """
@@ -54,7 +54,12 @@ def make(n: int, c: int, h: int, w: int, layers: int) -> tuple[DynamicNetwork, t
 
 
 def step_of(
-    net: DynamicNetwork, images: torch.Tensor, labels: torch.Tensor, name: str, compiles: bool = False
+    net: DynamicNetwork,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    name: str,
+    compiles: bool = False,
+    bf16: bool = False,
 ) -> tuple[DynamicNetwork, Callable[[], Losses]]:
     """A copy of the network that trains as `name` says, and its step."""
     layout = LAYOUTS.get(name, torch.channels_last)
@@ -66,15 +71,15 @@ def step_of(
 
     def job() -> Losses:
         with torch.inference_mode(False), torch.enable_grad():
-            return train_step(run, optimiser, given, labels, 0.5, budget, 10.0)
+            return train_step(run, optimiser, given, labels, 0.5, budget, 10.0, bf16)
 
     return own, job
 
 
-def memory_of(shape: dict[str, Any], name: str, threads: int) -> tuple[int, int]:
+def memory_of(shape: dict[str, Any], name: str, threads: int, bf16: bool = False) -> tuple[int, int]:
     """Bytes kept for the backward, and at most."""
     torch.set_num_threads(threads)
-    own, job = step_of(*make(**shape), name)
+    own, job = step_of(*make(**shape), name, bf16=bf16)
     job()
     return saved_bytes(job, own), peak(allocations(job))
 
@@ -138,6 +143,32 @@ def step(settings: Settings, n: int, c: int, h: int, w: int, layers: int) -> Cas
             )
     bars = {peers.EAGER_NHWC: SPEED} if settings.scale != "tiny" else {}
     return Case(jobs=dict(jobs), macs=macs, errors=errors, absent=absent, bars=bars, facts=facts, judge=_judge)
+
+
+FLOAT32 = "float32"  # our operators without autocast
+
+
+@benchmark("train", SHAPES[1:3], SHAPES[1:2], TINY)
+def under_autocast(settings: Settings, n: int, c: int, h: int, w: int, layers: int) -> Case:
+    """The step under autocast to bfloat16: products in float32, what is kept of them in bfloat16."""
+    shape = {"n": n, "c": c, "h": h, "w": w, "layers": layers}
+    with torch.inference_mode(False), torch.enable_grad():
+        jobs: dict[str, Callable[[], Losses]] = {}
+        facts: dict[str, Any] = {}
+        parts, lowered = make(**shape), {OURS: True, FLOAT32: False}
+        for name, bf16 in lowered.items():
+            _, jobs[name] = step_of(*parts, OURS, bf16=bf16)
+            jobs[name]()
+        settle()
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            for name, bf16 in lowered.items():
+                run = pool.submit(memory_of, shape, OURS, torch.get_num_threads(), bf16)
+                facts[f"saved_bytes_{name}"], facts[f"peak_bytes_{name}"] = (
+                    number("measured", v) for v in run.result()
+                )
+        got, wanted = jobs[OURS](), jobs[FLOAT32]()
+        errors = {OURS: max(float((got[k] - wanted[k]).detach().abs() / wanted[k].detach().abs()) for k in wanted)}
+    return Case(jobs=dict(jobs), errors=errors, facts=facts)
 
 
 @benchmark("train", ROUTED, ROUTED[:1], [{**TINY[0], "share": 0.5}])

@@ -22,35 +22,36 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   // each BatchNorm [3, C] mean, inverse deviation, unbiased variance. A backward's `wanted`: gradients of x and of
   // weights; its `weights`: those gradients one after the other, each laid out as its weight, those of BatchNorms last.
   // `group`: the processes whose BatchNorms see one batch, by the name that the function of `set_gather` knows; "": none.
+  // `narrow`: raw outputs are kept in bfloat16 beside float32 maps.
   m.def(
       "sepconv_train(Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] gamma, Tensor[] beta, "
       "Tensor[] running_mean, Tensor[] running_var, Tensor? open, int stride, bool residual, bool final_relu, "
-      "bool frozen, str group, float eps) -> (Tensor out, Tensor raw, Tensor stats)");
+      "bool frozen, str group, float eps, bool narrow) -> (Tensor out, Tensor raw, Tensor stats)");
   m.def(
       "sepconv_train_backward(Tensor grad, Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] gamma, "
       "Tensor[] beta, Tensor raw, Tensor stats, Tensor? open, int stride, bool residual, bool final_relu, bool frozen, "
-      "str group, bool[] wanted) -> (Tensor x, Tensor weights)");
+      "str group, bool narrow, bool[] wanted) -> (Tensor x, Tensor weights)");
   m.def(
       "transform_train(Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor running_mean, Tensor running_var, "
-      "Tensor? open, int stride, bool relu_input, bool frozen, str group, float eps) -> (Tensor out, Tensor raw, "
-      "Tensor stats)");
+      "Tensor? open, int stride, bool relu_input, bool frozen, str group, float eps, bool narrow) -> (Tensor out, "
+      "Tensor raw, Tensor stats)");
   m.def(
       "transform_train_backward(Tensor grad, Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor raw, "
-      "Tensor stats, Tensor? open, int stride, bool relu_input, bool frozen, str group, bool[] wanted) -> (Tensor x, "
-      "Tensor weights)");
+      "Tensor stats, Tensor? open, int stride, bool relu_input, bool frozen, str group, bool narrow, bool[] wanted) -> "
+      "(Tensor x, Tensor weights)");
   // A node: its cell and its paths, weighted by alphas [N, 3]. BatchNorms: the cell's, then up's and down's as far as
   // they are there; raw is the cell's, empty tensors stand for a path that is not. `skip`: closed samples and paths are
   // left out.
   m.def(
       "node_train(Tensor x, Tensor alphas, Tensor[] depthwise, Tensor[] pointwise, Tensor? up, Tensor? down, "
       "Tensor[] gamma, Tensor[] beta, Tensor[] running_mean, Tensor[] running_var, Tensor? factor, float bridge, "
-      "bool skip, bool frozen, str group, float eps) -> (Tensor keep, Tensor up, Tensor down, Tensor raw, Tensor up_raw, "
-      "Tensor down_raw, Tensor stats)");
+      "bool skip, bool frozen, str group, float eps, bool narrow) -> (Tensor keep, Tensor up, Tensor down, Tensor raw, "
+      "Tensor up_raw, Tensor down_raw, Tensor stats)");
   m.def(
       "node_train_backward(Tensor? grad_keep, Tensor? grad_up, Tensor? grad_down, Tensor x, Tensor alphas, "
       "Tensor[] depthwise, Tensor[] pointwise, Tensor? up, Tensor? down, Tensor[] gamma, Tensor[] beta, Tensor raw, "
       "Tensor up_raw, Tensor down_raw, Tensor stats, Tensor? factor, float bridge, bool skip, bool frozen, "
-      "str group, bool[] wanted) -> (Tensor x, Tensor alphas, Tensor weights)");
+      "str group, bool narrow, bool[] wanted) -> (Tensor x, Tensor alphas, Tensor weights)");
 
   // The sum over labelled pixels; gradient: of logits, when the loss's is 1; with N = 0 where it is not wanted.
   m.def(
@@ -62,11 +63,11 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def(
       "gate_train(Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor running_mean, Tensor running_var, "
       "Tensor fc_weight, Tensor fc_bias, str activation, int[] columns, bool small, bool frozen, str group, "
-      "float eps) -> (Tensor alphas, Tensor raw, Tensor stats, Tensor pool)");
+      "float eps, bool narrow) -> (Tensor alphas, Tensor raw, Tensor stats, Tensor pool)");
   m.def(
       "gate_train_backward(Tensor grad, Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor fc_weight, "
       "Tensor alphas, Tensor raw, Tensor stats, Tensor pool, str activation, int[] columns, bool small, bool frozen, "
-      "str group, bool[] wanted) -> (Tensor x, Tensor weights)");
+      "str group, bool narrow, bool[] wanted) -> (Tensor x, Tensor weights)");
 
   m.def("network_buffer(int floats) -> Tensor");
   m.def("network_workspace(int n, int h, int w, int[] config) -> int");

@@ -38,7 +38,7 @@ class Decoder(nn.Module):
         f = self.merge[3](maps[3])
         for s in (2, 1, 0):
             f = self.merge[s](self._join(maps[s], f))
-        return self.predictor(f)
+        return fused.convolve(self.predictor, f) if fused.is_on(self) else self.predictor(f)
 
     def _join(self, fine: Tensor, coarse: Tensor) -> Tensor:
         if fused.is_on(self):

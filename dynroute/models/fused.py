@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -92,6 +93,24 @@ def norm(conv: Any, x: Tensor) -> Tensor:
     return y
 
 
+def _is_narrow(x: Tensor) -> bool:
+    """Whether what operators keep of their own is bfloat16: where autocast would have plain PyTorch keep it so."""
+    device = x.device.type
+    lowered = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return lowered and x.dtype != torch.float64  # autocast lets that be
+
+
+# Whether torch's convolutions of bfloat16 are faster than its float32 ones on this processor; else many times slower.
+_LOWERED_PAYS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution of a network on fused operators that stays torch's: autocast lowers it where that pays."""
+    lower = x.device.type != "cpu" or _LOWERED_PAYS
+    with nullcontext() if lower else torch.autocast("cpu", enabled=False):
+        return nn.Conv2d.forward(conv, x if lower else x.to(conv.weight.dtype))
+
+
 def _settings(convs: Sequence[Any]) -> dict[str, Any]:
     """What the BatchNorms of one operator have in common; counts the batch, as BatchNorm's forward does."""
     norms = [conv.norm for conv in convs]
@@ -134,6 +153,7 @@ def sepconv(modules: Sequence[Any], x: Tensor, choice: str, residual: bool = Fal
         stride=depthwise[0].stride[0],
         residual=residual,
         final_relu=final_relu,
+        narrow=_is_narrow(x),
         backend=choice,
         **_settings(pointwise),
     )
@@ -151,6 +171,7 @@ def transform(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, choice: str) -> 
         norm.running_var,
         stride=conv.stride[0],
         relu_input=False,
+        narrow=_is_narrow(x),
         backend=choice,
         **_settings([conv]),
     )
@@ -184,6 +205,7 @@ def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float, bridge: float
         factor,
         bridge,
         skip=module.bn != "all",
+        narrow=_is_narrow(x),
         backend=module.train_ops,
         **_settings(convs),
     )
@@ -208,6 +230,7 @@ def gate(of_node: Any, x: Tensor, columns: Sequence[int], choice: str) -> Tensor
         activation=of_node.activation,
         columns=columns,
         small=of_node.small,
+        narrow=_is_narrow(x),
         backend=choice,
         **_settings([of_node.conv]),
     )

@@ -47,9 +47,12 @@ class ConvNorm(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N,Cin,H,W] -> [N,Cout,H',W']."""
-        if self.is_pointwise and fused.is_on(self):
+        if not fused.is_on(self):
+            y = fused.norm(self, super().forward(x))
+        elif self.is_pointwise:
             return fused.transform(self, self.norm, x, self.train_ops)
-        y = fused.norm(self, super().forward(x))
+        else:
+            y = fused.norm(self, fused.convolve(self, x))
         return F.relu(y, inplace=True) if self.relu else y
 
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flops_of, nhwc_empty
+from dynroute.ops.registration import as_weights, flops_of, nhwc_empty, raw_type
 from dynroute.space.wiring import KEEP
 
 
@@ -31,6 +31,7 @@ def gate_train(
     group: str = "",
     momentum: float = 0.1,
     eps: float = 1e-5,
+    narrow: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """[Bilinear x1/4] -> 1x1 -> BatchNorm -> ReLU -> mean over the map -> 1x1 + bias -> activation.
@@ -50,6 +51,7 @@ def gate_train(
         frozen: normalise with the running statistics, and leave them alone.
         group: the processes whose BatchNorms see one batch with this one's, as in `transform_train`.
         momentum, eps: BatchNorm's.
+        narrow: keep the product in bfloat16, as in `transform_train`.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
@@ -62,7 +64,7 @@ def gate_train(
     run = backends.operator("gate_train", backend, x)
     alphas, _, stats, _ = run(
         x, weight, gamma, beta, running_mean, running_var, fc_weight, fc_bias, activation, list(columns), small,
-        frozen, group, eps,
+        frozen, group, eps, narrow,
     )  # fmt: skip
     if not frozen:
         batchnorm.update([running_mean], [running_var], stats, momentum)
@@ -78,7 +80,7 @@ def _register() -> None:
     def _(x, weight, gamma, beta, mean, var, fc_weight, fc_bias, activation, columns, small, *rest):  # type: ignore[no-untyped-def]
         n, _, h, w = x.shape
         m = weight.shape[0]
-        raw = nhwc_empty(x, (n, m, _side(h, small), _side(w, small)))
+        raw = nhwc_empty(x, (n, m, _side(h, small), _side(w, small)), raw_type(x, rest[-1]))
         return x.new_empty((n, 3)), raw, x.new_empty((1, 3, m)), x.new_empty((n, 3, m))
 
     @torch.library.register_fake("dynroute::gate_train_backward")
@@ -90,14 +92,15 @@ def _register() -> None:
         return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), flat
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, gamma, beta, _, _, fc_weight, _, *ctx.options, _ = inputs
+        x, weight, gamma, beta, _, _, fc_weight, _, *options, _, narrow = inputs
+        ctx.options = [*options, narrow]
         ctx.save_for_backward(x, weight, gamma, beta, fc_weight, *output)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
         if grad is None:
-            return (None,) * 14
+            return (None,) * 15
         wanted = [*autograd.needs(ctx)[:2]]
         grad_x, flat = torch.ops.dynroute.gate_train_backward(grad, *ctx.saved_tensors, *ctx.options, wanted)
         _, weight, gamma, beta, fc_weight, *_ = ctx.saved_tensors
@@ -107,7 +110,7 @@ def _register() -> None:
         )
         return (
             grad_x if wanted[0] else None, of_weight[0] if wanted[1] else None, of_gamma, of_beta, None, None, of_fc,
-            of_bias, *[None] * 6,
+            of_bias, *[None] * 7,
         )  # fmt: skip
 
     autograd.register("gate_train", backward, setup_context)
@@ -124,7 +127,7 @@ def _register() -> None:
     @register_flop_formula(torch.ops.dynroute.gate_train_backward)
     def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
         of_map, of_fc = macs(x, weight, args[2], args[9])
-        return 2 * (sum(args[12]) * of_map + 2 * of_fc)
+        return 2 * (sum(args[-1]) * of_map + 2 * of_fc)
 
 
 if library.why_not_loaded() is None:

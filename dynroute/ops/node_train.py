@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flops_of, nhwc_empty
+from dynroute.ops.registration import as_weights, flops_of, nhwc_empty, raw_type
 
 
 class NodeOutput(NamedTuple):
@@ -43,6 +43,7 @@ def node_train(
     momentum: float = 0.1,
     eps: float = 1e-5,
     group: str = "",
+    narrow: bool = False,
     backend: str = "auto",
 ) -> NodeOutput:
     """H = ReLU(x + factor * sepconv(x)); keep = alpha * H, up and down = alpha * ReLU(BatchNorm(1x1(H))).
@@ -71,6 +72,8 @@ def node_train(
         group: the processes whose BatchNorms see one batch with this one's, by torch.distributed's name of the group
             (`dist.group.WORLD.group_name`); all of them have to call. "": this process alone. Statistics are then of
             all; gradients of gamma and beta stay those of the own samples, to be averaged with the other weights'.
+        narrow: keep the raw outputs in bfloat16 (of float32 maps only): half of that memory. What is made of them, the
+            statistics too, is made of the rounded values; gradients pass the rounding unchanged.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Raises:
@@ -80,8 +83,9 @@ def node_train(
     run = backends.operator("node_train", backend, x)
     weights = [list(values) for values in (gamma, beta, running_mean, running_var)]
     keep, up_out, down_out, *_, stats = run(
-        x, alphas, list(depthwise), list(pointwise), up, down, *weights, factor, bridge, skip, frozen, group, eps
-    )
+        x, alphas, list(depthwise), list(pointwise), up, down, *weights,
+        factor, bridge, skip, frozen, group, eps, narrow,
+    )  # fmt: skip
     if not frozen:
         batchnorm.update(running_mean, running_var, stats, momentum)
     return NodeOutput(keep, None if up is None else up_out, None if down is None else down_out)
@@ -92,14 +96,15 @@ def _register() -> None:
     def _(x, alphas, depthwise, pointwise, up, down, gamma, *rest):  # type: ignore[no-untyped-def]
         n, c, h, w = x.shape
 
-        def path(weight: Tensor | None, h: int, w: int) -> Tensor:
-            return x.new_empty(0) if weight is None else nhwc_empty(x, (n, weight.shape[0], h, w))
+        kept = raw_type(x, rest[-1])
+
+        def path(weight: Tensor | None, h: int, w: int, dtype: torch.dtype) -> Tensor:
+            return x.new_empty(0, dtype=dtype) if weight is None else nhwc_empty(x, (n, weight.shape[0], h, w), dtype)
 
         small = (h + 1) // 2, (w + 1) // 2
-        outputs = path(up, h, w), path(down, *small)
-        stats = x.new_empty(3 * sum(g.shape[0] for g in gamma))
-        raw = nhwc_empty(x, (len(pointwise) * n, c, h, w))
-        return nhwc_empty(x, (n, c, h, w)), *outputs, raw, path(up, h, w), path(down, *small), stats
+        outputs = path(up, h, w, x.dtype), path(down, *small, x.dtype)
+        raws = nhwc_empty(x, (len(pointwise) * n, c, h, w), kept), path(up, h, w, kept), path(down, *small, kept)
+        return nhwc_empty(x, (n, c, h, w)), *outputs, *raws, x.new_empty(3 * sum(g.shape[0] for g in gamma))
 
     @torch.library.register_fake("dynroute::node_train_backward")
     def _(grad_keep, grad_up, grad_down, x, alphas, depthwise, pointwise, up, down, gamma, *rest):  # type: ignore[no-untyped-def]
@@ -110,7 +115,8 @@ def _register() -> None:
         return nhwc_empty(x, (n if wants_x else 0, c, h, w)), torch.empty_like(alphas), x.new_empty(size)
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, alphas, depthwise, pointwise, up, down, gamma, beta, _, _, factor, *ctx.options, _ = inputs
+        x, alphas, depthwise, pointwise, up, down, gamma, beta, _, _, factor, *options, _, narrow = inputs
+        ctx.options = [*options, narrow]
         ctx.stages, ctx.norms = len(depthwise), len(gamma)
         made = output[3:]
         ctx.save_for_backward(x, alphas, up, down, factor, *made, *depthwise, *pointwise, *gamma, *beta)
@@ -124,7 +130,7 @@ def _register() -> None:
         k, norms, needs = ctx.stages, ctx.norms, autograd.needs(ctx)
         none: list[list[None]] = [[None] * k, [None] * norms]
         if grad_keep is None and grad_up is None and grad_down is None:
-            return None, None, none[0], none[0], None, None, *[none[1]] * 4, *[None] * 6
+            return None, None, none[0], none[0], None, None, *[none[1]] * 4, *[None] * 7
         depthwise, pointwise, gamma, beta = (
             weights[:k], weights[k : 2 * k], weights[2 * k : 2 * k + norms], weights[2 * k + norms :]
         )  # fmt: skip
@@ -146,7 +152,7 @@ def _register() -> None:
             None if down is None else next(of_paths),
             grads[-2 * norms : -norms],
             grads[-norms:],
-            none[1], none[1], *[None] * 6,
+            none[1], none[1], *[None] * 7,
         )  # fmt: skip
 
     autograd.register("node_train", backward, setup_context)

@@ -168,11 +168,13 @@ def sepconv_train(
     frozen: bool = False,
     group: str = "",
     eps: float = 1e-5,
+    narrow: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     here = x if open is None else x[open]
     y, raws, stats = here, [], []
     for k, (dw, pw) in enumerate(zip(depthwise, pointwise)):
         raw = F.conv2d(F.conv2d(y, dw, padding=1, stride=stride if k == 0 else 1, groups=y.shape[1]), pw)
+        raw = _narrowed(raw) if narrow else raw
         y, of_stage = batch_norm(raw, gamma[k], beta[k], running_mean[k], running_var[k], frozen, group, eps)
         if k < len(depthwise) - 1:
             y = y.relu()
@@ -199,9 +201,11 @@ def transform_train(
     frozen: bool = False,
     group: str = "",
     eps: float = 1e-5,
+    narrow: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     here = x if open is None else x[open]
     raw = F.conv2d(here.relu() if relu_input else here, weight, stride=stride)
+    raw = _narrowed(raw) if narrow else raw
     y, stats = batch_norm(raw, gamma, beta, running_mean, running_var, frozen, group, eps)
     return _scattered(y.relu(), open, x), _scattered(raw, open, x).detach(), stats[None]
 
@@ -223,6 +227,7 @@ def node_train(
     frozen: bool = False,
     group: str = "",
     eps: float = 1e-5,
+    narrow: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     k = len(depthwise)
     norms = list(zip(gamma, beta, running_mean, running_var))
@@ -241,6 +246,7 @@ def node_train(
         frozen=frozen,
         group=group,
         eps=eps,
+        narrow=narrow,
     )
     if factor is not None:
         y = y * factor.view(-1, 1, 1, 1)
@@ -260,7 +266,7 @@ def node_train(
             continue
         taken = open & is_path_open(alphas)[:, path] if skip else open
         norm = norms[k + len(all_stats) - 1]
-        out, raw_of, stats = transform_train(hidden, weight, *norm, taken, stride, False, frozen, group, eps)
+        out, raw_of, stats = transform_train(hidden, weight, *norm, taken, stride, False, frozen, group, eps, narrow)
         outputs.append(out * alphas[:, path].view(-1, 1, 1, 1))
         raws.append(raw_of)
         all_stats.append(stats.flatten())
@@ -291,8 +297,10 @@ def gate_train(
     frozen: bool = False,
     group: str = "",
     eps: float = 1e-5,
+    narrow: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     raw = F.conv2d(quarter(x) if small else x, weight)
+    raw = _narrowed(raw) if narrow else raw
     y, stats = batch_norm(raw, gamma, beta, running_mean, running_var, frozen, group, eps)
     pooled = y.relu().mean((2, 3), keepdim=True)
     made = _activated("gate_train", F.conv2d(pooled, fc_weight, fc_bias).flatten(1), activation)
@@ -301,6 +309,11 @@ def gate_train(
     apart = (raw - stats[0].view(1, -1, 1, 1)) * (y > 0)
     pool = torch.stack([pooled[:, :, 0, 0], (y > 0).sum((2, 3)).to(y.dtype), apart.sum((2, 3))], 1)
     return alphas, raw.detach(), stats[None], pool.detach()
+
+
+def _narrowed(raw: Tensor) -> Tensor:
+    """Rounded to bfloat16, in its own type; the gradient passes unchanged."""
+    return raw + (raw.detach().to(torch.bfloat16).to(raw.dtype) - raw.detach())
 
 
 def _scattered(value: Tensor, open: Tensor | None, x: Tensor) -> Tensor:

@@ -10,9 +10,14 @@ from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 
 
-def nhwc_empty(x: Tensor, shape: Sequence[Any]) -> Tensor:
-    """An uninitialised tensor in channels_last, of x's type and device."""
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def nhwc_empty(x: Tensor, shape: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor in channels_last, on x's device and of its type, if none is given."""
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def raw_type(x: Tensor, narrow: bool) -> torch.dtype:
+    """What the training operators keep raw outputs in."""
+    return torch.bfloat16 if narrow else x.dtype
 
 
 def flops_of(shape: Any) -> Any:

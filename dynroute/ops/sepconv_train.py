@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flops_of, nhwc_empty
+from dynroute.ops.registration import as_weights, flops_of, nhwc_empty, raw_type
 
 
 def sepconv_train(
@@ -30,6 +30,7 @@ def sepconv_train(
     momentum: float = 0.1,
     eps: float = 1e-5,
     group: str = "",
+    narrow: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """One to three times depthwise 3x3 -> pointwise -> BatchNorm, with ReLU between them [+ x] [-> ReLU].
@@ -51,6 +52,8 @@ def sepconv_train(
         group: the processes whose BatchNorms see one batch with this one's, by torch.distributed's name of the group
             (`dist.group.WORLD.group_name`); all of them have to call. "": this process alone. Statistics are then of
             all; gradients of gamma and beta stay those of the own samples, to be averaged with the other weights'.
+        narrow: keep the raw outputs in bfloat16 (of float32 maps only): half of that memory. What is made of them, the
+            statistics too, is made of the rounded values; gradients pass the rounding unchanged.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
@@ -62,7 +65,7 @@ def sepconv_train(
     """
     run = backends.operator("sepconv_train", backend, x)
     lists = [list(values) for values in (depthwise, pointwise, gamma, beta, running_mean, running_var)]
-    out, _, stats = run(x, *lists, open, stride, residual, final_relu, frozen, group, eps)
+    out, _, stats = run(x, *lists, open, stride, residual, final_relu, frozen, group, eps, narrow)
     if not frozen:
         batchnorm.update(running_mean, running_var, stats, momentum)
     return out
@@ -74,7 +77,8 @@ def _register() -> None:
         n, _, h, w = x.shape
         stages, c = len(pointwise), pointwise[-1].shape[0]
         h, w = (h - 1) // stride + 1, (w - 1) // stride + 1
-        return nhwc_empty(x, (n, c, h, w)), nhwc_empty(x, (stages * n, c, h, w)), x.new_empty((stages, 3, c))
+        raw = nhwc_empty(x, (stages * n, c, h, w), raw_type(x, rest[-1]))
+        return nhwc_empty(x, (n, c, h, w)), raw, x.new_empty((stages, 3, c))
 
     @torch.library.register_fake("dynroute::sepconv_train_backward")
     def _(grad, x, depthwise, pointwise, gamma, *rest):  # type: ignore[no-untyped-def]
@@ -85,7 +89,8 @@ def _register() -> None:
         return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), x.new_empty(size)
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, depthwise, pointwise, gamma, beta, _, _, open, *ctx.options, _ = inputs
+        x, depthwise, pointwise, gamma, beta, _, _, open, *options, _, narrow = inputs
+        ctx.options = [*options, narrow]
         _, raw, stats = output
         ctx.stages = len(depthwise)
         ctx.save_for_backward(x, open, raw, stats, *depthwise, *pointwise, *gamma, *beta)
@@ -95,7 +100,7 @@ def _register() -> None:
     def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
         k, needs = ctx.stages, autograd.needs(ctx)
         if grad is None:
-            return None, *[[None] * k] * 6, *[None] * 7
+            return None, *[[None] * k] * 6, *[None] * 8
         x, open, raw, stats, *weights = ctx.saved_tensors
         depthwise, pointwise, gamma, beta = (weights[i * k : (i + 1) * k] for i in range(4))
         wanted = [needs[0], any(needs[1]), any(needs[2])]
@@ -109,7 +114,7 @@ def _register() -> None:
             grad_x if wanted[0] else None,
             grads[:k] if wanted[1] else none,
             grads[-3 * k : -2 * k] if wanted[2] else none,
-            grads[-2 * k : -k], grads[-k:], none, none, *[None] * 7,
+            grads[-2 * k : -k], grads[-k:], none, none, *[None] * 8,
         )  # fmt: skip
 
     autograd.register("sepconv_train", backward, setup_context)
@@ -127,7 +132,7 @@ def _register() -> None:
 
     @register_flop_formula(torch.ops.dynroute.sepconv_train_backward)
     def _(grad, x, depthwise, pointwise, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        stride, wanted = args[5], args[10]
+        stride, wanted = args[5], args[-1]
         taps, products = macs(x, pointwise, stride)
         # depthwise outputs are made again for the products' weights
         return 2 * ((1 + wanted[2]) * products + (1 + wanted[1] + wanted[2]) * taps)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flops_of, nhwc_empty
+from dynroute.ops.registration import as_weights, flops_of, nhwc_empty, raw_type
 
 
 def transform_train(
@@ -27,6 +27,7 @@ def transform_train(
     momentum: float = 0.1,
     eps: float = 1e-5,
     group: str = "",
+    narrow: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """[ReLU ->] 1x1 convolution with a stride -> BatchNorm -> ReLU.
@@ -46,6 +47,8 @@ def transform_train(
         group: the processes whose BatchNorms see one batch with this one's, by torch.distributed's name of the group
             (`dist.group.WORLD.group_name`); all of them have to call. "": this process alone. Statistics are then of
             all; gradients of gamma and beta stay those of the own samples, to be averaged with the other weights'.
+        narrow: keep the raw outputs in bfloat16 (of float32 maps only): half of that memory. What is made of them, the
+            statistics too, is made of the rounded values; gradients pass the rounding unchanged.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
@@ -56,7 +59,8 @@ def transform_train(
         ValueError: an unknown backend or group.
     """
     run = backends.operator("transform_train", backend, x)
-    out, _, stats = run(x, weight, gamma, beta, running_mean, running_var, open, stride, relu_input, frozen, group, eps)
+    norm = gamma, beta, running_mean, running_var
+    out, _, stats = run(x, weight, *norm, open, stride, relu_input, frozen, group, eps, narrow)
     if not frozen:
         batchnorm.update([running_mean], [running_var], stats, momentum)
     return out
@@ -67,7 +71,7 @@ def _register() -> None:
     def _(x, weight, gamma, beta, running_mean, running_var, open, stride, *rest):  # type: ignore[no-untyped-def]
         n, _, h, w = x.shape
         shape = (n, weight.shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1)
-        return nhwc_empty(x, shape), nhwc_empty(x, shape), x.new_empty((1, 3, weight.shape[0]))
+        return nhwc_empty(x, shape), nhwc_empty(x, shape, raw_type(x, rest[-1])), x.new_empty((1, 3, weight.shape[0]))
 
     @torch.library.register_fake("dynroute::transform_train_backward")
     def _(grad, x, weight, *rest):  # type: ignore[no-untyped-def]
@@ -77,21 +81,22 @@ def _register() -> None:
         return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), flat
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, gamma, beta, _, _, open, *ctx.options, _ = inputs
+        x, weight, gamma, beta, _, _, open, *options, _, narrow = inputs
+        ctx.options = [*options, narrow]
         ctx.save_for_backward(x, weight, gamma, beta, *output[1:], open)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
         if grad is None:
-            return (None,) * 12
+            return (None,) * 13
         *saved, open = ctx.saved_tensors
         wanted = [*autograd.needs(ctx)[:2]]
         grad_x, flat = torch.ops.dynroute.transform_train_backward(grad, *saved, open, *ctx.options, wanted)
         _, weight, gamma, beta, *_ = saved
         *grad_weight, grad_gamma, grad_beta = as_weights(flat, [weight, gamma, beta] if wanted[1] else [gamma, beta])
         return (
-            grad_x if wanted[0] else None, grad_weight[0] if wanted[1] else None, grad_gamma, grad_beta, *[None] * 8,
+            grad_x if wanted[0] else None, grad_weight[0] if wanted[1] else None, grad_gamma, grad_beta, *[None] * 9,
         )  # fmt: skip
 
     autograd.register("transform_train", backward, setup_context)
@@ -106,7 +111,7 @@ def _register() -> None:
 
     @register_flop_formula(torch.ops.dynroute.transform_train_backward)
     def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return sum(args[9]) * flops(x, weight, args[5])
+        return sum(args[-1]) * flops(x, weight, args[5])
 
 
 if library.why_not_loaded() is None:

@@ -53,6 +53,7 @@ int failures = 0;
 
 struct Report {
   const char* kernel;
+  double tolerance = kTolerance;
   int cases = 0;
   double error = 0;
   void fail(const std::string& name, const std::string& what) {
@@ -87,7 +88,7 @@ void compare(Report& report, const std::string& name, const Values& out) {
   }
   ++report.cases;
   report.error = std::max(report.error, error / largest);
-  if (error > kTolerance * largest) report.fail(name, "an error of " + std::to_string(error / largest));
+  if (error > report.tolerance * largest) report.fail(name, "an error of " + std::to_string(error / largest));
 }
 
 struct Counts {

@@ -22,13 +22,62 @@ void on_grid(Values& values, double range, double unit, bool odd) {
     values.set(i, (std::floor(values.data<double>()[i] / unit) + (odd ? 0.5 : 0)) * unit);
 }
 
-// A map [kBatch, h, w, c] that is read: NaN in the sample that takes no part. On the grid of 1/16.
+bool narrow = false;  // whether the float kernels read and write raw outputs as bfloat16
+constexpr double kNarrowTolerance = 1.0 / 64;  // of what they write so: sums of values of 8 bits
+
+bf16 upper_half(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return {uint16_t(bits >> 16)};
+}
+
+// A map [kBatch, h, w, c] that is read: NaN in the sample that takes no part. On the grid of 1/16, hence the same
+// numbers in bfloat16.
 struct Map : Values {
-  Map(int h, int w, int c, bool all = false) : Values(int64_t(kBatch) * h * w * c) {
+  Map(int h, int w, int c, bool all = false)
+      : Values(int64_t(kBatch) * h * w * c), narrow_(size_t(size) * sizeof(bf16)) {
     on_grid(*this, 1.5, 1.0 / 16, false);
     const int64_t of_sample = size / kBatch;
     for (int64_t i = of_sample; i < 2 * of_sample && !all; ++i) set(i, std::nan(""));
+    for (int64_t i = 0; i < size; ++i) static_cast<bf16*>(narrow_.data())[i] = upper_half(data<float>()[i]);
   }
+  template <class T>
+  Raw<T> raw() const {
+    if (narrow && sizeof(T) == sizeof(float)) return {nullptr, static_cast<const bf16*>(narrow_.data())};
+    return {data<T>(), nullptr};
+  }
+
+ private:
+  check::Guarded narrow_;
+};
+
+// Where a kernel writes raw outputs: `to` itself or, narrow, memory of its own that is widened into it in the end.
+template <class T>
+class RawTarget {
+ public:
+  RawTarget(T* to, int64_t size) : to_(to), size_(size), narrow_(size_t(size) * sizeof(bf16)) {
+    std::fill_n(values(), size, kNone);
+  }
+  ~RawTarget() {
+    for (int64_t i = 0; i < size_ && is_narrow(); ++i) {
+      const uint32_t bits = uint32_t(values()[i].bits) << 16;
+      float value;
+      std::memcpy(&value, &bits, sizeof(value));
+      if (values()[i].bits != kNone.bits) to_[i] = T(value);
+    }
+  }
+  RawOut<T> get() const {
+    if (is_narrow()) return {nullptr, values()};
+    return {to_, nullptr};
+  }
+
+ private:
+  static constexpr bf16 kNone = {0x7fc1};  // a NaN that no kernel writes
+  bool is_narrow() const { return narrow && to_ && sizeof(T) == sizeof(float); }
+  bf16* values() const { return static_cast<bf16*>(narrow_.data()); }
+  T* to_;
+  int64_t size_;
+  check::Guarded narrow_;
 };
 
 struct Uniform : Values {
@@ -47,7 +96,7 @@ struct Norm {
 
 template <class T>
 TrainOutput<T> output_of(const Map& y, const Norm& norm, bool relu, const Map* residual) {
-  return {y.data<T>(),          norm.mean.data<T>(),  norm.invstd.data<T>(),
+  return {y.raw<T>(),           norm.mean.data<T>(),  norm.invstd.data<T>(),
           relu,                 norm.scale.data<T>(), norm.shift.data<T>(),
           residual ? residual->data<T>() : nullptr};
 }
@@ -81,7 +130,7 @@ struct StageValues {
   template <class T>
   TrainStage<T> get() const {
     TrainStage<T> stage = {};
-    stage.input.x = x.data<T>();
+    stage.input.x = before == Before::kNorm ? x.raw<T>() : Raw<T>{x.data<T>()};  // else it is no raw output
     if (before == Before::kNorm) stage.input.scale = input_norm.scale.data<T>();
     if (before == Before::kNorm) stage.input.shift = input_norm.shift.data<T>();
     stage.input.relu = before != Before::kNothing;

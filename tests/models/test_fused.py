@@ -72,6 +72,30 @@ def test_step_under_autocast() -> None:
 
 
 @needs_library
+def test_memory_under_autocast() -> None:
+    """What a step keeps shrinks where autocast to bfloat16 asks for it, not where it asks for float16."""
+    net = random_network(channels=32, layers=8).train().use_ops("cpu")
+    images = random_images(2, 128, 128).contiguous(memory_format=torch.channels_last)
+    kept = {}
+    for dtype in (None, torch.float16, torch.bfloat16):
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None),
+        ):
+            out = net(images)  # held while sizes are summed
+        kept[dtype] = sum(sizes.values())
+        del out
+    assert kept[torch.bfloat16] < 0.75 * kept[None]
+    assert kept[torch.float16] > 0.95 * kept[None]
+
+
+@needs_library
 def test_frozen_statistics() -> None:
     """BatchNorm modules in evaluation mode inside a network that trains keep their statistics."""
     net = random_network(channels=16, layers=4).train().double()

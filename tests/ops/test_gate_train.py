@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +112,18 @@ def test_any_shape(
     close(trained(ops.gate_train, args, backend="cpu", **options), trained(torch_gate, args, **options))
 
 
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("c, h, w", [(8, 9, 13), (24, 33, 34), (128, 9, 20)])
+def test_narrow(c: int, h: int, w: int, small: bool) -> None:
+    """The product in bfloat16: what the reference makes of the rounded values."""
+    args = cases.gate_train(3, c, h, w, 3)
+    run = functools.partial(trained, ops.gate_train, args, columns=COLUMNS[3], small=small, narrow=True)
+    for a, e in zip(run(backend="cpu"), run(backend="reference"), strict=True):
+        assert (a - e).norm() <= 0.01 * e.norm() + 1e-6
+    raw = torch.ops.dynroute.gate_train(*args, "tanh", list(COLUMNS[3]), small, False, "", 1e-5, True)[1]
+    assert raw.dtype == torch.bfloat16
+
+
 def test_wide_maps() -> None:
     """Rows longer than a tile of pixels."""
     for c, h, w, small in ((8, 3, 230, False), (16, 9, 500, True), (8, 4, 1001, True)):
@@ -191,24 +204,25 @@ def test_gradcheck(activation: str, small: bool, frozen: bool, backend: str) -> 
     assert torch.autograd.gradcheck(run, flat, fast_mode=True)
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_opcheck(activation: str, small: bool) -> None:
+def test_opcheck(activation: str, small: bool, narrow: bool) -> None:
     args = cases.gate_train(3, 8, 6, 9, 2)
     given = tuple(a.clone().requires_grad_(i in DIFFERENTIATED) for i, a in enumerate(args))
     options = (activation, [KEEP, UP], small, False, "")
-    torch.library.opcheck(torch.ops.dynroute.gate_train.default, (*given, *options, 1e-5))
-    made = torch.ops.dynroute.gate_train(*args, *options, 1e-5)
+    torch.library.opcheck(torch.ops.dynroute.gate_train.default, (*given, *options, 1e-5, narrow))
+    made = torch.ops.dynroute.gate_train(*args, *options, 1e-5, narrow)
     x, weight, gamma, beta, _, _, fc_weight, _ = args
     for wanted in ([True, True], [False, True], [True, False], [False, False]):
-        saved = (cases.normal(3, 3), x, weight, gamma, beta, fc_weight, *made, *options, wanted)
+        saved = (cases.normal(3, 3), x, weight, gamma, beta, fc_weight, *made, *options, narrow, wanted)
         torch.library.opcheck(torch.ops.dynroute.gate_train_backward.default, saved)
 
 
 def test_pool() -> None:
     """What is kept of each sample and channel is what the reference says it is."""
     args = cases.gate_train(2, 16, 12, 9, 2, dtype=F64)
-    options = ("tanh", [KEEP, UP], False, False, "", 1e-5)
+    options = ("tanh", [KEEP, UP], False, False, "", 1e-5, False)
     close(list(torch.ops.dynroute.gate_train(*args, *options)), list(ops.reference.gate_train(*args, *options)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -77,6 +78,13 @@ def close(actual: list[Tensor], expected: list[Tensor]) -> None:
             )
 
 
+def alike(actual: list[Tensor], expected: list[Tensor]) -> None:
+    """On the whole: where a value rounds to another bfloat16, a ReLU may let through what it held back."""
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert a.shape == e.shape and a.dtype == e.dtype
+        assert (a - e).norm() <= 0.01 * e.norm() + 1e-6, f"{i}: off by {(a - e).norm() / e.norm():.2g} of its norm"
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "all")
 @pytest.mark.parametrize("paths", ["ud", "u", "d", ""])
 @pytest.mark.parametrize("c, h, w", [(8, 2, 2), (16, 7, 5), (64, 13, 9), (24, 5, 141), (128, 10, 16)])
@@ -90,6 +98,26 @@ def test_matches_the_reference(c: int, h: int, w: int, paths: str, options: dict
 def test_float32(c: int, h: int, w: int, paths: str) -> None:
     args = cases.node_train(4, c, h, w, 2, paths)
     close(trained(args, backend="cpu"), trained(args, backend="reference"))
+
+
+@pytest.mark.parametrize("options", [{}, {"skip": True}, {"frozen": True}], ids=lambda o: "-".join(o) or "all")
+@pytest.mark.parametrize("paths", ["ud", "d", ""])
+@pytest.mark.parametrize("c, h, w", [(8, 2, 2), (24, 5, 41), (64, 13, 9), (256, 8, 8)])
+def test_narrow(c: int, h: int, w: int, paths: str, options: dict[str, Any]) -> None:
+    """Raw outputs in bfloat16: what the reference makes of the rounded values."""
+    args = cases.node_train(4, c, h, w, 2, paths)
+    run = functools.partial(trained, args, narrow=True, **options)
+    alike(run(backend="cpu"), run(backend="reference"))
+
+
+def test_narrow_is_kept() -> None:
+    args = cases.node_train(3, 8, 6, 5)
+    made = torch.ops.dynroute.node_train(*args, None, 0.0, True, False, "", 1e-5, True)
+    *maps, raw, up_raw, down_raw, stats = made
+    assert all(kept.dtype == torch.bfloat16 for kept in (raw, up_raw, down_raw))
+    assert all(of.dtype == torch.float32 for of in (*maps, stats))
+    with pytest.raises(RuntimeError, match="node_train: narrow: wanted float32 maps, got float64"):
+        ops.node_train(*cases.node_train(3, 8, 6, 5, dtype=F64), narrow=True, backend="cpu")
 
 
 @pytest.mark.parametrize("bridge", [0.0, 0.8])
@@ -213,7 +241,8 @@ def test_opcheck(paths: str) -> None:
     args = cases.node_train(3, 8, 6, 5, paths=paths)
     args[1].fill_(0.5)
     given = [copies(a, i < DIFFERENTIATED) for i, a in enumerate(args)]
-    torch.library.opcheck(torch.ops.dynroute.node_train.default, (*given, None, 0.0, True, False, "", 1e-5))
+    for narrow in (False, True):
+        torch.library.opcheck(torch.ops.dynroute.node_train.default, (*given, None, 0.0, True, False, "", 1e-5, narrow))
 
 
 def test_compile() -> None:

@@ -180,5 +180,5 @@ def test_no_group() -> None:
             ops.transform_train(*args, group="0", backend=backend)
         ops.transform_train(*args, group="0", frozen=True, backend=backend)
     with pytest.raises(RuntimeError, match="transform_train: group: could not gather from the processes of '0'"):
-        torch.ops.dynroute.transform_train(*args, None, 1, True, False, "0", 1e-5)
+        torch.ops.dynroute.transform_train(*args, None, 1, True, False, "0", 1e-5, False)
     assert isinstance(synchronise.failure(), ValueError) and synchronise.failure() is None

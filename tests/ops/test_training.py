@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,13 @@ def close(actual: list[Tensor], expected: list[Tensor]) -> None:
             )
 
 
+def alike(actual: list[Tensor], expected: list[Tensor]) -> None:
+    """On the whole: where a value rounds to another bfloat16, a ReLU may let through what it held back."""
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert a.shape == e.shape and a.dtype == e.dtype
+        assert (a - e).norm() <= 0.01 * e.norm() + 1e-6, f"{i}: off by {(a - e).norm() / e.norm():.2g} of its norm"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("c, h, w", [(8, 1, 2), (16, 7, 5), (24, 13, 9), (64, 33, 34), (128, 9, 20), (40, 5, 140)])
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -92,6 +100,37 @@ def test_transform(c: int, out: int, h: int, w: int, dtype: torch.dtype) -> None
         expected = trained(torch_transform, args, TRANSFORM, **options)
         for backend in ("cpu", "reference"):
             close(trained(ops.transform_train, args, TRANSFORM, backend=backend, **options), expected)
+
+
+@pytest.mark.parametrize("open", [None, OPEN])
+@pytest.mark.parametrize("c, h, w", [(8, 3, 2), (24, 13, 9), (64, 33, 34), (40, 5, 140)])
+def test_narrow(c: int, h: int, w: int, open: Tensor | None) -> None:
+    """Raw outputs in bfloat16: what the reference makes of the rounded values."""
+    args = cases.sepconv_train(3, c, h, w)
+    for options in (dict(residual=True, final_relu=True), dict(stride=2)):
+        run = functools.partial(trained, ops.sepconv_train, args, SEPCONV, open=open, narrow=True, **options)
+        alike(run(backend="cpu"), run(backend="reference"))
+    args = cases.transform_train(3, c, h, w, 2 * c)
+    run = functools.partial(trained, ops.transform_train, args, TRANSFORM, open=open, narrow=True)
+    alike(run(backend="cpu"), run(backend="reference"))
+
+
+def test_narrow_is_kept() -> None:
+    args = cases.sepconv_train(3, 8, 6, 5)
+    _, raw, stats = torch.ops.dynroute.sepconv_train(*args, OPEN, 1, True, True, False, "", 1e-5, True)
+    assert raw.dtype == torch.bfloat16 and stats.dtype == torch.float32 and (raw.unflatten(0, (2, 3))[:, 1] == 0).all()
+    _, wide, _ = torch.ops.dynroute.sepconv_train(*args, OPEN, 1, True, True, False, "", 1e-5, False)
+    assert torch.equal(raw[:3], wide[:3].bfloat16())  # the first stage's; the second's inputs differ
+    _, raw, _ = torch.ops.dynroute.transform_train(
+        *cases.transform_train(3, 8, 6, 5, 16), None, 1, True, False, "", 1e-5, True
+    )
+    assert raw.dtype == torch.bfloat16
+    for op, args in (
+        ("sepconv_train", cases.sepconv_train(3, 8, 6, 5, dtype=F64)),
+        ("transform_train", cases.transform_train(3, 8, 6, 5, 16, F64)),
+    ):
+        with pytest.raises(RuntimeError, match=rf"{op}: narrow: wanted float32 maps, got float64"):
+            getattr(ops, op)(*args, narrow=True, backend="cpu")
 
 
 @settings(max_examples=40, deadline=None)
@@ -195,12 +234,15 @@ def test_gradcheck(backend: str, frozen: bool, stages: int, stride: int, residua
 def test_opcheck(open: Tensor | None) -> None:
     args = cases.sepconv_train(3, 8, 6, 5)
     given = [copies(a, i < SEPCONV) for i, a in enumerate(args)]
-    torch.library.opcheck(
-        torch.ops.dynroute.sepconv_train.default, (*given, open, 1, True, True, False, "", 1e-5)
-    )  # fmt: skip
+    for narrow in (False, True):
+        torch.library.opcheck(
+            torch.ops.dynroute.sepconv_train.default, (*given, open, 1, True, True, False, "", 1e-5, narrow)
+        )
     args = cases.transform_train(3, 8, 6, 5, 16)
     given = [copies(a, i < TRANSFORM) for i, a in enumerate(args)]
-    torch.library.opcheck(torch.ops.dynroute.transform_train.default, (*given, open, 2, True, False, "", 1e-5))
+    for narrow in (False, True):
+        options = (open, 2, True, False, "", 1e-5, narrow)
+        torch.library.opcheck(torch.ops.dynroute.transform_train.default, (*given, *options))
 
 
 def test_compile() -> None:

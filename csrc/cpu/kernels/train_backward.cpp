@@ -22,29 +22,31 @@ void train_sums(const TrainSumsJob<T>& given, int task) {
   T *sums = job.sums + int64_t(task) * 2 * job.c, *products = sums + job.c;
   for (int c = 0; c < 2 * job.c; ++c) sums[c] = 0;
   T dot[Vec<T>::width] = {};
-  for (int at = 0; at < pixels; at += kChunk) {
-    const int some = min(kChunk, pixels - at);
-    for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-      const Vec<T> minus = Vec<T>::set(-1) * load(output.mean + c), invstd = load(output.invstd + c);
-      Vec<T> sum = Vec<T>::set(0), product = sum;
-      int64_t from = first + int64_t(at) * job.c + c;
-      for (int i = 0; i < some; ++i, from += job.c) {
-        const Vec<T> y = load(output.y + from);
-        const Vec<T> g = through_relu(output, weight * load(job.grad + from), y, from, c, load);
-        sum = sum + g, product = fma(g, (y + minus) * invstd, product);
-      }
-      store(sums + c, load(sums + c) + sum), store(products + c, load(products + c) + product);
-      if (job.dots) {
-        // of what the ReLU let through: out = scale * y + shift there
-        Vec<T> behind = Vec<T>::set(0);
-        const Vec<T> scale = load(output.scale + c), shift = load(output.shift + c);
-        from = first + int64_t(at) * job.c + c;
-        for (int i = 0; i < some; ++i, from += job.c)
-          behind = fma(load(job.grad + from), relu(fma(scale, load(output.y + from), shift)), behind);
-        (Vec<T>::load(dot) + behind).store(dot);
-      }
-    });
-  }
+  with_values(output.y, [&](auto* raw) DYNROUTE_ALWAYS {
+    for (int at = 0; at < pixels; at += kChunk) {
+      const int some = min(kChunk, pixels - at);
+      for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+        const Vec<T> minus = Vec<T>::set(-1) * load(output.mean + c), invstd = load(output.invstd + c);
+        Vec<T> sum = Vec<T>::set(0), product = sum;
+        int64_t from = first + int64_t(at) * job.c + c;
+        for (int i = 0; i < some; ++i, from += job.c) {
+          const Vec<T> y = load(raw + from);
+          const Vec<T> g = through_relu(output, weight * load(job.grad + from), y, from, c, load);
+          sum = sum + g, product = fma(g, (y + minus) * invstd, product);
+        }
+        store(sums + c, load(sums + c) + sum), store(products + c, load(products + c) + product);
+        if (job.dots) {
+          // of what the ReLU let through: out = scale * y + shift there
+          Vec<T> behind = Vec<T>::set(0);
+          const Vec<T> scale = load(output.scale + c), shift = load(output.shift + c);
+          from = first + int64_t(at) * job.c + c;
+          for (int i = 0; i < some; ++i, from += job.c)
+            behind = fma(load(job.grad + from), relu(fma(scale, load(raw + from), shift)), behind);
+          (Vec<T>::load(dot) + behind).store(dot);
+        }
+      });
+    }
+  });
   if (!job.dots) return;
   job.dots[task] = 0;
   for (T lane : dot) job.dots[task] += lane;
@@ -232,33 +234,35 @@ void train_depthwise(const TrainDepthwiseJob<T>& given, int task) {
     const TrainInput<T> input = stage.input;
     const TrainOutput<T> passed = job.passed;
     if (!input.relu && !job.added && !job.more && !sums) continue;
-    const T *x = in.raw(y), *added = job.added ? job.added + first + y * row_size : nullptr;
+    const T* added = job.added ? job.added + first + y * row_size : nullptr;
     const Vec<T> more_weight = Vec<T>::set(job.more ? job.more_weight[band.sample] : T(0));
     const T* more = job.more && job.more_weight[band.sample] != 0 ? job.more + first + y * row_size : nullptr;
-    for (int column = 0; column < stage.w_in; column += kChunk) {
-      const int64_t row_end = int64_t(min(column + kChunk, stage.w_in)) * c;
-      for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
-        Vec<T> sum = Vec<T>::set(0), product = sum, minus = sum, invstd = sum, scale = sum, shift = sum;
-        if (sums) {
-          minus = Vec<T>::set(-1) * load(job.mean + i), invstd = load(job.invstd + i);
-        }
-        if (input.scale) scale = load(input.scale + i), shift = load(input.shift + i);
-        for (int64_t at = int64_t(column) * c + i; at < row_end; at += c) {
-          Vec<T> g = load(out + at);
-          const Vec<T> value = load(x + at);
-          if (input.relu) g = where_positive(input.scale ? fma(scale, value, shift) : value, g);
-          if (added) {
-            const int64_t here = first + y * row_size + at;
-            const Vec<T> made = passed.relu ? load(passed.y + here) : g;
-            g = g + through_relu(passed, load(added + at), made, here, i, load);
+    with_values(in.raw(y), [&](auto* x) DYNROUTE_ALWAYS {
+      for (int column = 0; column < stage.w_in; column += kChunk) {
+        const int64_t row_end = int64_t(min(column + kChunk, stage.w_in)) * c;
+        for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+          Vec<T> sum = Vec<T>::set(0), product = sum, minus = sum, invstd = sum, scale = sum, shift = sum;
+          if (sums) {
+            minus = Vec<T>::set(-1) * load(job.mean + i), invstd = load(job.invstd + i);
           }
-          if (more) g = fma(more_weight, load(more + at), g);
-          if (sums) sum = sum + g, product = fma(g, (value + minus) * invstd, product);
-          store(out + at, g);
-        }
-        if (sums) store(sums + i, load(sums + i) + sum), store(sums + c + i, load(sums + c + i) + product);
-      });
-    }
+          if (input.scale) scale = load(input.scale + i), shift = load(input.shift + i);
+          for (int64_t at = int64_t(column) * c + i; at < row_end; at += c) {
+            Vec<T> g = load(out + at);
+            const Vec<T> value = load(x + at);
+            if (input.relu) g = where_positive(input.scale ? fma(scale, value, shift) : value, g);
+            if (added) {
+              const int64_t here = first + y * row_size + at;
+              const Vec<T> made = passed.relu ? load_raw(passed.y, here, load) : g;
+              g = g + through_relu(passed, load(added + at), made, here, i, load);
+            }
+            if (more) g = fma(more_weight, load(more + at), g);
+            if (sums) sum = sum + g, product = fma(g, (value + minus) * invstd, product);
+            store(out + at, g);
+          }
+          if (sums) store(sums + i, load(sums + i) + sum), store(sums + c + i, load(sums + c + i) + product);
+        });
+      }
+    });
   }
   const int64_t taps = stage.depthwise ? 9 : 0, here = int64_t(band.end - band.begin) * stage.w_in * c * taps;
   const int64_t out_rows = ceil_div(band.end, stage.stride) - ceil_div(band.begin, stage.stride);

@@ -20,14 +20,13 @@ void train_forward(const TrainForwardJob<T>& job, int task) {
   T* panel = parts.take(max_pixels * stride);
   InputRows<T> in(stage, parts.take(memory));
   in.of_sample(band.sample);
-  T* y_sample = job.y + int64_t(band.sample) * stage.h_out * stage.w_out * n;
+  const RawOut<T> y_sample = job.y.from(int64_t(band.sample) * stage.h_out * stage.w_out * n);
   T* sums = job.sums + int64_t(task) * 3 * n;
   for_tiles(band.begin, band.end, stage.w_out, kTrainPixels, [&](const PixelTile& tile) {
     fill_panel(stage, in, tile, panel, stride);
-    T* out = y_sample + (int64_t(tile.y) * stage.w_out + tile.x) * n;
-    const PointwiseArgs<T, T> args = {panel, stride, tile.pixels(), job.pointwise, out, nullptr, false, nullptr};
-    pointwise<T, T>(args);
-    add_statistics(out, tile.pixels(), n, tile.y == band.begin && tile.x == 0, sums);
+    const bool first = tile.y == band.begin && tile.x == 0;
+    multiply(panel, stride, tile.pixels(), job.pointwise, y_sample.from((int64_t(tile.y) * stage.w_out + tile.x) * n),
+             first, sums);
   });
   const int64_t pixels = int64_t(band.end - band.begin) * stage.w_out;
   count(job.macs, pixels * stage.c_in * ((stage.depthwise ? 9 : 0) + int64_t(n)));
@@ -40,15 +39,17 @@ void train_apply(const TrainApplyJob<T>& given, int task) {
   const int64_t from = (int64_t(band.sample) * job.h + band.begin) * job.w * job.c;
   const int64_t pixels = int64_t(band.end - band.begin) * job.w;
   const Vec<T> weight = Vec<T>::set(weight_of(job.weight, band.sample));
-  for (int64_t i = 0; i < pixels; ++i) {
-    const int64_t at = from + i * job.c;
-    for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-      Vec<T> v = fma(load(job.scale + c), load(job.y + at + c), load(job.shift + c));
-      if (job.residual) v = v + load(job.residual + at + c);
-      v = job.relu ? relu(v) : v;
-      store(job.out + at + c, job.weight ? weight * v : v);
-    });
-  }
+  with_values(job.y, [&](auto* y) DYNROUTE_ALWAYS {
+    for (int64_t i = 0; i < pixels; ++i) {
+      const int64_t at = from + i * job.c;
+      for_channels<T>(job.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+        Vec<T> v = fma(load(job.scale + c), load(y + at + c), load(job.shift + c));
+        if (job.residual) v = v + load(job.residual + at + c);
+        v = job.relu ? relu(v) : v;
+        store(job.out + at + c, job.weight ? weight * v : v);
+      });
+    }
+  });
 }
 
 template void train_forward<float>(const TrainForwardJob<float>&, int);

@@ -67,29 +67,30 @@ template <class T>
 void gate_pool(const GatePoolJob<T>& job, int task) {
   const int bands = int(ceil_div(job.h, job.band_rows)), sample = task / bands, c = job.c;
   const int begin = task % bands * job.band_rows, end = min(begin + job.band_rows, job.h);
-  const T* y = job.y + (int64_t(sample) * job.h + begin) * job.w * c;
   const int pixels = (end - begin) * job.w;
   T* sums = job.sums + int64_t(task) * kPoolSums * c;
   std::memset(sums, 0, size_t(kPoolSums) * c * sizeof(T));
-  for (int at = 0; at < pixels; at += kGateChunk) {
-    const int some = min(kGateChunk, pixels - at);
-    for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
-      const Vec<T> scale = load(job.scale + i), shift = load(job.shift + i), one = Vec<T>::set(1);
-      const Vec<T> minus = Vec<T>::set(-1) * load(job.mean + i);
-      Vec<T> pooled = Vec<T>::set(0), above = pooled, apart = pooled;
-      const T* from = y + int64_t(at) * c + i;
-      for (int p = 0; p < some; ++p, from += c) {
-        const Vec<T> value = load(from), b = fma(scale, value, shift);
-        pooled = pooled + relu(b);
-        above = above + where_positive(b, one), apart = apart + where_positive(b, value + minus);
-      }
-      const auto add = [&](int which, Vec<T> v) DYNROUTE_ALWAYS {
-        T* to = sums + int64_t(which) * c + i;
-        store(to, load(to) + v);
-      };
-      add(kPooled, pooled), add(kAbove, above), add(kApart, apart);
-    });
-  }
+  with_values(job.y.from((int64_t(sample) * job.h + begin) * job.w * c), [&](auto* y) DYNROUTE_ALWAYS {
+    for (int at = 0; at < pixels; at += kGateChunk) {
+      const int some = min(kGateChunk, pixels - at);
+      for_channels<T>(c, [&](int i, auto load, auto store) DYNROUTE_ALWAYS {
+        const Vec<T> scale = load(job.scale + i), shift = load(job.shift + i), one = Vec<T>::set(1);
+        const Vec<T> minus = Vec<T>::set(-1) * load(job.mean + i);
+        Vec<T> pooled = Vec<T>::set(0), above = pooled, apart = pooled;
+        auto* from = y + int64_t(at) * c + i;
+        for (int p = 0; p < some; ++p, from += c) {
+          const Vec<T> value = load(from), b = fma(scale, value, shift);
+          pooled = pooled + relu(b);
+          above = above + where_positive(b, one), apart = apart + where_positive(b, value + minus);
+        }
+        const auto add = [&](int which, Vec<T> v) DYNROUTE_ALWAYS {
+          T* to = sums + int64_t(which) * c + i;
+          store(to, load(to) + v);
+        };
+        add(kPooled, pooled), add(kAbove, above), add(kApart, apart);
+      });
+    }
+  });
 }
 
 template <class T>
@@ -112,17 +113,19 @@ void gate_product(const GateProductJob<T>& job, int task) {
     const int64_t in_size = int64_t(job.h_in) * job.w_in * c_in;
     for_tiles(begin, end, job.w, kGatePixels, [&](const PixelTile& tile) {
       const int64_t pixel = (int64_t(sample) * job.h + tile.y) * job.w + tile.x;
-      for_channels<T>(c_out, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-        const Vec<T> minus = Vec<T>::set(-1), scale = load(job.scale + c), shift = load(job.shift + c);
-        const Vec<T> gain = load(job.gain + c), slope = load(job.slope + c), minus_mean = minus * load(job.mean + c);
-        const Vec<T> of_sample = load(job.grad + int64_t(sample) * c_out + c);
-        const Vec<T> minus_grad = minus * load(job.mean_grad + c);
-        const T* from = job.y + pixel * c_out + c;
-        T* to = gy + c;
-        for (int i = 0; i < tile.pixels(); ++i, from += c_out, to += out_stride) {
-          const Vec<T> y = load(from), g = where_positive(fma(scale, y, shift), of_sample);
-          store(to, fma(gain, g + minus_grad, slope * (y + minus_mean)));
-        }
+      with_values(job.y.from(pixel * c_out), [&](auto* raw) DYNROUTE_ALWAYS {
+        for_channels<T>(c_out, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+          const Vec<T> minus = Vec<T>::set(-1), scale = load(job.scale + c), shift = load(job.shift + c);
+          const Vec<T> gain = load(job.gain + c), slope = load(job.slope + c), minus_mean = minus * load(job.mean + c);
+          const Vec<T> of_sample = load(job.grad + int64_t(sample) * c_out + c);
+          const Vec<T> minus_grad = minus * load(job.mean_grad + c);
+          auto* from = raw + c;
+          T* to = gy + c;
+          for (int i = 0; i < tile.pixels(); ++i, from += c_out, to += out_stride) {
+            const Vec<T> y = load(from), g = where_positive(fma(scale, y, shift), of_sample);
+            store(to, fma(gain, g + minus_grad, slope * (y + minus_mean)));
+          }
+        });
       });
       if (want_x) {
         T* out = job.small ? grad : job.grad_x + pixel * c_in;

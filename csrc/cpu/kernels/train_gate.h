@@ -2,7 +2,7 @@
 // stage without a depthwise does. All samples take part. Maps are [n, h, w, c]; the gate's own, of h x w pixels, is as
 // large as x's, or when small a quarter of it.
 #pragma once
-#include "jobs.h"
+#include "train_jobs.h"
 
 namespace dynroute {
 
@@ -20,7 +20,7 @@ struct GateQuarterJob {
 constexpr int kPooled = 0, kAbove = 1, kApart = 2, kPoolSums = 3;
 template <class T>
 struct GatePoolJob {
-  const T* y;                     // [n, h, w, c]: before the BatchNorm
+  Raw<T> y;                       // [n, h, w, c]: before the BatchNorm
   const T *scale, *shift, *mean;  // [c]
   T* sums;                        // [tasks][kPoolSums][c]
   int h, w, c, band_rows;
@@ -33,7 +33,7 @@ struct GatePoolJob {
 template <class T>
 struct GateProductJob {
   const T* x;                                  // [n, h_in, w_in, c_in]
-  const T* y;                                  // [n, h, w, c_out]
+  Raw<T> y;                                    // [n, h, w, c_out]
   const T* grad;                               // [n][c_out]: of every pixel of a sample
   const T *scale, *shift, *mean;               // [c_out]
   const T *gain, *slope, *mean_grad;           // [c_out]

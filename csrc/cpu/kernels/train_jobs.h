@@ -10,9 +10,26 @@
 
 namespace dynroute {
 
+// A map of raw outputs, of T or, kept narrow, of bfloat16: one of the two is set, or none where there is no map.
+template <class T>
+struct Raw {
+  const T* wide = nullptr;
+  const bf16* narrow = nullptr;
+  explicit operator bool() const { return wide || narrow; }
+  Raw from(int64_t value) const { return {wide ? wide + value : nullptr, narrow ? narrow + value : nullptr}; }
+};
+template <class T>
+struct RawOut {
+  T* wide = nullptr;
+  bf16* narrow = nullptr;
+  explicit operator bool() const { return wide || narrow; }
+  operator Raw<T>() const { return {wide, narrow}; }
+  RawOut from(int64_t value) const { return {wide ? wide + value : nullptr, narrow ? narrow + value : nullptr}; }
+};
+
 template <class T>
 struct TrainInput {
-  const T* x;      // [n, h_in, w_in, c_in]
+  Raw<T> x;        // [n, h_in, w_in, c_in]
   const T* scale;  // [c_in], or null: x as it is
   const T* shift;  // [c_in]
   bool relu;
@@ -35,7 +52,7 @@ template <class T>
 struct TrainForwardJob {
   TrainStage<T> stage;
   Pointwise<T> pointwise;
-  T* y;     // [n, h_out, w_out, c_out]
+  RawOut<T> y;  // [n, h_out, w_out, c_out]
   T* sums;  // [tasks][3][c_out]
   int band_rows;
   int64_t* macs;
@@ -44,7 +61,7 @@ struct TrainForwardJob {
 // A stage's raw output y, its BatchNorm's statistics, and the ReLU behind it.
 template <class T>
 struct TrainOutput {
-  const T* y;              // [n, h, w, c]
+  Raw<T> y;                // [n, h, w, c]
   const T *mean, *invstd;  // [c]
   // A ReLU of scale * y + shift [+ residual], which is made again: gradients pass where it is above 0.
   bool relu;
@@ -67,7 +84,7 @@ struct TrainSumsJob {
 // BatchNorm's output, out = [ReLU](scale * y + shift [+ residual]) [* weight]. A task is a band of a sample's rows.
 template <class T>
 struct TrainApplyJob {
-  const T* y;              // [n, h, w, c]
+  Raw<T> y;                // [n, h, w, c]
   const T *scale, *shift;  // [c]
   const T* residual;       // like y, or null
   bool relu;

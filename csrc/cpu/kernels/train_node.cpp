@@ -21,14 +21,16 @@ template <class T, class Also>
 DYNROUTE_INLINE void make_hidden(const TrainHidden<T> hidden, int sample, int64_t at, int pixels, T* to,
                                  int64_t stride, const Also& also) {
   const Vec<T> factor = Vec<T>::set(weight_of(hidden.factor, sample));
-  for (int i = 0; i < pixels; ++i, at += hidden.c, to += stride)
-    for_channels<T>(hidden.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-      const Vec<T> x = load(hidden.x + at + c);
-      const Vec<T> v = fma(load(hidden.scale + c), load(hidden.y + at + c), load(hidden.shift + c));
-      const Vec<T> h = relu(hidden.factor ? fma(factor, v, x) : v + x);
-      store(to + c, h);
-      also(at + c, h, x, store);
-    });
+  with_values(hidden.y, [&](auto* y) DYNROUTE_ALWAYS {
+    for (int i = 0; i < pixels; ++i, at += hidden.c, to += stride)
+      for_channels<T>(hidden.c, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+        const Vec<T> x = load(hidden.x + at + c);
+        const Vec<T> v = fma(load(hidden.scale + c), load(y + at + c), load(hidden.shift + c));
+        const Vec<T> h = relu(hidden.factor ? fma(factor, v, x) : v + x);
+        store(to + c, h);
+        also(at + c, h, x, store);
+      });
+  });
 }
 
 // A tile's pixels that a path of stride 2 reads, from rows `stride` apart to rows as far apart; how many.
@@ -47,8 +49,8 @@ DYNROUTE_INLINE int64_t path_pixel(const PixelTile& tile, int sample, int h, int
   return (sample * rows + ceil_div(tile.y, stride)) * columns + tile.x / stride;
 }
 
-template <class T>
-DYNROUTE_INLINE bool takes_part(const T* map, const bool* open, int sample) {
+template <class Map>
+DYNROUTE_INLINE bool takes_part(const Map& map, const bool* open, int sample) {
   return map && (!open || open[sample]);
 }
 
@@ -67,13 +69,13 @@ void train_paths(const TrainPathsJob<T>& given, int task) {
   const T through = job.x_weight[band.sample];
   const Vec<T> x_weight = Vec<T>::set(through);
   int64_t macs = 0;
-  const auto multiply = [&](const TrainPath<T>& path, const PixelTile& tile, const T* from, int pixels) {
+  const auto run = [&](const TrainPath<T>& path, const PixelTile& tile, const T* from, int pixels) {
     const int n = path.pointwise.n;
     if (pixels == 0) return;
-    T* raw = path.raw + path_pixel(tile, band.sample, hidden.h, hidden.w, path.stride) * n;
-    const PointwiseArgs<T, T> args = {from, stride, pixels, path.pointwise, raw, nullptr, false, nullptr};
-    pointwise<T, T>(args);
-    add_statistics(raw, pixels, n, tile.y == band.begin && tile.x == 0, path.sums + int64_t(task) * 3 * n);
+    const bool first = tile.y == band.begin && tile.x == 0;
+    multiply(from, stride, pixels, path.pointwise,
+             path.raw.from(path_pixel(tile, band.sample, hidden.h, hidden.w, path.stride) * n), first,
+             path.sums + int64_t(task) * 3 * n);
     macs += int64_t(pixels) * c * n;
   };
   const bool up = takes_part(job.up.raw, job.up.open, band.sample);
@@ -88,8 +90,8 @@ void train_paths(const TrainPathsJob<T>& given, int task) {
                       if (through != 0) keep = fma(x_weight, x, keep);
                       store(job.keep + i, keep);
                     });
-        if (up) multiply(job.up, tile, panel, tile.pixels());
-        if (down) multiply(job.down, tile, second, take_every_second(tile, panel, stride, c, second));
+        if (up) run(job.up, tile, panel, tile.pixels());
+        if (down) run(job.down, tile, second, take_every_second(tile, panel, stride, c, second));
       },
       2);
   count(job.macs, macs);
@@ -120,7 +122,7 @@ void train_paths_backward(const TrainPathsBackwardJob<T>& given, int task) {
   T dots[2][Vec<T>::width] = {};
   int64_t macs = 0;
   // A path's share of a tile: the gradient of H through its product, and its weights'.
-  const auto multiply = [&](const TrainPathBackward<T>& path, const PixelTile& tile, const T* made, int pixels,
+  const auto run = [&](const TrainPathBackward<T>& path, const PixelTile& tile, const T* made, int pixels,
                             T* grad_h, T* weight) {
     const int64_t out_stride = panel_stride<T>(path.c);
     const OutputGradient<T> from = {path.output, path.grad,  path.weight[sample],
@@ -144,10 +146,10 @@ void train_paths_backward(const TrainPathsBackwardJob<T>& given, int task) {
       [&](const PixelTile& tile) {
         const int64_t first = ((int64_t(sample) * hidden.h + tile.y) * hidden.w + tile.x) * c;
         make_hidden(hidden, sample, first, tile.pixels(), h, stride, [](int64_t, Vec<T>, Vec<T>, auto) {});
-        if (up) multiply(job.up, tile, h, tile.pixels(), job.grad_hidden + first, up_weight);
+        if (up) run(job.up, tile, h, tile.pixels(), job.grad_hidden + first, up_weight);
         if (down) {
           const int taken = take_every_second(tile, h, stride, c, second);
-          if (taken > 0) multiply(job.down, tile, second, taken, from_down, down_weight);
+          if (taken > 0) run(job.down, tile, second, taken, from_down, down_weight);
         }
         const T* below = from_down;  // of the next row that the path down read
         for (int row = 0; row < tile.rows; ++row) {
@@ -156,30 +158,32 @@ void train_paths_backward(const TrainPathsBackwardJob<T>& given, int task) {
             const int end = min(begin + kChunk, tile.count);
             const int64_t pixel = int64_t(row) * tile.count;
             const int64_t from = first + (pixel + begin) * c;
-            const T *made = h + (pixel + begin) * stride, *x = hidden.x + from, *y = hidden.y + from;
+            const T *made = h + (pixel + begin) * stride, *x = hidden.x + from;
             const T* keep = job.grad_keep ? job.grad_keep + from : nullptr;
             T* grad = job.grad_hidden + from;
             const bool scaled = hidden.factor;
-            for_channels<T>(c, [=, &dots](int i, auto load, auto store) DYNROUTE_ALWAYS {
-              const Vec<T> minus_mean = minus * load(job.mean + i), invstd = load(job.invstd + i);
-              Vec<T> sum = Vec<T>::set(0), product = sum, with_h = sum, with_x = sum;
-              int64_t at = i, in_panel = i;
-              for (int column = begin; column < end; ++column, at += c, in_panel += stride) {
-                const Vec<T> value = load(made + in_panel);
-                Vec<T> g = up ? load(grad + at) : Vec<T>::set(0);
-                if (has_below && column % 2 == 0) g = g + load(below + int64_t(column / 2) * c + i);
-                if (keep) {
-                  const Vec<T> kept = load(keep + at);
-                  g = fma(hidden_weight, kept, g);
-                  with_h = fma(kept, value, with_h), with_x = fma(kept, load(x + at), with_x);
+            with_values(hidden.y.from(from), [&](auto* y) DYNROUTE_ALWAYS {
+              for_channels<T>(c, [=, &dots](int i, auto load, auto store) DYNROUTE_ALWAYS {
+                const Vec<T> minus_mean = minus * load(job.mean + i), invstd = load(job.invstd + i);
+                Vec<T> sum = Vec<T>::set(0), product = sum, with_h = sum, with_x = sum;
+                int64_t at = i, in_panel = i;
+                for (int column = begin; column < end; ++column, at += c, in_panel += stride) {
+                  const Vec<T> value = load(made + in_panel);
+                  Vec<T> g = up ? load(grad + at) : Vec<T>::set(0);
+                  if (has_below && column % 2 == 0) g = g + load(below + int64_t(column / 2) * c + i);
+                  if (keep) {
+                    const Vec<T> kept = load(keep + at);
+                    g = fma(hidden_weight, kept, g);
+                    with_h = fma(kept, value, with_h), with_x = fma(kept, load(x + at), with_x);
+                  }
+                  g = where_positive(value, g);
+                  store(grad + at, g);
+                  if (scaled) g = factor * g;
+                  sum = sum + g, product = fma(g, (load(y + at) + minus_mean) * invstd, product);
                 }
-                g = where_positive(value, g);
-                store(grad + at, g);
-                if (scaled) g = factor * g;
-                sum = sum + g, product = fma(g, (load(y + at) + minus_mean) * invstd, product);
-              }
-              store(sums + i, load(sums + i) + sum), store(products + i, load(products + i) + product);
-              (Vec<T>::load(dots[0]) + with_h).store(dots[0]), (Vec<T>::load(dots[1]) + with_x).store(dots[1]);
+                store(sums + i, load(sums + i) + sum), store(products + i, load(products + i) + product);
+                (Vec<T>::load(dots[0]) + with_h).store(dots[0]), (Vec<T>::load(dots[1]) + with_x).store(dots[1]);
+              });
             });
           }
           if (has_below) below += ceil_div(tile.count, 2) * c;

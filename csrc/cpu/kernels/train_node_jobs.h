@@ -8,7 +8,8 @@ namespace dynroute {
 // H = ReLU(factor * (scale * y + shift) + x)
 template <class T>
 struct TrainHidden {
-  const T *x, *y;          // [n, h, w, c]: the cell's input, and its last stage's raw output
+  const T* x;              // [n, h, w, c]: the cell's input
+  Raw<T> y;                // like x: its last stage's raw output
   const T *scale, *shift;  // [c]
   const T* factor;         // [n] by sample (drop path); null: 1
   const int* samples;      // those that take part
@@ -21,7 +22,7 @@ struct TrainPath {
   Pointwise<T> pointwise;  // n = c'
   int stride;
   const bool* open;  // [n] by sample; null: all
-  T* raw;            // [n, h', w', c']; null: there is no such path
+  RawOut<T> raw;     // [n, h', w', c']; null: there is no such path
   T* sums;           // [tasks][3][c'], as TrainForwardJob's
 };
 

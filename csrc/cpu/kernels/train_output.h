@@ -15,7 +15,28 @@ DYNROUTE_INLINE T weight_of(const T* weights, int sample) {
   return weights ? weights[sample] : T(1);
 }
 
-// The gradient before a stage's ReLU, where `y` was loaded from output.y + at, of channels from c on.
+// body(values), with a map's values as they are stored.
+template <class T, class Body>
+DYNROUTE_INLINE void with_values(const Raw<T>& map, const Body& body) {
+  if constexpr (std::is_same_v<T, float>)
+    if (map.narrow) return body(map.narrow);
+  body(map.wide);
+}
+template <class T, class Body>
+DYNROUTE_INLINE void with_values(const RawOut<T>& map, const Body& body) {
+  if constexpr (std::is_same_v<T, float>)
+    if (map.narrow) return body(map.narrow);
+  body(map.wide);
+}
+
+template <class T, class Load>
+DYNROUTE_INLINE Vec<T> load_raw(const Raw<T>& map, int64_t at, Load load) {
+  if constexpr (std::is_same_v<T, float>)
+    if (map.narrow) return load(map.narrow + at);
+  return load(map.wide + at);
+}
+
+// The gradient before a stage's ReLU, where `y` was loaded from value `at` of output.y, of channels from c on.
 template <class T, class Load>
 DYNROUTE_INLINE Vec<T> through_relu(const TrainOutput<T>& output, Vec<T> g, Vec<T> y, int64_t at, int c, Load load) {
   if (!output.relu) return g;
@@ -24,13 +45,13 @@ DYNROUTE_INLINE Vec<T> through_relu(const TrainOutput<T>& output, Vec<T> g, Vec<
   return where_positive(v, g);
 }
 
-// Adds to a task's sums those of a tile of raw output, about the pivot: [3][n] pivot, sums, squares. The pivot is the
-// task's first pixel.
-template <class T>
-DYNROUTE_INLINE void add_statistics(const T* out /* [pixels, n] */, int pixels, int n, bool first, T* task_sums) {
+// Adds to a task's sums those of a tile of raw output as it is stored, about the pivot: [3][n] pivot, sums, squares. The
+// pivot is the task's first pixel.
+template <class T, class O>
+DYNROUTE_INLINE void add_statistics(const O* out /* [pixels, n] */, int pixels, int n, bool first, T* task_sums) {
   T *pivot = task_sums, *sums = pivot + n, *squares = sums + n;
   if (first) {
-    std::memcpy(pivot, out, size_t(n) * sizeof(T));
+    for_channels<T>(n, [&](int c, auto load, auto store) DYNROUTE_ALWAYS { store(pivot + c, load(out + c)); });
     std::memset(sums, 0, size_t(2 * n) * sizeof(T));
   }
   for (int begin = 0; begin < pixels; begin += kChunk, out += int64_t(kChunk) * n) {
@@ -38,7 +59,7 @@ DYNROUTE_INLINE void add_statistics(const T* out /* [pixels, n] */, int pixels, 
     for_channels<T>(n, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
       const Vec<T> minus = Vec<T>::set(-1) * load(pivot + c);
       Vec<T> sum = Vec<T>::set(0), square = sum;
-      const T* from = out + c;
+      const O* from = out + c;
       for (int i = 0; i < some; ++i, from += n) {
         const Vec<T> v = load(from) + minus;
         sum = sum + v, square = fma(v, v, square);
@@ -46,6 +67,17 @@ DYNROUTE_INLINE void add_statistics(const T* out /* [pixels, n] */, int pixels, 
       store(sums + c, load(sums + c) + sum), store(squares + c, load(squares + c) + square);
     });
   }
+}
+
+// The product of a tile's pixels, into its raw output and its task's sums.
+template <class T>
+DYNROUTE_INLINE void multiply(const T* panel, int64_t stride, int pixels, const Pointwise<T>& weights,
+                              const RawOut<T>& raw, bool first, T* task_sums) {
+  with_values(raw, [&](auto* out) DYNROUTE_ALWAYS {
+    using O = std::remove_pointer_t<decltype(out)>;
+    pointwise<T, O>({panel, stride, pixels, weights, out, nullptr, false, nullptr});
+    add_statistics<T, O>(out, pixels, weights.n, first, task_sums);
+  });
 }
 
 // What the gradient of a raw output is made with (see TrainProductJob).
@@ -64,19 +96,21 @@ DYNROUTE_INLINE void make_output_gradient(const OutputGradient<T>& of, int64_t a
   const OutputGradient<T> from = of;  // its own copy, here and elsewhere: stores might change what a reference is to
   const TrainOutput<T> output = from.output;
   const Vec<T> minus = Vec<T>::set(-1), weight = Vec<T>::set(from.weight);
-  for (int begin = 0; begin < count; begin += kChunk, at += int64_t(kChunk) * channels, to += kChunk * stride) {
-    const int some = min(kChunk, count - begin);
-    for_channels<T>(channels, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-      const Vec<T> gain = load(from.gain + c), slope = load(from.slope + c);
-      const Vec<T> minus_grad = minus * load(from.mean_grad + c), minus_mean = minus * load(output.mean + c);
-      int64_t i = at + c;
-      T* row = to + c;
-      for (int p = 0; p < some; ++p, i += channels, row += stride) {
-        const Vec<T> y = load(output.y + i), g = through_relu(output, weight * load(from.grad + i), y, i, c, load);
-        store(row, fma(gain, g + minus_grad, slope * (y + minus_mean)));
-      }
-    });
-  }
+  with_values(output.y, [&](auto* raw) DYNROUTE_ALWAYS {
+    for (int begin = 0; begin < count; begin += kChunk, at += int64_t(kChunk) * channels, to += kChunk * stride) {
+      const int some = min(kChunk, count - begin);
+      for_channels<T>(channels, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+        const Vec<T> gain = load(from.gain + c), slope = load(from.slope + c);
+        const Vec<T> minus_grad = minus * load(from.mean_grad + c), minus_mean = minus * load(output.mean + c);
+        int64_t i = at + c;
+        T* row = to + c;
+        for (int p = 0; p < some; ++p, i += channels, row += stride) {
+          const Vec<T> y = load(raw + i), g = through_relu(output, weight * load(from.grad + i), y, i, c, load);
+          store(row, fma(gain, g + minus_grad, slope * (y + minus_mean)));
+        }
+      });
+    }
+  });
 }
 
 }  // namespace dynroute::DYNROUTE_TARGET

@@ -1,8 +1,7 @@
 // Rows of a training stage's input, and the tiles of pixels that go through its product.
 #pragma once
 #include "depthwise.h"
-#include "target.h"
-#include "train_jobs.h"
+#include "train_output.h"
 
 namespace dynroute::DYNROUTE_TARGET {
 
@@ -17,14 +16,16 @@ DYNROUTE_INLINE Band band_of(int task, const int* samples, int h, int band_rows)
 
 // [ReLU](scale * x + shift) of `pixels` pixels, `apart` values from one to the next.
 template <class T>
-DYNROUTE_INLINE void make_input(const TrainInput<T> input, const T* from, int64_t apart, int pixels, int channels,
-                                T* to, int64_t to_apart) {
-  for (int i = 0; i < pixels; ++i, from += apart, to += to_apart)
-    for_channels<T>(channels, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
-      Vec<T> v = load(from + c);
-      if (input.scale) v = fma(load(input.scale + c), v, load(input.shift + c));
-      store(to + c, input.relu ? relu(v) : v);
-    });
+DYNROUTE_INLINE void make_input(const TrainInput<T> input, Raw<T> x, int64_t apart, int pixels, int channels, T* to,
+                                int64_t to_apart) {
+  with_values(x, [&](auto* from) DYNROUTE_ALWAYS {
+    for (int i = 0; i < pixels; ++i, from += apart, to += to_apart)
+      for_channels<T>(channels, [&](int c, auto load, auto store) DYNROUTE_ALWAYS {
+        Vec<T> v = load(from + c);
+        if (input.scale) v = fma(load(input.scale + c), v, load(input.shift + c));
+        store(to + c, input.relu ? relu(v) : v);
+      });
+  });
 }
 
 // Rows of one sample's input, in rising order; the newest kKept of them are kept where they are not x itself.
@@ -37,15 +38,15 @@ class InputRows {
   }
   InputRows(const TrainStage<T>& stage, T* memory) : stage_(stage), memory_(memory) {}
   void of_sample(int sample) {
-    x_ = stage_.input.x + int64_t(sample) * stage_.h_in * row_size();
+    x_ = stage_.input.x.from(int64_t(sample) * stage_.h_in * row_size());
     for (int& row : held_) row = -1;
   }
   int64_t row_size() const { return int64_t(stage_.w_in) * stage_.c_in; }
-  const T* raw(int y) const { return x_ + y * row_size(); }
+  Raw<T> raw(int y) const { return x_.from(y * row_size()); }
   // Row y as the depthwise reads it, null outside the map.
   const T* row(int y) {
     if (y < 0 || y >= stage_.h_in) return nullptr;
-    if (is_plain(stage_.input)) return raw(y);
+    if (is_plain(stage_.input)) return raw(y).wide;
     T* to = memory_ + y % kKept * row_size();
     if (held_[y % kKept] != y) {
       make_input(stage_.input, raw(y), stage_.c_in, stage_.w_in, stage_.c_in, to, stage_.c_in);
@@ -58,7 +59,7 @@ class InputRows {
  private:
   const TrainStage<T>& stage_;
   T* memory_;
-  const T* x_ = nullptr;
+  Raw<T> x_;
   int held_[kKept];
 };
 
@@ -87,8 +88,8 @@ DYNROUTE_INLINE void fill_panel(const TrainStage<T>& stage, InputRows<T>& in, co
   for (int i = 0; i < tile.rows; ++i, panel += tile.count * stride) {
     const int y = (tile.y + i) * stage.stride;
     if (!stage.depthwise) {
-      make_input(stage.input, in.raw(y) + int64_t(tile.x) * stage.stride * stage.c_in,
-                 int64_t(stage.stride) * stage.c_in, tile.count, stage.c_in, panel, stride);
+      make_input(stage.input, in.raw(y).from(int64_t(tile.x) * stage.stride * stage.c_in), int64_t(stage.stride) * stage.c_in,
+                 tile.count, stage.c_in, panel, stride);
       continue;
     }
     Rows<T> rows;

@@ -14,7 +14,7 @@ namespace {
 struct GateOptions {
   Activation activation;
   std::vector<int64_t> columns;  // of the alphas that each logit makes
-  bool small, frozen;
+  bool small, frozen, narrow;
 };
 
 struct GateShape {
@@ -53,7 +53,7 @@ GateForward run_gate_forward(const Tensor& x_in, const Tensor& weight_in, const 
   packed.run(parallel);
 
   Tensor alphas = new_tensor({n, kPaths}, type);
-  Tensor raw = new_tensor({n, c, shape.h, shape.w}, type, true);
+  Tensor raw = new_tensor({n, c, shape.h, shape.w}, raw_type(options.narrow, type), true);
   Tensor stats = new_tensor({1, kStatistics, c}, type);
   Tensor pool = new_tensor({n, kPoolSums, c}, type);
   const int rows = band_rows(n, shape.h), tasks = tasks_of(n, shape.h, rows);
@@ -76,12 +76,12 @@ GateForward run_gate_forward(const Tensor& x_in, const Tensor& weight_in, const 
   std::iota(samples.begin(), samples.end(), 0);
   TrainForwardJob<T> forward = {};
   TrainStage<T>& stage = forward.stage;
-  stage.input.x = map;
+  stage.input.x = {map};
   stage.c_in = shape.c_in, stage.c_out = c, stage.stride = 1;
   stage.h_in = stage.h_out = shape.h, stage.w_in = stage.w_out = shape.w;
   stage.samples = samples.data(), stage.n = n;
   forward.pointwise = product;
-  forward.y = raw.template mutable_data_ptr<T>();
+  forward.y = raw_out<T>(raw);
   forward.sums = sums_data, forward.band_rows = rows, forward.macs = counters.macs;
   list.add(kernels.forward, forward, tasks);
   runner.run(list);
@@ -194,7 +194,7 @@ GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const 
   std::vector<T> scale(static_cast<size_t>(c)), shift(static_cast<size_t>(c));
   affine_of(gammas.data(), betas.data(), mean, invstd, c, scale.data(), shift.data());
   GateProductJob<T> job = {};
-  job.x = x.template const_data_ptr<T>(), job.y = raw.template const_data_ptr<T>(), job.grad = of_pixels.data();
+  job.x = x.template const_data_ptr<T>(), job.y = raw_of<T>(raw), job.grad = of_pixels.data();
   job.scale = scale.data(), job.shift = shift.data(), job.mean = mean;
   job.gain = made.gain.data(), job.slope = made.slope.data(), job.mean_grad = made.mean_grad.data();
   PackedWeights<T> packed(PackedWeights<T>::pointwise_size(c_in, c), 0);
@@ -222,7 +222,8 @@ GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const 
 
 GateOptions check_gate(const std::string& op, const Tensor& x, const Tensor& weight, const std::vector<Tensor>& norms,
                        const Tensor& fc_weight, const std::string& activation, const std::vector<int64_t>& columns,
-                       bool small, bool frozen, ScalarType type) {
+                       bool small, bool frozen, bool narrow, ScalarType type) {
+  check_narrow(op, narrow, type);
   check(op + ": x", x, type, {-1, -1, -1, -1});
   check_channels(op + ": x", x.size(1), 8);
   const int64_t smallest = small ? 4 : 1;
@@ -244,18 +245,18 @@ GateOptions check_gate(const std::string& op, const Tensor& x, const Tensor& wei
           op + ": columns: wanted one for each of the " + std::to_string(fc_weight.size(0)) +
               " rows of fc_weight, got " + shape_text(columns));
   for (const Activation known : {Activation::kTanh, Activation::kSigmoid, Activation::kSoftmax})
-    if (activation == kActivationNames[int(known)]) return {known, columns, small, frozen};
+    if (activation == kActivationNames[int(known)]) return {known, columns, small, frozen, narrow};
   throw std::runtime_error(op + ": activation: wanted 'tanh', 'sigmoid' or 'softmax', got '" + activation + "'");
 }
 
 GateForward gate_train(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& beta,
                        const Tensor& running_mean, const Tensor& running_var, const Tensor& fc_weight,
                        const Tensor& fc_bias, const std::string& activation, const std::vector<int64_t>& columns,
-                       bool small, bool frozen, const std::string& group, double eps) {
+                       bool small, bool frozen, const std::string& group, double eps, bool narrow) {
   const std::string op = "gate_train";
   const ScalarType type = check_floating(op + ": x", x);
   const GateOptions options = check_gate(op, x, weight, {gamma, beta, running_mean, running_var}, fc_weight, activation,
-                                         columns, small, frozen, type);
+                                         columns, small, frozen, narrow, type);
   check(op + ": fc_bias", fc_bias, type, {fc_weight.size(0)});
   const auto run = [&](auto t) {
     return run_gate_forward<decltype(t)>(x, weight, gamma, beta, running_mean, running_var, fc_weight, fc_bias, options,
@@ -268,16 +269,16 @@ GateBackward gate_train_backward(const Tensor& grad, const Tensor& x, const Tens
                                  const Tensor& beta, const Tensor& fc_weight, const Tensor& alphas, const Tensor& raw,
                                  const Tensor& stats, const Tensor& pool, const std::string& activation,
                                  const std::vector<int64_t>& columns, bool small, bool frozen,
-                                 const std::string& group, const std::vector<bool>& wanted) {
+                                 const std::string& group, bool narrow, const std::vector<bool>& wanted) {
   const std::string op = "gate_train_backward";
   const ScalarType type = check_floating(op + ": x", x);
   const GateOptions options =
-      check_gate(op, x, weight, {gamma, beta}, fc_weight, activation, columns, small, frozen, type);
+      check_gate(op, x, weight, {gamma, beta}, fc_weight, activation, columns, small, frozen, narrow, type);
   require(wanted.size() == 2, op + ": wanted: wanted 2 booleans, got " + std::to_string(wanted.size()));
   const GateShape shape(x, weight, fc_weight, small);
   check(op + ": grad", grad, type, {shape.n, kPaths});
   check(op + ": alphas", alphas, type, {shape.n, kPaths});
-  check(op + ": raw", raw, type, {shape.n, shape.c, shape.h, shape.w});
+  check(op + ": raw", raw, raw_type(narrow, type), {shape.n, shape.c, shape.h, shape.w});
   check(op + ": stats", stats, type, {1, kStatistics, shape.c});
   check(op + ": pool", pool, type, {shape.n, kPoolSums, shape.c});
   const auto run = [&](auto t) {

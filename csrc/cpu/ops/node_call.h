@@ -11,7 +11,7 @@ namespace dynroute {
 // A node's shapes, and the settings of a call.
 struct NodeShape {
   int n, c, h, w, stages, up_c, down_c;  // up_c, down_c: 0 where there is no such path
-  bool skip, frozen;
+  bool skip, frozen, narrow;
   double bridge, eps;
   Ranks ranks;
   int down_h() const { return strided(h, 2); }
@@ -63,8 +63,9 @@ struct NodeTensors {
 
 inline NodeShape check_node(const std::string& op, const Tensor& x, const Tensor& alphas, const NodeTensors& t,
                      const std::optional<Tensor>& factor, double bridge, bool skip, bool frozen,
-                            const std::string& group, double eps) {
+                            const std::string& group, double eps, bool narrow) {
   const ScalarType type = check_floating(op + ": x", x);
+  check_narrow(op, narrow, type);
   const size_t paths = size_t(t.up.has_value()) + size_t(t.down.has_value());
   std::vector<const std::vector<Tensor>*> norms = {&t.gamma, &t.beta};
   if (t.running_mean) norms.push_back(t.running_mean), norms.push_back(t.running_var);
@@ -86,7 +87,7 @@ inline NodeShape check_node(const std::string& op, const Tensor& x, const Tensor
   const int up_c = check_path("up", t.up, stages), down_c = check_path("down", t.down, stages + paths - 1);
   if (factor) check(op + ": factor", *factor, type, {n});
   require(bridge >= 0, op + ": bridge: wanted 0 or more, got " + std::to_string(bridge));
-  return {int(n), int(c), int(x.size(2)), int(x.size(3)), int(stages), up_c, down_c, skip, frozen, bridge, eps,
+  return {int(n), int(c), int(x.size(2)), int(x.size(3)), int(stages), up_c, down_c, skip, frozen, narrow, bridge, eps,
           {op, group, frozen}};
 }
 
@@ -114,10 +115,10 @@ struct Affine {
 };
 
 template <class T>
-TrainHidden<T> hidden_of(const Chain<T>& chain, const T* raw, const T* factor) {
+TrainHidden<T> hidden_of(const Chain<T>& chain, const Raw<T>& raw, const T* factor) {
   const int last = chain.stages - 1;
   TrainHidden<T> made = {};
-  made.x = chain.x.template const_data_ptr<T>(), made.y = raw + last * chain.raw_size();
+  made.x = chain.x.template const_data_ptr<T>(), made.y = raw.from(last * chain.raw_size());
   made.scale = chain.scale.data() + last * chain.c, made.shift = chain.shift.data() + last * chain.c;
   made.factor = factor, made.samples = chain.samples.data();
   made.n = chain.open_samples(), made.h = chain.h, made.w = chain.w, made.c = chain.c;

@@ -30,16 +30,19 @@ Forward7 run_node(const Tensor& x_in, const Tensor& alphas, const NodeTensors& t
   if (t.down) job.down.pointwise = packed.pointwise(chain.values(*t.down), ones.data(), zeros.data(), shape.down_c, c);
   packed.run(parallel);
 
-  const auto map = [&](bool there, int64_t channels, int64_t h, int64_t w) {
-    return there ? new_tensor({shape.n, channels, h, w}, type, true) : new_tensor({0}, type);
+  const auto up_map = [&](ScalarType of) {
+    return t.up ? new_tensor({shape.n, shape.up_c, shape.h, shape.w}, of, true) : new_tensor({0}, of);
   };
-  Tensor keep = map(true, c, shape.h, shape.w);
-  Tensor up = map(bool(t.up), shape.up_c, shape.h, shape.w), up_raw = map(bool(t.up), shape.up_c, shape.h, shape.w);
-  Tensor down = map(bool(t.down), shape.down_c, shape.down_h(), shape.down_w());
-  Tensor down_raw = map(bool(t.down), shape.down_c, shape.down_h(), shape.down_w());
-  Tensor raw = new_tensor({int64_t(shape.stages) * shape.n, c, shape.h, shape.w}, type, true);
+  const auto down_map = [&](ScalarType of) {
+    return t.down ? new_tensor({shape.n, shape.down_c, shape.down_h(), shape.down_w()}, of, true) : new_tensor({0}, of);
+  };
+  const ScalarType kept = raw_type(shape.narrow, type);
+  Tensor keep = new_tensor({shape.n, c, shape.h, shape.w}, type, true);
+  Tensor up = up_map(type), up_raw = up_map(kept), down = down_map(type), down_raw = down_map(kept);
+  Tensor raw = new_tensor({int64_t(shape.stages) * shape.n, c, shape.h, shape.w}, kept, true);
   Tensor stats = new_tensor({shape.statistics()}, type);
-  T *raw_data = raw.template mutable_data_ptr<T>(), *stats_data = stats.template mutable_data_ptr<T>();
+  const RawOut<T> raw_data = raw_out<T>(raw);
+  T* stats_data = stats.template mutable_data_ptr<T>();
   Runner runner(parallel);
   TaskList list;
   forward_stages(chain, shape.frozen, shape.eps, raw_data, stats_data, counters, runner, list, shape.ranks);
@@ -47,11 +50,11 @@ Forward7 run_node(const Tensor& x_in, const Tensor& alphas, const NodeTensors& t
   const int rows = int(round_up(chain.rows(), 2)), tasks = tasks_of(chain.open_samples(), shape.h, rows);
   std::vector<T> up_sums(size_t(std::max(tasks, 1)) * 3 * size_t(shape.up_c));
   std::vector<T> down_sums(size_t(std::max(tasks, 1)) * 3 * size_t(shape.down_c));
-  job.hidden = hidden_of(chain, raw_data, factor ? factor->data() : nullptr);
+  job.hidden = hidden_of<T>(chain, raw_data, factor ? factor->data() : nullptr);
   job.up.stride = 1, job.up.open = shares.up_open.get(), job.up.sums = up_sums.data();
   job.down.stride = 2, job.down.open = shares.down_open.get(), job.down.sums = down_sums.data();
-  if (t.up) job.up.raw = up_raw.template mutable_data_ptr<T>();
-  if (t.down) job.down.raw = down_raw.template mutable_data_ptr<T>();
+  if (t.up) job.up.raw = raw_out<T>(up_raw);
+  if (t.down) job.down.raw = raw_out<T>(down_raw);
   job.hidden_weight = shares.hidden.data(), job.x_weight = shares.x.data();
   job.keep = keep.template mutable_data_ptr<T>(), job.band_rows = rows, job.macs = counters.macs;
   list.add(kernels.paths, job, tasks);
@@ -79,7 +82,7 @@ Forward7 run_node(const Tensor& x_in, const Tensor& alphas, const NodeTensors& t
   if (shape.up_c + shape.down_c > 0) shape.ranks.merge({&of_up, &of_down});
   const auto finish = [&](int path_c, int h, int w, const Moments& found, const bool* open,
                           const std::vector<int>& samples, const std::vector<T>& weight, size_t norm_at, T* of_path,
-                          Affine<T>& affine, const T* y, Tensor& made) {
+                          Affine<T>& affine, const Raw<T>& y, Tensor& made) {
     if (path_c == 0) return;
     finish_norm(path_norm(chain, t, norm_at, path_c), found.mean, found.variance, found.pixels, shape.frozen, shape.eps,
                 of_path, affine.scale.data(), affine.shift.data());
@@ -148,7 +151,8 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
   if (t.up) job.up.transposed = packed.transposed(chain.values(*t.up), c, shape.up_c);
   if (t.down) job.down.transposed = packed.transposed(chain.values(*t.down), c, shape.down_c);
   packed.run(parallel);
-  const T *raw_data = raw.template const_data_ptr<T>(), *stats_data = stats.template const_data_ptr<T>();
+  const Raw<T> raw_data = raw_of<T>(raw);
+  const T* stats_data = stats.template const_data_ptr<T>();
   chain.take_statistics(stats_data);
 
   // gradients, in the order of the weights' lists: convolutions, then gammas, then betas
@@ -182,7 +186,7 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
     const T* made = stats_data + stats_at;
     affine_of(path.norm.gamma, path.norm.beta, made, made + kInvstd * path.c, path.c, path.affine.scale.data(),
               path.affine.shift.data());
-    path.output = {path_raw.template const_data_ptr<T>(), made, made + kInvstd * path.c, true, path.affine.scale.data(),
+    path.output = {raw_of<T>(path_raw), made, made + kInvstd * path.c, true, path.affine.scale.data(),
                    path.affine.shift.data(), nullptr};
     if (!grad) return;
     path.grad = nhwc(*grad);
@@ -229,7 +233,7 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
   Tensor grad_hidden = new_tensor({shape.n, c, shape.h, shape.w}, type, true);
   std::vector<T> sums(size_t(std::max(tasks, 1)) * 2 * size_t(c)), dots(size_t(tasks) * 2);
   const T* of_last = stats_data + int64_t(shape.stages - 1) * kStatistics * c;
-  job.hidden = hidden_of(chain, raw_data, factor ? factor->data() : nullptr);
+  job.hidden = hidden_of<T>(chain, raw_data, factor ? factor->data() : nullptr);
   job.grad_keep = grad_keep ? grad_keep->template const_data_ptr<T>() : nullptr;
   job.hidden_weight = shares.hidden.data(), job.mean = of_last, job.invstd = of_last + kInvstd * c;
   job.grad_hidden = grad_hidden.template mutable_data_ptr<T>();
@@ -284,9 +288,9 @@ Forward7 forward_op(const Tensor& x, const Tensor& alphas, std::vector<Tensor> d
                     std::optional<Tensor> up, std::optional<Tensor> down, std::vector<Tensor> gamma,
                     std::vector<Tensor> beta, std::vector<Tensor> running_mean, std::vector<Tensor> running_var,
                     std::optional<Tensor> factor, double bridge, bool skip, bool frozen, std::string group,
-                    double eps) {
+                    double eps, bool narrow) {
   const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, &running_mean, &running_var};
-  const NodeShape shape = check_node("node_train", x, alphas, t, factor, bridge, skip, frozen, group, eps);
+  const NodeShape shape = check_node("node_train", x, alphas, t, factor, bridge, skip, frozen, group, eps, narrow);
   const auto run = [&](auto type) { return run_node<decltype(type)>(x, alphas, t, factor, shape); };
   return x.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
@@ -296,19 +300,20 @@ Backward3 backward_op(std::optional<Tensor> grad_keep, std::optional<Tensor> gra
                       std::vector<Tensor> pointwise, std::optional<Tensor> up, std::optional<Tensor> down,
                       std::vector<Tensor> gamma, std::vector<Tensor> beta, const Tensor& raw, const Tensor& up_raw,
                       const Tensor& down_raw, const Tensor& stats, std::optional<Tensor> factor, double bridge,
-                      bool skip, bool frozen, std::string group, std::vector<bool> wanted) {
+                      bool skip, bool frozen, std::string group, bool narrow, std::vector<bool> wanted) {
   const std::string op = "node_train_backward";
   const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, nullptr, nullptr};
-  const NodeShape shape = check_node(op, x, alphas, t, factor, bridge, skip, frozen, group, 0);
+  const NodeShape shape = check_node(op, x, alphas, t, factor, bridge, skip, frozen, group, 0, narrow);
   const ScalarType type = x.scalar_type();
   require(wanted.size() == 2, op + ": wanted: wanted 2 booleans, got " + std::to_string(wanted.size()));
   const int64_t n = shape.n, h = shape.h, w = shape.w;
   if (grad_keep) check(op + ": grad_keep", *grad_keep, type, {n, shape.c, h, w});
   if (grad_up) check(op + ": grad_up", *grad_up, type, {n, shape.up_c, h, w});
   if (grad_down) check(op + ": grad_down", *grad_down, type, {n, shape.down_c, shape.down_h(), shape.down_w()});
-  check(op + ": raw", raw, type, {shape.stages * n, shape.c, h, w});
-  if (up) check(op + ": up_raw", up_raw, type, {n, shape.up_c, h, w});
-  if (down) check(op + ": down_raw", down_raw, type, {n, shape.down_c, shape.down_h(), shape.down_w()});
+  const ScalarType kept = raw_type(narrow, type);
+  check(op + ": raw", raw, kept, {shape.stages * n, shape.c, h, w});
+  if (up) check(op + ": up_raw", up_raw, kept, {n, shape.up_c, h, w});
+  if (down) check(op + ": down_raw", down_raw, kept, {n, shape.down_c, shape.down_h(), shape.down_w()});
   check(op + ": stats", stats, type, {shape.statistics()});
   const Tensor raw_maps = nhwc(raw), up_maps = up ? nhwc(up_raw) : up_raw, down_maps = down ? nhwc(down_raw) : down_raw;
   const Tensor statistics = torch::stable::contiguous(stats);

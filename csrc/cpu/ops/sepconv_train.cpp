@@ -18,13 +18,14 @@ void check_residual(const std::string& op, const Tensor& x, const std::vector<Te
 Forward forward_op(const Tensor& x, std::vector<Tensor> depthwise, std::vector<Tensor> pointwise,
                    std::vector<Tensor> gamma, std::vector<Tensor> beta, std::vector<Tensor> running_mean,
                    std::vector<Tensor> running_var, std::optional<Tensor> open, int64_t stride, bool residual,
-                   bool final_relu, bool frozen, std::string group, double eps) {
+                   bool final_relu, bool frozen, std::string group, double eps, bool narrow) {
   const std::string op = "sepconv_train";
   const ScalarType type = check_floating(op + ": x", x);
+  check_narrow(op, narrow, type);
   check_stages(op, x, depthwise, pointwise, {&gamma, &beta, &running_mean, &running_var}, type, stride);
   check_residual(op, x, pointwise, stride, residual);
   const Mask mask(op + ": open", open, x.size(0));
-  const ChainOptions options = {int(stride), false, residual, final_relu, frozen, eps, {op, group, frozen}};
+  const ChainOptions options = {int(stride), false, residual, final_relu, frozen, narrow, eps, {op, group, frozen}};
   const auto run = [&](auto t) {
     return run_forward<decltype(t)>(x, {depthwise, pointwise, gamma, beta, &running_mean, &running_var}, mask, options);
   };
@@ -35,20 +36,21 @@ std::tuple<Tensor, Tensor> backward_op(const Tensor& grad, const Tensor& x, std:
                                        std::vector<Tensor> pointwise, std::vector<Tensor> gamma,
                                        std::vector<Tensor> beta, const Tensor& raw, const Tensor& stats,
                                        std::optional<Tensor> open, int64_t stride, bool residual, bool final_relu,
-                                       bool frozen, std::string group, std::vector<bool> wanted) {
+                                       bool frozen, std::string group, bool narrow, std::vector<bool> wanted) {
   const std::string op = "sepconv_train_backward";
   const ScalarType type = check_floating(op + ": x", x);
+  check_narrow(op, narrow, type);
   check_stages(op, x, depthwise, pointwise, {&gamma, &beta}, type, stride);
   check_residual(op, x, pointwise, stride, residual);
   require(wanted.size() == 3, op + ": wanted: wanted 3 booleans, got " + std::to_string(wanted.size()));
   const int64_t n = x.size(0), h = strided(int(x.size(2)), int(stride)), w = strided(int(x.size(3)), int(stride));
   const int64_t stages = int64_t(depthwise.size()), c = pointwise[0].size(0);
   check(op + ": grad", grad, type, {n, c, h, w});
-  check(op + ": raw", raw, type, {stages * n, c, h, w});
+  check(op + ": raw", raw, raw_type(narrow, type), {stages * n, c, h, w});
   check(op + ": stats", stats, type, {stages, kStatistics, c});
   const Tensor raw_maps = nhwc(raw), statistics = torch::stable::contiguous(stats);
   const Mask mask(op + ": open", open, n);
-  const ChainOptions options = {int(stride), false, residual, final_relu, frozen, 0, {op, group, frozen}};
+  const ChainOptions options = {int(stride), false, residual, final_relu, frozen, narrow, 0, {op, group, frozen}};
   const auto run = [&](auto t) {
     return run_backward<decltype(t)>(grad, x, {depthwise, pointwise, gamma, beta, nullptr, nullptr}, raw_maps,
                                      statistics, mask, options, wanted);

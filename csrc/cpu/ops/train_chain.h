@@ -25,6 +25,22 @@ inline int band_rows(int n, int h) {
 }
 inline int tasks_of(int n, int h, int rows) { return n * int(ceil_div(h, rows)); }
 
+// Raw outputs are kept as their input is stored or, narrow, in bfloat16.
+inline ScalarType raw_type(bool narrow, ScalarType type) { return narrow ? ScalarType::BFloat16 : type; }
+inline void check_narrow(const std::string& op, bool narrow, ScalarType type) {
+  require(!narrow || type == ScalarType::Float, op + ": narrow: wanted float32 maps, got " + name(type));
+}
+template <class T>
+Raw<T> raw_of(const Tensor& map) {
+  if (map.scalar_type() == ScalarType::BFloat16) return {nullptr, static_cast<const bf16*>(map.const_data_ptr())};
+  return {map.template const_data_ptr<T>(), nullptr};
+}
+template <class T>
+RawOut<T> raw_out(Tensor& map) {
+  if (map.scalar_type() == ScalarType::BFloat16) return {nullptr, static_cast<bf16*>(map.mutable_data_ptr())};
+  return {map.template mutable_data_ptr<T>(), nullptr};
+}
+
 // Scale and shift that a stage's BatchNorm amounts to.
 template <class T>
 void affine_of(const T* gamma, const T* beta, const T* mean, const T* invstd, int c, T* scale, T* shift) {

@@ -88,10 +88,10 @@ class Chain {
       weights.push_back(made);
     }
   }
-  TrainStage<T> stage(int k, const T* raw) const {
+  TrainStage<T> stage(int k, const Raw<T>& raw) const {
     TrainStage<T> made = {};
-    if (k == 0) made.input = {x.template const_data_ptr<T>(), nullptr, nullptr, relu_input};
-    else made.input = {raw + (k - 1) * raw_size(), scale.data() + (k - 1) * c, shift.data() + (k - 1) * c, true};
+    if (k == 0) made.input = {{x.template const_data_ptr<T>()}, nullptr, nullptr, relu_input};
+    else made.input = {raw.from((k - 1) * raw_size()), scale.data() + (k - 1) * c, shift.data() + (k - 1) * c, true};
     made.depthwise = weights[size_t(k)].taps;
     made.c_in = k == 0 ? c_in : c, made.c_out = c, made.stride = k == 0 ? stride : 1;
     made.h_in = k == 0 ? h_in : h, made.w_in = k == 0 ? w_in : w, made.h_out = h, made.w_out = w;
@@ -112,7 +112,7 @@ class Chain {
 
 // The stages' raw outputs [stages][n, h, w, c] and statistics [stages][kStatistics][c].
 template <class T>
-void forward_stages(Chain<T>& chain, bool frozen, double eps, T* raw, T* stats, const CallCounters& counters,
+void forward_stages(Chain<T>& chain, bool frozen, double eps, const RawOut<T>& raw, T* stats, const CallCounters& counters,
                     Runner& runner, TaskList& list, const Ranks& ranks = {}) {
   const int c = chain.c, rows = chain.rows(), tasks = chain.tasks();
   std::vector<T> sums(size_t(std::max(tasks, 1)) * 3 * size_t(c));
@@ -121,7 +121,7 @@ void forward_stages(Chain<T>& chain, bool frozen, double eps, T* raw, T* stats, 
     TrainForwardJob<T> job = {};
     job.stage = chain.stage(k, raw);
     job.pointwise = chain.weights[size_t(k)].product;
-    job.y = raw + k * chain.raw_size();
+    job.y = raw.from(k * chain.raw_size());
     job.sums = sums.data(), job.band_rows = rows, job.macs = counters.macs;
     list.add(kernels_without_tiles<T>().train.forward, job, tasks);
     runner.run(list);
@@ -176,7 +176,7 @@ struct AddedGradient {
 
 // Gradients of x (null: not wanted) and of all weights.
 template <class T>
-void backward_stages(const Chain<T>& chain, const T* raw, const T* stats, bool frozen, LastStage<T> last,
+void backward_stages(const Chain<T>& chain, const Raw<T>& raw, const T* stats, bool frozen, LastStage<T> last,
                      const AddedGradient<T>& added, T* grad_x, const StageGradients<T>& grads,
                      const CallCounters& counters, Runner& runner, TaskList& list, const Ranks& ranks = {}) {
   const int c = chain.c, stages = chain.stages, samples = chain.open_samples();
@@ -234,7 +234,7 @@ void backward_stages(const Chain<T>& chain, const T* raw, const T* stats, bool f
     if (k > 0) {
       const T* before = stats + int64_t(k - 1) * kStatistics * c;
       down.mean = before, down.invstd = before + kInvstd * c, down.sums = own_sums.data();
-      last.output = {raw + (k - 1) * chain.raw_size(), down.mean, down.invstd, false, nullptr, nullptr, nullptr};
+      last.output = {raw.from((k - 1) * chain.raw_size()), down.mean, down.invstd, false, nullptr, nullptr, nullptr};
     }
     if (want_depthwise) down.grad_weight = partial_depthwise.template mutable_data_ptr<T>();
     down.band_rows = stage_rows, down.macs = counters.macs;
@@ -256,6 +256,7 @@ struct ChainOptions {
   int stride;
   bool relu_input, residual, final_relu;
   bool frozen;  // BatchNorm normalises with the running statistics
+  bool narrow;  // raw outputs are kept in bfloat16
   double eps;
   Ranks ranks = {};  // whose BatchNorms are one
 };
@@ -276,31 +277,36 @@ Forward run_forward(const Tensor& x_in, const StageTensors& tensors, const Mask&
   packed.run(parallel);
 
   Tensor out = new_tensor({chain.n, c, chain.h, chain.w}, type, true);
-  Tensor raw = new_tensor({int64_t(stages) * chain.n, c, chain.h, chain.w}, type, true);
+  Tensor raw = new_tensor({int64_t(stages) * chain.n, c, chain.h, chain.w}, raw_type(options.narrow, type), true);
   Tensor stats = new_tensor({stages, kStatistics, c}, type);
-  T *raw_data = raw.template mutable_data_ptr<T>(), *out_data = out.template mutable_data_ptr<T>();
+  const RawOut<T> raw_data = raw_out<T>(raw);
+  T* out_data = out.template mutable_data_ptr<T>();
   Runner runner(parallel);
   TaskList list;
   forward_stages(chain, options.frozen, options.eps, raw_data, stats.template mutable_data_ptr<T>(), counters, runner,
                  list, options.ranks);
   TrainApplyJob<T> job = {};
   const int last = stages - 1;
-  job.y = raw_data + last * chain.raw_size();
+  job.y = raw_data.from(last * chain.raw_size());
   job.scale = chain.scale.data() + last * c, job.shift = chain.shift.data() + last * c;
   job.relu = options.final_relu;
   job.residual = options.residual ? chain.x.template const_data_ptr<T>() : nullptr;
   job.out = out_data, job.samples = chain.samples.data(), job.n = chain.open_samples();
   job.h = chain.h, job.w = chain.w, job.c = c, job.band_rows = chain.rows();
   list.add(kernels_without_tiles<T>().train.apply, job, chain.tasks());
-  const size_t sample_bytes = size_t(chain.sample_size()) * sizeof(T);
   for (int i = 0; i < chain.n; ++i) {
     if (open[i]) continue;
-    const auto clear = [&](T* map) {
-      T* to = map + i * chain.sample_size();
-      list.add([=](int) { std::memset(to, 0, sample_bytes); }, 1);
+    const auto clear = [&](auto* map) {
+      auto* to = map + i * chain.sample_size();
+      const size_t bytes = size_t(chain.sample_size()) * sizeof(*map);
+      list.add([=](int) { std::memset(static_cast<void*>(to), 0, bytes); }, 1);
     };
     clear(out_data);
-    for (int k = 0; k < stages; ++k) clear(raw_data + k * chain.raw_size());
+    for (int k = 0; k < stages; ++k) {
+      const RawOut<T> map = raw_data.from(k * chain.raw_size());
+      if (map.narrow) clear(map.narrow);
+      else clear(map.wide);
+    }
   }
   runner.run(list);
   return {out, raw, stats};
@@ -321,7 +327,8 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_in, const Tensor& x_i
   PackedWeights<T> packed(Chain<T>::packed_size(tensors, true), 0);
   chain.pack(tensors, true, packed);
   packed.run(parallel);
-  const T *raw_data = raw.template const_data_ptr<T>(), *stats_data = stats.template const_data_ptr<T>();
+  const Raw<T> raw_data = raw_of<T>(raw);
+  const T* stats_data = stats.template const_data_ptr<T>();
   chain.take_statistics(stats_data);
 
   Tensor grad_x = new_tensor({wanted[0] ? chain.n : 0, chain.c_in, chain.h_in, chain.w_in}, type, true);
@@ -332,7 +339,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_in, const Tensor& x_i
   TaskList list;
   const int last = stages - 1;
   const T* of_last = stats_data + int64_t(last) * kStatistics * c;
-  const TrainOutput<T> output = {raw_data + last * chain.raw_size(),
+  const TrainOutput<T> output = {raw_data.from(last * chain.raw_size()),
                                  of_last,
                                  of_last + kInvstd * c,
                                  options.final_relu,

@@ -20,12 +20,13 @@ void check_transform(const std::string& op, const Tensor& x, const Tensor& weigh
 
 Forward forward_op(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& beta,
                    const Tensor& running_mean, const Tensor& running_var, std::optional<Tensor> open, int64_t stride,
-                   bool relu_input, bool frozen, std::string group, double eps) {
+                   bool relu_input, bool frozen, std::string group, double eps, bool narrow) {
   const std::string op = "transform_train";
   const ScalarType type = check_floating(op + ": x", x);
+  check_narrow(op, narrow, type);
   check_transform(op, x, weight, {gamma, beta, running_mean, running_var}, type, stride);
   const Mask mask(op + ": open", open, x.size(0));
-  const ChainOptions options = {int(stride), relu_input, false, true, frozen, eps, {op, group, frozen}};
+  const ChainOptions options = {int(stride), relu_input, false, true, frozen, narrow, eps, {op, group, frozen}};
   const auto run = [&](auto t) {
     const std::vector<Tensor> none, weights = {weight}, gammas = {gamma}, betas = {beta}, means = {running_mean},
                                     variances = {running_var};
@@ -37,19 +38,20 @@ Forward forward_op(const Tensor& x, const Tensor& weight, const Tensor& gamma, c
 std::tuple<Tensor, Tensor> backward_op(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& gamma,
                                        const Tensor& beta, const Tensor& raw, const Tensor& stats,
                                        std::optional<Tensor> open, int64_t stride, bool relu_input, bool frozen,
-                                       std::string group, std::vector<bool> wanted) {
+                                       std::string group, bool narrow, std::vector<bool> wanted) {
   const std::string op = "transform_train_backward";
   const ScalarType type = check_floating(op + ": x", x);
+  check_narrow(op, narrow, type);
   check_transform(op, x, weight, {gamma, beta}, type, stride);
   require(wanted.size() == 2, op + ": wanted: wanted 2 booleans, got " + std::to_string(wanted.size()));
   const int64_t n = x.size(0), c = weight.size(0);
   const int64_t h = strided(int(x.size(2)), int(stride)), w = strided(int(x.size(3)), int(stride));
   check(op + ": grad", grad, type, {n, c, h, w});
-  check(op + ": raw", raw, type, {n, c, h, w});
+  check(op + ": raw", raw, raw_type(narrow, type), {n, c, h, w});
   check(op + ": stats", stats, type, {1, kStatistics, c});
   const Tensor raw_maps = nhwc(raw), statistics = torch::stable::contiguous(stats);
   const Mask mask(op + ": open", open, n);
-  const ChainOptions options = {int(stride), relu_input, false, true, frozen, 0, {op, group, frozen}};
+  const ChainOptions options = {int(stride), relu_input, false, true, frozen, narrow, 0, {op, group, frozen}};
   const std::vector<Tensor> none, weights = {weight}, gammas = {gamma}, betas = {beta};
   const auto run = [&](auto t) {
     return run_backward<decltype(t)>(grad, x, {none, weights, gammas, betas, nullptr, nullptr}, raw_maps, statistics,
