@@ -91,7 +91,7 @@ def test_memory_under_autocast() -> None:
             out = net(images)  # held while sizes are summed
         kept[dtype] = sum(sizes.values())
         del out
-    assert kept[torch.bfloat16] < 0.75 * kept[None]
+    assert kept[torch.bfloat16] < 0.8 * kept[None]
     assert kept[torch.float16] > 0.95 * kept[None]
 
 
