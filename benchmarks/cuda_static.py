@@ -62,7 +62,7 @@ def launches(device: Device, dtype: torch.dtype) -> list[dict[str, Any]]:
     executor = EmulatedExecutor(net, dtype, limits=limits(device))
     launch_list = executor.launch_list(*IMAGE, *IMAGE[1:])
     somewhere = 256  # addresses decide nothing but that they are not null
-    found, _ = launch_list.launches([somewhere] * len(launch_list.buffers()[0]), somewhere, executor.table)
+    found = launch_list.launches([somewhere] * len(launch_list.buffers()[0]), somewhere, executor.table)
     code = {
         kernel.name: kernel
         for kernel in compile_all()

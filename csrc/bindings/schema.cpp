@@ -81,8 +81,9 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       "int workspace)");
   m.def(
       "cuda_launches(int[] config, int[] image, int dtype, int fusion, int[] device, int[] addresses, int weights, "
-      "Tensor table) -> (Tensor launches, Tensor rows)");
+      "Tensor table) -> Tensor");
   m.def("cuda_run(Tensor(a!) workspace, Tensor launches, int dtype, int first, int last, int[] io) -> ()");
+  m.def("cuda_hold(Tensor tensor) -> ()");
   m.def("cuda_limits(int device) -> int[]");
 
   m.def("set_gather(int address) -> ()");

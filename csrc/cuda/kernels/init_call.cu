@@ -1,7 +1,7 @@
 // init_call: a call's first kernel. Clears what kernels add to, and makes row 0's nodes.
 //
-// Work: a few KB of stores (n * rows * 208 bytes of tables), spread over all threads of the grid, nothing read but the
-// table of rows. Which thread writes what does not matter: no value is written twice.
+// Work: a few KB of stores (n * rows * 208 bytes of tables), spread over all threads of the grid, nothing read.
+// Which thread writes what does not matter: no value is written twice.
 #include "init_call.h"
 #include "primitives.cuh"
 
@@ -22,18 +22,17 @@ __device__ inline void init_call(const InitCallParams& p) {
   zero(p.value.sample_macs, int64_t(p.n) * kSampleParts, thread, threads);
   zero(p.counters, p.counter_count, thread, threads);
 
-  const int counts = kLists * kScales;
-  for (int64_t i = thread; i < p.rows * counts; i += threads) {
+  const int counts = p.rows * kLists * kScales;
+  for (int64_t i = thread; i < counts; i += threads) {
     const bool all = i == kPresent * kScales;  // of row 0, at scale 0
-    p.rows_table[i / counts].counts[i % counts] = all ? p.n : 0;
+    p.first.counts[i] = all ? p.n : 0;
   }
-  const Row row = p.rows_table[0];
   for (int64_t i = thread; i < int64_t(p.n) * kScales; i += threads) {
     Node node = {};
     if (i % kScales == 0) node.present = node.aliased = 1, node.source_keep = 1;
-    row.nodes[i] = node;
+    p.first.nodes[i] = node;
   }
-  for (int64_t i = thread; i < p.n; i += threads) row.samples[i] = int(i);  // [kPresent][0]
+  for (int64_t i = thread; i < p.n; i += threads) p.first.samples[i] = int(i);  // [kPresent][0]
 }
 
 }  // namespace dynroute::cuda

@@ -61,12 +61,16 @@ struct Node {
 // Which samples, per scale, in ascending order. The first of a row are written by the row before.
 enum List { kPresent = 0, kOpen = 1, kUpOpen = 2, kDownOpen = 3, kLists = 4 };
 
-// One row's tables in device memory.
+// One row's tables in device memory. Those of all rows lie behind each other: row r's are row_at(row 0's, r, n).
 struct Row {
   Node* nodes;   // [n][kScales]
   int* counts;   // [kLists][kScales]
   int* samples;  // [kLists][kScales][n]
 };
+DYNROUTE_DEVICE_TOO constexpr Row row_at(const Row& first, int row, int n) {
+  return {first.nodes + int64_t(row) * n * kScales, first.counts + row * kLists * kScales,
+          first.samples + int64_t(row) * kLists * kScales * n};
+}
 
 // Where a call's inputs and outputs are; itself in device memory, so that a captured graph serves every call.
 struct Io {
@@ -88,7 +92,7 @@ struct InitCallParams {
   Io* io;
   int* counters;  // [counter_count]
   int counter_count;
-  Row* rows_table;  // [rows], in device memory: written by the host once
+  Row first;  // row 0's tables
   int n, rows;
 };
 

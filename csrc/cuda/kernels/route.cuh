@@ -1,26 +1,10 @@
-// A row's end: how a block learns that it is the last, and what the last one does: alphas from partial sums, and from
-// alphas the tables that the next kernels read.
-//
-// Memory order. A block's writes, a barrier, then by one thread: fence, atomicAdd, fence; a barrier, then reads. Fences
-// are cumulative and barriers order within a block, so what any thread of a block wrote before it arrived is seen by
-// all threads of the block that arrives last. What another block has written in this launch is read past L1 (__ldcg).
+// A row's end: from alphas the tables that the next kernels read, by the block that arrives last. What other blocks have
+// written in this launch, the alphas, it reads past L1 (arrival.cuh).
 #pragma once
+#include "arrival.cuh"
 #include "contract/routing.h"
-#include "primitives.cuh"
 
 namespace dynroute::cuda {
-
-// Called by the whole block; true in the block that arrives as the last of `expected`.
-__device__ inline bool arrive_last(int* counter, int expected, int* shared) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    *shared = atomicAdd(counter, 1) == expected - 1;
-    __threadfence();
-  }
-  __syncthreads();
-  return *shared;
-}
 
 // What 32 samples' nodes hand on to the next row.
 struct RouteShared {

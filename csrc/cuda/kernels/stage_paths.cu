@@ -10,31 +10,14 @@
 // more stage items to take: so whoever waits, waits for items that other blocks, which run, have taken and do without
 // waiting themselves. That ends however many blocks are resident: one does it all alone, and none needs to be started.
 // The halves, where a stage may read what the one before has left, are written by the node's paths only after that.
-// H is read past L1 (cp.async.cg), which could hold what lay there before.
+// H is read past L1 (cp.async.cg; arrival.cuh says why that is enough).
 // Machine: 128 threads, at most 96 registers: 5 blocks to a multiprocessor; the shared memory is the larger of both
 // kinds' (16-bit: 37 KB for paths alone; 92 KB with a stage of 512 channels: two blocks on H100, one on A100).
+#include "arrival.cuh"
 #include "path_item.cuh"
 #include "sepconv_item.cuh"
 
 namespace dynroute::cuda {
-
-// What the block has stored is now seen by who reads the counter with `wait_for`. By one thread, after the block met.
-__device__ inline void arrive(int* counter) {
-  __threadfence();
-  atomicAdd(counter, 1);
-}
-// Until `count` have arrived. By one thread; the block has to meet before it reads.
-__device__ inline void wait_for(const int* counter, int count) {
-  for (;;) {
-    int arrived;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
-                 : "=r"(arrived)
-                 : "l"(__cvta_generic_to_global(counter))
-                 : "memory");
-    if (arrived >= count) return;
-    __nanosleep(64);
-  }
-}
 
 // By the first threads.
 template <class T>

@@ -5,12 +5,51 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstring>
+#include <mutex>
+#include <vector>
 
 #include "bindings/checks.h"
 #include "launch.h"
 
 namespace dynroute::cuda {
 namespace {
+
+// Tensors that graphs hold. A graph lets go on a thread that must not call CUDA, which freeing a tensor may do: so it
+// only says so, and the next call of a network frees them.
+class HeldByGraphs {
+ public:
+  static void hold(const Tensor& tensor, void* stream) {
+    auto* held = new Tensor(tensor);
+    if (!hold_for_graph(stream, held, release)) {
+      delete held;
+      throw std::runtime_error("cuda_hold: wanted a stream that is being captured");
+    }
+  }
+
+  static void free_released() {
+    std::vector<Tensor*> last;
+    {
+      const std::lock_guard<std::mutex> lock(mutex());
+      last.swap(released());
+    }
+    for (Tensor* tensor : last) delete tensor;
+  }
+
+ private:
+  static void release(void* held) {
+    const std::lock_guard<std::mutex> lock(mutex());
+    released().push_back(static_cast<Tensor*>(held));
+  }
+  // never destroyed: graphs may outlive what static destructors end
+  static std::mutex& mutex() {
+    static auto* const made = new std::mutex;
+    return *made;
+  }
+  static std::vector<Tensor*>& released() {
+    static auto* const made = new std::vector<Tensor*>;
+    return *made;
+  }
+};
 
 // Launches records [first, last) on the current stream of the workspace's device, without waiting.
 // io: addresses in the order of struct Io; for the first record, and empty where that is not launched.
@@ -22,6 +61,7 @@ void run_op(const Tensor& workspace, const Tensor& launches, int64_t dtype, int6
   require(dtype >= 0 && dtype <= 2, "cuda_run: dtype: wanted 0, 1 or 2, got " + std::to_string(dtype));
   require(first > 0 || io.size() == kPointers,
           "cuda_run: io: wanted " + std::to_string(kPointers) + " addresses, got " + std::to_string(io.size()));
+  HeldByGraphs::free_released();
   Io pointers = {};
   if (first == 0) std::memcpy(&pointers, io.data(), sizeof(pointers));
 
@@ -29,8 +69,17 @@ void run_op(const Tensor& workspace, const Tensor& launches, int64_t dtype, int6
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  run_records(static_cast<const unsigned char*>(launches.const_data_ptr()), size_t(launches.numel()), DType(dtype),
-              first, last, pointers, stream);
+  run_records(static_cast<const unsigned char*>(launches.const_data_ptr()), size_t(launches.numel()), int(device),
+              DType(dtype), first, last, pointers, stream);
+}
+
+// Keeps a tensor's memory for as long as the graph lives that the current stream is being captured into.
+void hold_op(const Tensor& tensor) {
+  const auto device = tensor.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  HeldByGraphs::hold(tensor, stream);
 }
 
 std::vector<int64_t> limits_op(int64_t device) {
@@ -41,7 +90,10 @@ std::vector<int64_t> limits_op(int64_t device) {
 }  // namespace
 }  // namespace dynroute::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(dynroute, CUDA, m) { m.impl("cuda_run", TORCH_BOX(&dynroute::cuda::run_op)); }
+STABLE_TORCH_LIBRARY_IMPL(dynroute, CUDA, m) {
+  m.impl("cuda_run", TORCH_BOX(&dynroute::cuda::run_op));
+  m.impl("cuda_hold", TORCH_BOX(&dynroute::cuda::hold_op));
+}
 STABLE_TORCH_LIBRARY_IMPL(dynroute, CompositeExplicitAutograd, m) {
   m.impl("cuda_limits", TORCH_BOX(&dynroute::cuda::limits_op));
 }

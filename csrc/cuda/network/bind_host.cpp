@@ -14,6 +14,25 @@ namespace {
 
 using Numbers = std::vector<int64_t>;
 
+// Kernels count the values of a sample's map, and the pixels of all samples' finest maps, in 32 bits.
+void check_offsets(const std::string& op, const CallSpec& call) {
+  constexpr int64_t kMost = INT32_MAX;
+  const MapShape finest = scale_shape(call.config, call.h, call.w, 0);
+  const int64_t pixels = int64_t(finest.h) * finest.w;
+  const std::pair<const char*, int64_t> maps[] = {
+      {"the image", 3 * int64_t(call.h) * call.w},
+      {"the stem's maps", stem_shape(call.config, call.h, call.w).size()},
+      {"the finest maps", finest.size()},  // no coarser one is larger
+      {"the logits before upsampling", pixels * call.config.num_classes},
+      {"the logits", int64_t(call.config.num_classes) * call.out_h * call.out_w}};
+  for (const auto& [name, values] : maps)
+    require(values <= kMost, op + ": image: wanted at most " + std::to_string(kMost) + " values in " + name +
+                                 " of a sample, got " + std::to_string(values) + " for " + std::to_string(call.h) +
+                                 "x" + std::to_string(call.w) + " pixels");
+  require(call.n * pixels <= kMost, op + ": image: wanted at most " + std::to_string(kMost / pixels) +
+                                        " samples of this size, got " + std::to_string(call.n));
+}
+
 CallSpec parse(const std::string& op, const Numbers& config, const Numbers& image, int64_t dtype, int64_t fusion,
                const Numbers& device) {
   CallSpec call = {};
@@ -23,8 +42,7 @@ CallSpec parse(const std::string& op, const Numbers& config, const Numbers& imag
   const int64_t n = image[0], h = image[1], w = image[2];
   require(n >= 1 && n <= 65535, op + ": image: wanted 1 to 65535 samples, got " + std::to_string(n));
   check_size(op.c_str(), call.config, h, w);
-  require(h <= 32768 && w <= 32768,
-          op + ": image: wanted at most 32768x32768 pixels, got " + std::to_string(h) + "x" + std::to_string(w));
+  require(h <= INT32_MAX && w <= INT32_MAX, op + ": image: wanted sides of at most 2147483647 pixels");
   require(image[3] >= 1 && image[3] <= h && image[4] >= 1 && image[4] <= w,
           op + ": image: wanted an output of at most " + std::to_string(h) + "x" + std::to_string(w) + ", got " +
               std::to_string(image[3]) + "x" + std::to_string(image[4]));
@@ -43,6 +61,7 @@ CallSpec parse(const std::string& op, const Numbers& config, const Numbers& imag
   call.dtype = DType(dtype);
   call.fusion = Fusion(fusion);
   call.limits = {int(device[0]), int(device[1]), int(device[2]), int(device[3])};
+  check_offsets(op, call);
   return call;
 }
 
@@ -61,9 +80,7 @@ std::tuple<std::string, Tensor, int64_t> buffers_op(Numbers config, Numbers imag
   return {names, sizes, list.workspace()};
 }
 
-Tensor bytes_tensor(size_t size) { return new_tensor({int64_t(size)}, ScalarType::Byte); }
-
-std::tuple<Tensor, Tensor> launches_op(Numbers config, Numbers image, int64_t dtype, int64_t fusion, Numbers device,
+Tensor launches_op(Numbers config, Numbers image, int64_t dtype, int64_t fusion, Numbers device,
                                        Numbers addresses, int64_t weights, const Tensor& table) {
   const std::string op = "cuda_launches";
   const CallSpec call = parse(op, config, image, dtype, fusion, device);
@@ -74,15 +91,11 @@ std::tuple<Tensor, Tensor> launches_op(Numbers config, Numbers image, int64_t dt
   check(op + ": table", table, ScalarType::Long, {table_rows(call.config.layers), kTableFields});
   require(table.is_contiguous(), op + ": table: wanted a contiguous tensor");
 
-  const std::vector<Row> rows = list.row_tables(addresses);
-  Tensor row_bytes = bytes_tensor(rows.size() * sizeof(Row));
-  std::memcpy(row_bytes.mutable_data_ptr(), rows.data(), rows.size() * sizeof(Row));
-
   const std::vector<Launch> launches = list.launches(addresses, weights, table.const_data_ptr<int64_t>());
   const auto bytes_of_params = [](const Launch& launch) { return round_up(launch.params.size(), size_t(8)); };
   size_t size = 0;
   for (const Launch& launch : launches) size += sizeof(Record) + bytes_of_params(launch);
-  Tensor records = bytes_tensor(size);
+  Tensor records = new_tensor({int64_t(size)}, ScalarType::Byte);
   auto* at = static_cast<unsigned char*>(records.mutable_data_ptr());
   std::memset(at, 0, size);
   for (const Launch& launch : launches) {
@@ -94,7 +107,7 @@ std::tuple<Tensor, Tensor> launches_op(Numbers config, Numbers image, int64_t dt
     std::memcpy(at + sizeof(record), launch.params.data(), launch.params.size());
     at += sizeof(record) + bytes_of_params(launch);
   }
-  return {records, row_bytes};
+  return records;
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 // From a kernel's name to its function, and launches of lists.
+#include <atomic>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -49,6 +51,41 @@ void check(cudaError_t error, const char* kernel, const LaunchShape& shape) {
        " threads, " + std::to_string(shape.shared) + " bytes of shared memory: " + cudaGetErrorString(error));
 }
 
+void check(cudaError_t error, const std::string& what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // it has been told
+  fail(what + ": " + cudaGetErrorString(error));
+}
+
+// Readies the kernels of a type on the current device, once for each device: all the shared memory that a block may
+// have there, and of what L1 and shared memory have in common as much as possible for the latter, as what kernels read
+// again lies in it and the rest goes past L1. Asking a function for its attributes loads it, too: nothing is left to be
+// loaded by a launch, which a stream that is being captured might not allow. So launches set nothing: what a function
+// may use belongs to the process, and another thread may be about to launch it.
+void ready(int device, DType dtype) {
+  constexpr int kDevices = 128;
+  static std::atomic<bool> done[kDevices][3];
+  static std::mutex mutex;
+  if (device < 0 || device >= kDevices) fail("device " + std::to_string(device) + " is beyond what this library counts");
+  std::atomic<bool>& is_done = done[device][int(dtype)];
+  if (is_done.load(std::memory_order_acquire)) return;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (is_done.load(std::memory_order_relaxed)) return;
+  const int most = device_limits(device).shared_per_block;
+  for (const Entry& entry : entries) {
+    const void* function = entry.function[int(dtype)];
+    cudaFuncAttributes found = {};
+    const std::string where = std::string(entry.name) + " on device " + std::to_string(device);
+    check(cudaFuncGetAttributes(&found, function), where);
+    const int dynamic = most - int(found.sharedSizeBytes);
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic), where);
+    check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared),
+          where);
+  }
+  is_done.store(true, std::memory_order_release);
+}
+
 const Entry& find(const Record& record) {
   for (const Entry& entry : entries)
     if (std::strncmp(entry.name, record.kernel, sizeof(record.kernel)) == 0) {
@@ -60,9 +97,9 @@ const Entry& find(const Record& record) {
 
 }  // namespace
 
-void run_records(const unsigned char* records, size_t bytes, DType dtype, int64_t first, int64_t last, const Io& io,
-                 void* stream) {
-  constexpr int kAlways = 48 << 10;  // bytes of shared memory that need no opt-in
+void run_records(const unsigned char* records, size_t bytes, int device, DType dtype, int64_t first, int64_t last,
+                 const Io& io, void* stream) {
+  ready(device, dtype);
   size_t at = 0;
   for (int64_t number = 0; at < bytes && number < last; ++number) {
     Record record;
@@ -80,9 +117,6 @@ void run_records(const unsigned char* records, size_t bytes, DType dtype, int64_
     if (number == 0) std::memcpy(params, &io, sizeof(io));  // InitCallParams::value
     const void* function = entry.function[int(dtype)];
     const LaunchShape& shape = record.shape;
-    if (shape.shared > kAlways)
-      check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared), entry.name,
-            shape);
     void* arguments[] = {params};
     check(cudaLaunchKernel(function, dim3(unsigned(shape.blocks)), dim3(unsigned(shape.threads)), arguments,
                            size_t(shape.shared), static_cast<cudaStream_t>(stream)),
@@ -101,6 +135,22 @@ DeviceLimits device_limits(int device) {
   return {10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor),
           ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin),
           ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+}
+
+bool hold_for_graph(void* stream, void* held, void (*release)(void*)) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cudaGraph_t graph = nullptr;
+  const auto of = static_cast<cudaStream_t>(stream);
+#if CUDART_VERSION >= 13000
+  check(cudaStreamGetCaptureInfo(of, &status, nullptr, &graph, nullptr, nullptr, nullptr), "capture");
+#else
+  check(cudaStreamGetCaptureInfo_v2(of, &status, nullptr, &graph, nullptr, nullptr), "capture");
+#endif
+  if (status != cudaStreamCaptureStatusActive) return false;
+  cudaUserObject_t object = nullptr;
+  check(cudaUserObjectCreate(&object, held, release, 1, cudaUserObjectNoDestructorSync), "capture");
+  check(cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove), "capture");
+  return true;
 }
 
 }  // namespace dynroute::cuda

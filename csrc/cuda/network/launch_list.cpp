@@ -18,7 +18,7 @@ namespace dynroute::cuda {
 namespace {
 
 // Buffers by number.
-enum { kIo, kRows, kNodes, kCounts, kSamples, kArrivals, kPartials, kMaps = kPartials + kScales };
+enum { kIo, kNodes, kCounts, kSamples, kArrivals, kPartials, kMaps = kPartials + kScales };
 enum { kMap0, kMap1, kHalves, kMapsOfScale };
 enum { kStemA = kMaps + kScales * kMapsOfScale, kStemB, kSmallLogits, kBuffers };
 constexpr int map_buffer(int scale, int which) { return kMaps + scale * kMapsOfScale + which; }
@@ -56,7 +56,6 @@ std::vector<Buffer> lay_out(const CallSpec& call, int64_t& end) {
   const auto append = [&](int number, std::string name, int64_t bytes) { put(number, std::move(name), bytes, end); };
 
   append(kIo, "io", sizeof(Io));
-  buffers[kRows] = {"rows", rows * int64_t(sizeof(Row)), -1};
   append(kNodes, "nodes", rows * n * kScales * int64_t(sizeof(Node)));
   append(kCounts, "counts", rows * kLists * kScales * int64_t(sizeof(int)));
   append(kSamples, "samples", rows * kLists * kScales * n * int64_t(sizeof(int)));
@@ -92,8 +91,7 @@ class LaunchListBuilder {
   }
 
   Row row(int row) const {
-    return {buffer<Node>(kNodes) + int64_t(row) * call_.n * kScales, buffer<int>(kCounts) + row * kLists * kScales,
-            buffer<int>(kSamples) + int64_t(row) * kLists * kScales * call_.n};
+    return row_at({buffer<Node>(kNodes), buffer<int>(kCounts), buffer<int>(kSamples)}, row, call_.n);
   }
 
   std::vector<Launch> all() {
@@ -163,7 +161,7 @@ class LaunchListBuilder {
     p.io = buffer<Io>(kIo);
     p.counters = buffer<int>(kArrivals);
     p.counter_count = int(rows_ * arrivals_of_row(call_));
-    p.rows_table = buffer<Row>(kRows);
+    p.first = row(0);
     p.n = call_.n, p.rows = rows_;
     launch("init_call", init_call_shape, p, 0);
   }
@@ -311,13 +309,6 @@ class LaunchListBuilder {
 }  // namespace
 
 LaunchList::LaunchList(const CallSpec& call) : call_(call) { buffers_ = lay_out(call_, workspace_); }
-
-std::vector<Row> LaunchList::row_tables(const std::vector<int64_t>& addresses) const {
-  const LaunchListBuilder builder(call_, addresses, 0, nullptr);
-  std::vector<Row> rows;
-  for (int row = 0; row < rows_of(call_); ++row) rows.push_back(builder.row(row));
-  return rows;
-}
 
 std::vector<Launch> LaunchList::launches(const std::vector<int64_t>& addresses, int64_t weights,
                                          const int64_t* table) const {

@@ -37,7 +37,7 @@ struct CallSpec {
 struct Buffer {
   std::string name;
   int64_t bytes;
-  int64_t offset;  // in the workspace; -1: outside of it, as the host fills it once with `row_tables`
+  int64_t offset;  // in the workspace
 };
 constexpr int64_t kAlign = 256;
 
@@ -55,7 +55,6 @@ class LaunchList {
   int64_t workspace() const { return workspace_; }
 
   // For buffers at these addresses, in the order of buffers(). Weights lie at `weights` + table[...] bytes.
-  std::vector<Row> row_tables(const std::vector<int64_t>& addresses) const;
   std::vector<Launch> launches(const std::vector<int64_t>& addresses, int64_t weights, const int64_t* table) const;
 
  private:

@@ -41,23 +41,15 @@ class EmulatedExecutor(ListedExecutor):
 
     def _launch(self, launch_list: LaunchList, io: Io) -> None:
         buffers, size = launch_list.buffers()
-        memory, arrays = [], []  # what kernels see as one piece each; where each buffer lies
+        arrays = []  # where each buffer lies
         workspace = _aligned(size)
         for buffer in buffers:
-            inside = self.one_workspace and buffer.offset >= 0
-            array = workspace[buffer.offset : buffer.offset + buffer.bytes] if inside else _aligned(buffer.bytes)
-            arrays.append(array)
-            if not inside:
-                memory.append(array)
-        if self.one_workspace:
-            memory.append(workspace)
+            inside = workspace[buffer.offset : buffer.offset + buffer.bytes]
+            arrays.append(inside if self.one_workspace else _aligned(buffer.bytes))
+        memory = [workspace] if self.one_workspace else arrays
         weights = emulator.array(self.weights)
         addresses = [array.ctypes.data for array in arrays]
-        launches, rows = launch_list.launches(addresses, weights.ctypes.data, self.table)
-        for array, buffer in zip(arrays, buffers):
-            if buffer.offset < 0:
-                array[:] = rows.numpy()
-                array.flags.writeable = False
+        launches = launch_list.launches(addresses, weights.ctypes.data, self.table)
         outside = {name: emulator.array(tensor) for name, tensor in io._asdict().items() if tensor is not None}
         for name in ("images", "gates"):
             if name in outside:

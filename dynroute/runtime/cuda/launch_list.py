@@ -46,8 +46,7 @@ class Buffer(NamedTuple):
     Attributes:
         name: for errors.
         bytes: its size.
-        offset: in the one workspace, where buffers may overlap that are never in use at once; -1: it is memory of its
-            own, filled by the host, once.
+        offset: in the one workspace, where buffers may overlap that are never in use at once.
     """
 
     name: str
@@ -93,8 +92,8 @@ class LaunchList:
         names, sizes, workspace = torch.ops.dynroute.cuda_plan(*self._numbers)
         return [Buffer(name, *size) for name, size in zip(names.split(), sizes.tolist(), strict=True)], workspace
 
-    def launches(self, addresses: Sequence[int], weights: int, table: Tensor) -> tuple[Tensor, Tensor]:
-        """The launches for buffers at these addresses, as bytes; and the bytes to fill the buffer "rows" with.
+    def launches(self, addresses: Sequence[int], weights: int, table: Tensor) -> Tensor:
+        """The launches for buffers at these addresses, as bytes.
 
         Args:
             addresses: of each buffer, in their order.

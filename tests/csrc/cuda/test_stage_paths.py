@@ -243,7 +243,7 @@ def test_paths_wait(c: int, h: int, w: int, resident: int) -> None:
         return scale == 0
 
     def polls(info: dict) -> int:
-        return sum(n for opcode, n in info["opcodes"].items() if opcode.startswith("ld.acquire"))
+        return sum(n for opcode, n in info["opcodes"].items() if opcode.startswith("ld.relaxed"))
 
     first = case.run(opened, counters=True)
     case.check(opened, *first[:3])

@@ -51,6 +51,15 @@ def test_maps_are_moved_16_bytes_at_a_time() -> None:
         assert set(stores) == {128}, f"{kernel.name} {kernel.arch}: {stores}"
 
 
+@needs_sass
+def test_nobody_flushes_l1() -> None:
+    """Blocks that wait for each other order their writes by a release; a fence or an acquire would throw L1 away."""
+    for kernel in kernels():
+        assert kernel.counted(r"MEMBAR\.SC|CCTL\.IVALL") == 0, f"{kernel.name} {kernel.arch}"
+    for kernel in kernels("aggregate_route", "stage_paths"):
+        assert kernel.counted(r"MEMBAR\.ALL\.GPU") > 0, f"{kernel.name} {kernel.arch}"
+
+
 def test_all_launches_fit_a_multiprocessor() -> None:
     for device in DEVICES:
         for row in launches(device, torch.float16):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import shutil
+import threading
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> FakeTorchCuda
 
     def run(workspace, launches, dtype, first, last, io):
         def call() -> None:
-            runtime.run(launches, dtype, first, last, io)
+            runtime.run(launches, dtype, first, last, io, made.index)
 
         if made.recording is None:
             made.events.append(("run", first, min(last, len(read_launches(launches)))))
@@ -43,14 +44,20 @@ def fake(monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> FakeTorchCuda
             made.recording.append(call)
 
     class Torch:
-        cuda = made
+        cuda, ops = made, torch.ops
         Tensor, device, dtype, empty, uint8 = torch.Tensor, torch.device, torch.dtype, torch.empty, torch.uint8
 
     monkeypatch.setattr(cuda, "torch", Torch)
     monkeypatch.setattr(torch.ops.dynroute, "cuda_run", run)
+    monkeypatch.setattr(torch.ops.dynroute, "cuda_hold", lambda tensor: made.events.append(("hold", tensor)))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda t, stream: made.events.append(("recorded", t, stream)))
     monkeypatch.setattr(DeviceLimits, "of", staticmethod(lambda device: DeviceLimits()))
     runtime.on_launch = lambda *launch: None
     return made
+
+
+def captures(fake: FakeTorchCuda) -> list[tuple]:
+    return [event for event in fake.events if isinstance(event, tuple) and event[0] == "capture"]
 
 
 def runtime_of(net, storage=torch.float32) -> Runtime:
@@ -59,36 +66,65 @@ def runtime_of(net, storage=torch.float32) -> Runtime:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_launches_are_those_of_the_list(runtime: FakeRuntime, dtype: torch.dtype) -> None:
-    """Each kernel of the list by its name and type, with its shape, opted in to what it shares, `init_call` with this
-    call's addresses."""
+    """Each kernel of the list by its name and type, with its shape, `init_call` with this call's addresses."""
     executor = EmulatedExecutor(random_network(channels=64), dtype)
     launch_list = executor.launch_list(2, 64, 96, 60, 90)
     addresses = [1 << 20] * len(launch_list.buffers()[0])
-    launches, _ = launch_list.launches(addresses, 1 << 30, executor.table)
+    launches = launch_list.launches(addresses, 1 << 30, executor.table)
     wanted = read_launches(launches)
     found = []
 
-    def note(name: str, shape: tuple[int, int, int], opted_in: int, params: int) -> None:
+    def note(name: str, shape: tuple[int, int, int], params: int) -> None:
         at = wanted[len(found)]
-        found.append((name, shape, opted_in, ctypes.string_at(params, len(at.params))))
+        found.append((name, shape, ctypes.string_at(params, len(at.params))))
 
     runtime.on_launch = note
     io = list(range(100, 100 + len(Io._fields)))
     runtime.run(launches, DTYPES.index(dtype), 0, 1 << 30, io)
     assert len(found) == len(wanted)
-    for (name, shape, opted_in, params), launch in zip(found, wanted):
+    for (name, shape, params), launch in zip(found, wanted):
         assert name == f"{launch.kernel}_{emulator.SUFFIX[dtype]}" and shape == launch[1:4]
-        assert opted_in == (shape[2] if shape[2] > 48 << 10 else 0)
         skip = 8 * len(io) if launch.kernel == "init_call" else 0
         assert params[skip:] == launch.params[skip:]
-    assert found[0][3][: 8 * len(io)] == b"".join(value.to_bytes(8, "little") for value in io)
-    assert any(opted_in for _, _, opted_in, _ in found), "something should have needed more than 48 KB"
+    assert found[0][2][: 8 * len(io)] == b"".join(value.to_bytes(8, "little") for value in io)
+    assert any(shape[2] > 48 << 10 for _, shape, _ in found), "something should have needed more than 48 KB"
+
+
+def test_kernels_are_readied_once_for_each_device(tmp_path) -> None:
+    """By many threads that launch at once, on two devices: the stand-in refuses a launch that was not opted in."""
+    runtime = FakeRuntime(tmp_path)
+    executor = EmulatedExecutor(random_network(channels=64), torch.float16, limits=DeviceLimits())
+    launch_list = executor.launch_list(1, 64, 96, 64, 96)
+    launches = launch_list.launches([1 << 20] * len(launch_list.buffers()[0]), 1 << 30, executor.table)
+    assert any(launch.shared > 48 << 10 for launch in read_launches(launches))
+    errors: list[BaseException] = []
+
+    def work(device: int) -> None:
+        try:
+            runtime.run(launches, 1, 0, 1 << 30, [0] * len(Io._fields), device)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number % 2,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and runtime.library.times_opted_in() == 1
+    with pytest.raises(RuntimeError, match="device 128 is beyond what this library counts"):
+        runtime.run(launches, 1, 0, 1 << 30, [0] * len(Io._fields), 128)
+
+
+def test_what_a_graph_holds(runtime: FakeRuntime) -> None:
+    """Is let go once, by the graph; outside of a capture there is nothing that would."""
+    assert runtime.library.hold(1) == 1
+    assert runtime.library.hold(0) == -1
 
 
 def test_broken_lists_are_refused(runtime: FakeRuntime) -> None:
     executor = EmulatedExecutor(random_network(), torch.float32)
     launch_list = executor.launch_list(1, 32, 32, 32, 32)
-    launches, _ = launch_list.launches([0] * len(launch_list.buffers()[0]), 0, executor.table)
+    launches = launch_list.launches([0] * len(launch_list.buffers()[0]), 0, executor.table)
     io = [0] * len(Io._fields)
     unknown = launches.clone()
     unknown[0] = ord("I")
@@ -106,7 +142,8 @@ def test_broken_lists_are_refused(runtime: FakeRuntime) -> None:
 
 @pytest.mark.skipif(emulator.why_not() is not None, reason=emulator.why_not() or "")
 def test_graph_and_direct_launches_compute_the_same(fake: FakeTorchCuda, runtime: FakeRuntime) -> None:
-    """The first call launches everything, later ones `init_call` and the graph; inputs and outputs are the call's."""
+    """The first call launches everything, the second records it; then it is `init_call` and the graph. Inputs, outputs
+    are the call's."""
     net = random_network(gate_shift=-0.2, layers=4)
     run = runtime_of(net)
     executor = run.executor
@@ -114,9 +151,9 @@ def test_graph_and_direct_launches_compute_the_same(fake: FakeTorchCuda, runtime
     launch = executor._launch
     executor._launch = lambda launch_list, io: (calls.append(io), launch(launch_list, io))
 
-    def emulate(name: str, shape: tuple[int, int, int], opted_in: int, params: int) -> None:
+    def emulate(name: str, shape: tuple[int, int, int], params: int) -> None:
         kernel = name.rpartition("_")[0]
-        tensors = [executor._workspace, executor.weights, *(kept.rows for kept in executor._prepared.values())]
+        tensors = [executor._workspace, executor.weights]
         tensors += [tensor for tensor in calls[-1] if tensor is not None]
         size = emulator.module(kernel, torch.float32).parameters(name)[0][2]
         arrays = [emulator.array(tensor) for tensor in tensors]
@@ -131,23 +168,65 @@ def test_graph_and_direct_launches_compute_the_same(fake: FakeTorchCuda, runtime
         other = wanted(x)
         assert torch.equal(out.logits, other.logits) and torch.equal(out.executed_nodes, other.executed_nodes)
     assert torch.equal(labels, outs[1].logits.argmax(1).to(torch.uint8))
-    assert fake.events.count("capture") == 1 and fake.events.count("replay") == 3
+    assert len(captures(fake)) == 1 and fake.events.count("replay") == 3
     assert run.workspace_bytes == executor.launch_list(2, 32, 64, 32, 64).buffers()[1]
 
 
-def test_one_graph_for_each_shape_and_few_are_kept(fake: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_is_recorded_when_it_comes_again_and_few_are_kept(
+    fake: FakeTorchCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cuda, "KEPT_SHAPES", 2)
     run = runtime_of(random_network())
-    sizes = [(96, 96), (64, 64), (32, 32), (64, 64), (96, 96)]
-    captures = []
-    for size in sizes:
+    large, middle, small = (96, 96), (64, 64), (32, 32)
+    recorded = []
+    for size in (large, middle, large, large, small, middle, large):
         fake.events.clear()
         run(random_images(1, *size))
-        captures.append(fake.events.count("capture"))
-    assert captures == [1, 1, 1, 0, 1]  # the third call let the first shape's go
-    fake.events.clear()
+        recorded.append(len(captures(fake)))
+    assert recorded == [0, 0, 1, 0, 0, 0, 0]  # small let middle's go, which let large's go
     run(random_images(2, 96, 96))  # a larger workspace: what held the old one's address goes
-    assert "synchronize" in fake.events and len(run.executor._prepared) == 1
+    assert len(run.executor._prepared) == 1
+
+
+def test_varying_sizes_are_never_recorded(fake: FakeTorchCuda) -> None:
+    run = runtime_of(random_network())
+    for i in range(12, 0, -1):
+        run(random_images(1, 32, 32 * i))
+    assert not captures(fake) and "replay" not in fake.events
+    assert len(run.executor._prepared) == cuda.KEPT_SHAPES
+
+
+def test_recording_is_on_a_stream_of_its_own_and_on_the_networks_device(fake: FakeTorchCuda) -> None:
+    """torch's own choice of a stream is one for the whole process, of whichever device recorded first."""
+    net = random_network()
+    used = set()
+    for index in (0, 1, 0):
+        executor = CudaExecutor(net, torch.float32, torch.device("cpu"))
+        executor.device = torch.device("cuda", index)
+        executor._empty = lambda shape, dtype: torch.empty(shape, dtype=dtype)  # type: ignore[method-assign]
+        run = Runtime(net, "cuda", "a test", torch.float32, executor)
+        fake.events.clear()
+        for _ in range(3):
+            io = executor._run(random_images(1, 32, 32), None, torch.empty(1, 5, 32, 32), None)
+        ((_, stream, on),) = captures(fake)
+        assert on == index and stream not in used | {fake.current}
+        used.add(stream)
+        del run, io
+
+
+def test_recordings_take_turns(fake: FakeTorchCuda) -> None:
+    runs = [runtime_of(random_network()) for _ in range(4)]
+
+    def work(run: Runtime) -> None:
+        for _ in range(2):
+            run(random_images(1, 32, 32))
+
+    threads = [threading.Thread(target=work, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(captures(fake)) == 4 and fake.most_captures_at_once == 1
 
 
 def test_a_cold_call_asks_once_for_its_sizes_and_a_warm_one_for_nothing(
@@ -161,6 +240,7 @@ def test_a_cold_call_asks_once_for_its_sizes_and_a_warm_one_for_nothing(
     run = runtime_of(random_network())
     run(random_images(1, 32, 32))
     assert asked == ["buffers", "launches"]
+    run(random_images(1, 32, 32))  # records
     asked.clear(), fake.events.clear()
     run(random_images(1, 32, 32))
     assert not asked and [event for event in fake.events if event[0] == "run"] == [("run", 0, 1)]
@@ -168,15 +248,15 @@ def test_a_cold_call_asks_once_for_its_sizes_and_a_warm_one_for_nothing(
 
 def test_a_cropped_output_is_a_shape_of_its_own(fake: FakeTorchCuda) -> None:
     run = runtime_of(random_network())
-    for size in ((64, 64), (60, 64), (64, 64)):
+    for size in ((64, 64), (60, 64), (64, 64), (60, 64)):
         assert run(random_images(1, *size)).logits.shape[-2:] == size
-    assert fake.events.count("capture") == 2
+    assert len(captures(fake)) == 2
 
 
 def test_calls_on_other_streams_wait(fake: FakeTorchCuda) -> None:
     run = runtime_of(random_network())
     x = random_images(1, 32, 32)
-    for fake.stream in (1, 1, 2, 1):
+    for fake.current in (1, 1, 2, 1):
         run(x)
     assert [event for event in fake.events if isinstance(event, tuple) and event[0] == "wait"] == [
         ("wait", 2),
@@ -184,20 +264,37 @@ def test_calls_on_other_streams_wait(fake: FakeTorchCuda) -> None:
     ]
 
 
-def test_inside_a_capture_of_the_callers(fake: FakeTorchCuda) -> None:
-    """Launches go into the caller's graph, which keeps the memory it was recorded with."""
+def test_memory_waits_for_every_stream_that_used_it(fake: FakeTorchCuda) -> None:
+    """A runtime, or a workspace that was too small, may be let go while streams are still at it."""
     run = runtime_of(random_network())
+
+    def recorded() -> list[tuple[int, int]]:
+        found = [event for event in fake.events if isinstance(event, tuple) and event[0] == "recorded"]
+        assert {id(t) for _, t, _ in found} <= {id(run.executor._workspace), id(run.executor.weights)}
+        fake.events.clear()
+        return [(int(t is run.executor.weights), int(stream)) for _, t, stream in found]
+
+    for fake.current in (1, 2, 1):
+        run(random_images(1, 32, 32))
+    assert recorded() == [(0, 1), (1, 1), (0, 2), (1, 2)]
+    run(random_images(1, 64, 64))  # a new workspace
+    assert (0, 1) in recorded()
+
+
+def test_inside_a_capture_of_the_callers(fake: FakeTorchCuda) -> None:
+    """Launches go into the caller's graph, with a workspace of its own, as it may run beside other calls; and it holds
+    the weights, as it may outlive the runtime. The shape needs not be known before."""
+    net = random_network()
+    run = runtime_of(net)
     x = random_images(1, 32, 32)
-    run(x)
-    workspace = run.executor._workspace
     fake.capturing = True
-    fake.events.clear()
     run(x)
-    assert [event[0] for event in fake.events] == ["run"]
+    assert [event[0] for event in fake.events] == ["hold", "run"]
+    assert fake.events[0][1] is run.executor.weights
+    assert run.workspace_bytes == 0 and not run.executor._prepared
     fake.capturing = False
-    run(random_images(1, 64, 64))
-    assert run.executor._workspace is not workspace
-    assert any(kept is workspace for kept, _ in run.executor._lent)
+    run(x)
+    assert run.workspace_bytes > 0
 
 
 def test_images_elsewhere_are_refused(fake: FakeTorchCuda) -> None:

@@ -4,6 +4,7 @@ streams, graphs, no wait for the device, memory."""
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 from types import SimpleNamespace
 
@@ -39,7 +40,7 @@ def on_cpu(out) -> SimpleNamespace:
 def test_goldens(path) -> None:
     _, golden, net, (images, _) = load(path)
     run = dynroute.optimize(net, "cuda")
-    for _ in range(2):  # launched directly, then as a graph
+    for _ in range(3):  # launched directly, recorded, as a graph
         check_eval(on_cpu(run(images.cuda())), golden)
 
 
@@ -86,7 +87,7 @@ def test_a_call_in_the_steady_state() -> None:
     run = dynroute.optimize(random_network(**FULL), "cuda", torch.float16)
     x = random_images(1, 256, 512).cuda()
     gates = run.all_open_gates().cuda()
-    for _ in range(2):
+    for _ in range(3):
         run(x, gates), run(x)
     torch.cuda.synchronize()
     held = torch.cuda.memory_allocated()
@@ -128,19 +129,44 @@ def test_streams_and_threads() -> None:
 
 
 def test_inside_a_graph_of_the_callers() -> None:
-    run = dynroute.optimize(random_network(gate_shift=-0.3), "cuda", torch.bfloat16)
+    """It may be replayed beside other calls, and when the runtime is gone."""
+    net = random_network(gate_shift=-0.3)
+    run = dynroute.optimize(net, "cuda", torch.bfloat16)
     x = random_images(2, 64, 96).cuda()
     other = random_images(2, 64, 96, seed=1).cuda()
     wanted = run(other).logits
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         logits = run(x).logits
-    run(random_images(4, 128, 128).cuda())  # a larger workspace: the graph keeps the one it knows
+    large = random_images(4, 128, 128).cuda()
+    beside = [run(large).logits for _ in range(2)]
     x.copy_(other)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(5):
+            graph.replay()
+    again = [run(large).logits for _ in range(5)]
+    torch.cuda.synchronize()
+    assert torch.equal(logits, wanted) and all(torch.equal(a, beside[0]) for a in (*beside, *again))
+    del run
+    gc.collect()
+    rubbish = [torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(64)]
+    logits.zero_()
     graph.replay()
-    assert torch.equal(logits, wanted)
-    with pytest.raises(RuntimeError, match="once before they are captured"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        run(torch.zeros(3, 3, 32, 32, device="cuda"))
+    assert torch.equal(logits, wanted) and len(rubbish) == 64
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_second_gpu() -> None:
+    net = random_network(gate_shift=-0.3)
+    x = random_images(2, 64, 96)
+    wanted = None
+    for index in (0, 1, 0):
+        run = dynroute.optimize(net.to(f"cuda:{index}"), "cuda")
+        for _ in range(3):
+            logits = run(x.to(run.device)).logits.cpu()
+            wanted = logits if wanted is None else wanted
+            assert torch.equal(logits, wanted)
 
 
 def test_auto_takes_the_gpu_where_the_network_is() -> None:

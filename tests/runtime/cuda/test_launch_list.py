@@ -29,7 +29,7 @@ def launches(launch_list: LaunchList) -> list[Launch]:
     buffers, _ = launch_list.buffers()
     fields = int(WeightField.TABLE_FIELDS)
     table = torch.arange(table_rows(launch_list.config.layers) * fields).view(-1, fields) * 256
-    return list(read_launches(launch_list.launches([BASE + (i << 32) for i in range(len(buffers))], BASE, table)[0]))
+    return list(read_launches(launch_list.launches([BASE + (i << 32) for i in range(len(buffers))], BASE, table)))
 
 
 def kernels(launch_list: LaunchList) -> list[str]:
@@ -146,8 +146,7 @@ TOGETHER += [[*ALWAYS, "small_logits", "halves_0"]]
 def test_what_is_in_use_at_once_does_not_overlap(image, channels: int, classes: int) -> None:
     buffers, workspace = list_of("auto", image=image, channels=channels, classes=classes).buffers()
     by_name = {buffer.name: buffer for buffer in buffers}
-    assert sorted(by_name) == sorted({*itertools.chain(*TOGETHER), "rows"})
-    assert by_name["rows"].offset == -1
+    assert sorted(by_name) == sorted({*itertools.chain(*TOGETHER)})
     for names in TOGETHER:
         end = 0
         for buffer in sorted((by_name[name] for name in names), key=lambda buffer: buffer.offset):
@@ -167,6 +166,24 @@ def test_memory_at_full_size() -> None:
 def test_fixed_gates_have_no_sums() -> None:
     buffers, _ = list_of("auto", activation=3).buffers()
     assert all(buffer.bytes == 0 for buffer in buffers if buffer.name.startswith("partials"))
+
+
+@pytest.mark.parametrize("classes", [1, 19])
+@pytest.mark.parametrize("channels", [8, 64, 136])
+def test_sizes_stop_where_offsets_would_overflow(channels: int, classes: int) -> None:
+    """The largest map of a sample that a list is made for has less than 2^31 values, and the next size more."""
+
+    def values(side: int) -> int:
+        maps = 3 * side**2, (side // 2 - 1) ** 2 * 64, (side // 4) ** 2 * channels, classes * side**2
+        return max(maps)
+
+    largest = max(side for side in range(32, 1 << 15, 32) if values(side) < 1 << 31)
+    list_of("auto", image=(1, largest, largest), channels=channels, classes=classes).buffers()
+    with pytest.raises(RuntimeError, match=r"image: wanted at most 2147483647 values in .* of a sample, got \d+ for"):
+        list_of("auto", image=(1, largest + 32, largest + 32), channels=channels, classes=classes).buffers()
+    list_of("auto", image=(8191, 2048, 2048)).buffers()
+    with pytest.raises(RuntimeError, match="image: wanted at most 8191 samples of this size, got 8192"):
+        list_of("auto", image=(8192, 2048, 2048)).buffers()
 
 
 def test_errors_name_the_argument() -> None:

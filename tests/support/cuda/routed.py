@@ -133,14 +133,12 @@ class Space:
             )
 
         # poisoned, for `init_call` to clear
-        self.nodes = [np.full((n, SCALES, NODE.itemsize), 0xFF, np.uint8) for _ in range(rows)]
-        self.counts = [np.full((LISTS, SCALES), -7, np.int32) for _ in range(rows)]
-        self.samples = [np.full((LISTS, SCALES, n), -7, np.int32) for _ in range(rows)]
+        self.nodes = np.full((rows, n, SCALES, NODE.itemsize), 0xFF, np.uint8)
+        self.counts = np.full((rows, LISTS, SCALES), -7, np.int32)
+        self.samples = np.full((rows, LISTS, SCALES, n), -7, np.int32)
         self.row_structs = (structs.Row * rows)(
             *(structs.Row(*(x[r].ctypes.data for x in (self.nodes, self.counts, self.samples))) for r in range(rows))
         )
-        self.rows_table = np.frombuffer(self.row_structs, np.uint8)
-        self.rows_table.flags.writeable = False
         self.counters = np.full(rows * (n * SCALES + 1), -7, np.int32)
         self.alphas = np.full((n, rows, SCALES, PATHS), np.nan, np.float32)
         self.node_macs = np.full((n, rows, SCALES, 5), -7, np.int64)
@@ -160,7 +158,7 @@ class Space:
         return (torch.randn(n, *shape_, generator=self.g) * scale).to(self.dtype)
 
     def tables(self) -> list[np.ndarray]:
-        return [*self.nodes, *self.counts, *self.samples]
+        return [self.nodes, self.counts, self.samples]
 
     def init_call(self, gates: np.ndarray | None = None, **options):
         self.gates = gates
@@ -169,13 +167,12 @@ class Space:
             None, pointer(gates), None, None, *map(pointer, (self.alphas, self.node_macs, self.sample_macs))
         )
         params = structs.InitCallParams(
-            value, self.io.ctypes.data, self.counters.ctypes.data, self.counters.size, self.rows_table.ctypes.data,
+            value, self.io.ctypes.data, self.counters.ctypes.data, self.counters.size, self.row_structs[0],
             self.n, self.rows,
         )  # fmt: skip
         buffers = [
             self.io,
             self.counters,
-            self.rows_table,
             self.alphas,
             self.node_macs,
             self.sample_macs,

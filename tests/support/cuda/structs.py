@@ -55,7 +55,7 @@ class Io(Struct):
 
 class InitCallParams(Struct):
     _fields_ = [
-        ("value", Io), ("io", c_void_p), ("counters", c_void_p), ("counter_count", c_int), ("rows_table", c_void_p),
+        ("value", Io), ("io", c_void_p), ("counters", c_void_p), ("counter_count", c_int), ("first", Row),
         ("n", c_int), ("rows", c_int),
     ]  # fmt: skip
 
