@@ -1,21 +1,27 @@
-"""What compute-sanitizer watches (`make gpu-check`): every kernel in every storage type, a graph captured and replayed.
+"""What compute-sanitizer watches (`make gpu-check`): every kernel in every storage type, a graph recorded and replayed.
 
 A script (`python -m tests.support.cuda.sanitized`), not a test: maps are small, as the tools slow kernels down a
-hundredfold.
+hundredfold. `--dry-run`: the same on the CPU's engine.
 """
+
+import sys
 
 import torch
 
 import dynroute
 from tests.support.networks import random_gates, random_images, random_network
 
+DRY = "--dry-run" in sys.argv[1:]
+DEVICE, BACKEND = ("cpu", "cpu") if DRY else ("cuda", "cuda")
+STORAGES = (torch.float32, torch.bfloat16) if DRY else (torch.float32, torch.float16, torch.bfloat16)
+
 for settings in ({"gate_shift": -0.3}, {"small_gate": True, "channels": 16}):
     net = random_network(**settings)
-    x = random_images(3, 160, 128)
-    forced = random_gates(net, 3, share=0.6)
-    for storage in (torch.float32, torch.float16, torch.bfloat16):
-        run = dynroute.optimize(net, backend="cuda", storage=storage)
-        for gates in (None, forced, None):  # the third call replays a graph
-            out = run(x.cuda(), None if gates is None else gates.cuda())
+    x = random_images(2, 128, 96).to(DEVICE)
+    forced = random_gates(net, 2, share=0.6).to(DEVICE)
+    for storage in STORAGES:
+        run = dynroute.optimize(net, backend=BACKEND, storage=storage)
+        for gates in (None, forced, None):  # launched, recorded, replayed
+            out = run(x, gates)
         assert bool(torch.isfinite(out.logits).all())
 print("ran")

@@ -1,0 +1,268 @@
+"""Whole networks on a GPU, for the stages of `gpu_check.py`: ours against eager PyTorch, torch.compile and TensorRT,
+dense and routed, and training steps.
+
+Each stage yields its document again and again as it grows: what is measured is written down, whatever happens next.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import dynroute
+from benchmarks.gpu_clock import Gpu
+from benchmarks.harness import SEED
+from benchmarks.network import CLASSES, TINY_NET, executed
+from benchmarks.peers import DenseNetwork, relative_error
+from dynroute.measure.timing import random_patterns
+from dynroute.models import DynamicNetwork
+from dynroute.models.fused import why_not
+from dynroute.train.config import OptimiserConfig
+from dynroute.train.optimiser import make_optimiser
+from dynroute.train.step import train_step
+
+Document = dict[str, Any]
+SHAPES = ((1, 512, 1024), (1, 1024, 2048), (8, 512, 1024))
+QUICK_SHAPES = ((1, 256, 512),)
+TINY_SHAPES = ((1, 64, 96),)
+SHARES = (0.3, 0.5, 0.7, 1.0)
+TRAINED = ((2, 512, 512), (8, 512, 512))
+PROFILED = (1, 1024, 2048)
+OCCUPANCY = "sm__warps_active.avg.pct_of_peak_sustained_active"
+# of the largest logit; only nonsense is refused
+ERROR = {torch.float16: 0.05, torch.bfloat16: 0.3, torch.float32: 1e-3}
+
+
+class Scale:
+    """How much a stage does: shapes and rounds of a full run, of a look (`--quick`), of a dry run."""
+
+    def __init__(self, gpu: Gpu, quick: bool) -> None:
+        self.dry = gpu.device == "cpu"
+        self.shapes = TINY_SHAPES if self.dry else QUICK_SHAPES if quick else SHAPES
+        self.trained = TINY_SHAPES if self.dry else TRAINED[:1] if quick else TRAINED
+        self.rounds = 3 if self.dry else 20 if quick else 60
+        self.dtypes = (torch.float32,) if self.dry else (torch.float16,) if quick else tuple(ERROR)
+
+    def network(self, name: str) -> DynamicNetwork:
+        """On the CPU, with seeded weights."""
+        torch.manual_seed(SEED)
+        settings = TINY_NET if self.dry else {"num_classes": CLASSES}
+        return dynroute.create_model(name, **settings).eval().requires_grad_(False)
+
+
+def summary(values: np.ndarray, kind: str) -> dict[str, Any]:
+    """p5, p50 and p95 of samples."""
+    low, middle, high = np.percentile(values, [5, 50, 95])
+    return {"kind": kind, "p5": float(low), "p50": float(middle), "p95": float(high), "samples": len(values)}
+
+
+def noise(gpu: Gpu, n: int, h: int, w: int) -> Tensor:
+    return torch.randn(n, 3, h, w, generator=torch.Generator().manual_seed(SEED)).to(gpu.device)
+
+
+def speed(gpu: Gpu, quick: bool) -> Iterator[Document]:
+    """Ours against eager PyTorch, all open, each type; random patterns against our own all open; kernel by kernel."""
+    scale = Scale(gpu, quick)
+    document: Document = {"copy": copy_rate(gpu), "all_open": [], "routed": [], "kernels": []}
+    for shape in scale.shapes:
+        for dtype in scale.dtypes:
+            document["all_open"].append(all_open(gpu, scale, shape, dtype, {}))
+            yield document
+        document["routed"].append(routed(gpu, scale, shape, scale.dtypes[0]))
+        yield document
+    shape = PROFILED if PROFILED in scale.shapes else scale.shapes[-1]
+    run, x = runtime(gpu, scale, "dynamic_raw_l16", scale.dtypes[0]), noise(gpu, *shape)
+    gates = run.all_open_gates()
+    kernels = gpu.kernels(lambda: run(x, gates=gates))
+    document["kernels"].append(
+        {"shape": [shape[0], 3, *shape[1:]], "dtype": str(scale.dtypes[0]), "of_a_call": kernels}
+    )
+    yield document
+    document["occupancy"] = occupancy(scale)
+    yield document
+
+
+def runtime(gpu: Gpu, scale: Scale, name: str, dtype: torch.dtype) -> Any:
+    return dynroute.optimize(scale.network(name), backend=gpu.backend, storage=dtype)
+
+
+def copy_rate(gpu: Gpu) -> dict[str, Any]:
+    """GB/s of a large copy on the device, bytes read and written added: the memory's ceiling."""
+    source = torch.ones(1 << (28 if gpu.device == "cuda" else 16), device=gpu.device)
+    target = torch.empty_like(source)
+    taken = gpu.on_device({"copy": lambda: target.copy_(source)}, 10, False)["copy"]
+    return {"kind": gpu.kind, "gbs": 2 * source.nbytes / float(np.median(taken)) * 1e-6}
+
+
+def eager_of(gpu: Gpu, net: DynamicNetwork, dtype: torch.dtype) -> torch.nn.Module:
+    """The dense network in plain PyTorch, channels_last."""
+    dense: Any = DenseNetwork(net).eval().to(gpu.device, dtype)
+    return dense.to(memory_format=torch.channels_last)
+
+
+def all_open(
+    gpu: Gpu, scale: Scale, shape: tuple[int, int, int], dtype: torch.dtype, absent: dict[str, str], **peers: Any
+) -> Document:
+    """Network-Fix: ours and the peers on one input, eager always; who computes something else gets no time."""
+    net, x = scale.network("fix_l16"), noise(gpu, *shape)
+    images = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        wanted = copy.deepcopy(net).to(gpu.device)(x).logits.float()
+        run, dense = runtime(gpu, scale, "fix_l16", dtype), eager_of(gpu, copy.deepcopy(net), dtype)
+        jobs: dict[str, Callable[[], Any]] = {"ours": lambda: run(x).logits, "eager": lambda: dense(images)}
+        for name, make in peers.items():
+            try:
+                peer = make(dense, images)
+                jobs[name] = lambda peer=peer: peer(images)
+                jobs[name]()
+            except Exception as error:  # a peer that breaks is a result, not the end of the run
+                jobs.pop(name, None)
+                absent[name] = f"{type(error).__name__}: {error}"[:300]
+        errors = {name: relative_error(job().float(), wanted) for name, job in jobs.items()}
+        for name in [name for name in jobs if errors[name] > ERROR[dtype]]:
+            absent[name] = f"no time: its output differs by {errors[name]:.2g} of the largest value"
+            del jobs[name]
+        taken = {
+            "warm": gpu.on_device(jobs, scale.rounds, False),
+            "cold": gpu.on_device(jobs, scale.rounds, True),
+            "call": gpu.calls(jobs, scale.rounds),
+        }
+    return {
+        "shape": [shape[0], 3, *shape[1:]], "dtype": str(dtype), "macs": executed(run(x)), "errors": errors,
+        "ms": {how: {name: summary(v, gpu.kind) for name, v in values.items()} for how, values in taken.items()},
+        "absent": absent,
+    }  # fmt: skip
+
+
+def routed(gpu: Gpu, scale: Scale, shape: tuple[int, int, int], dtype: torch.dtype) -> Document:
+    """Random patterns with a share of the nodes open against the same runtime all open: what skipping saves."""
+    run, x = runtime(gpu, scale, "dynamic_raw_l16", dtype), noise(gpu, *shape)
+    layers = scale.network("dynamic_raw_l16").config.layers
+    patterns = {share: random_patterns(layers, share, shape[0], SEED).to(gpu.device) for share in SHARES}
+    work = {share: executed(run(x, gates=gates)) for share, gates in patterns.items()}
+    jobs = {str(share): lambda gates=gates: run(x, gates=gates) for share, gates in patterns.items()}
+    taken = gpu.on_device(jobs, scale.rounds, False)
+    base = np.median(taken["1.0"])
+    return {
+        "shape": [shape[0], 3, *shape[1:]], "dtype": str(dtype),
+        "patterns": {
+            str(share): {
+                "ms": summary(taken[str(share)], gpu.kind),
+                "macs": {"kind": "counted", "value": work[share]},
+                "realised_share": {
+                    "kind": gpu.kind,
+                    "value": float(base / np.median(taken[str(share)]) * work[share] / work[1.0]),
+                },
+            }
+            for share in SHARES
+        },
+    }  # fmt: skip
+
+
+def occupancy(scale: Scale) -> Document:
+    """Of each kernel the share of a multiprocessor's warps that were active, by Nsight Compute's counters, beside the
+    share that registers, shared memory and threads of a launch allow."""
+    if scale.dry:
+        return {"absent": "a dry run"}
+    tool = shutil.which("ncu")
+    if tool is None:
+        return {"absent": "Nsight Compute (ncu) was not found"}
+    metrics = f"{OCCUPANCY},sm__maximum_warps_per_active_cycle_pct"
+    command = [
+        tool, "--metrics", metrics, "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none",
+        "--target-processes", "all", "--launch-count", "90", sys.executable, "-m", "benchmarks.gpu_networks",
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    except subprocess.TimeoutExpired:
+        return {"absent": "ncu took more than two minutes"}
+    if done.returncode:
+        return {"absent": f"ncu: {(done.stdout + done.stderr).strip()[-300:]}"}
+    return {"kind": "measured", "by": "ncu", "kernels": read_occupancy(done.stdout)}
+
+
+def read_occupancy(text: str) -> list[dict[str, Any]]:
+    """ncu's CSV: of each kernel its launches, and the mean of the measured and of the possible share, in percent."""
+    import csv
+
+    lines = text.splitlines()
+    begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in csv.DictReader(lines[begin:]):
+        if row.get(OCCUPANCY):  # the line of units has none of a number
+            try:
+                shares = float(row[OCCUPANCY]), float(row["sm__maximum_warps_per_active_cycle_pct"])
+            except ValueError:
+                continue
+            found.setdefault(row["Kernel Name"].partition("(")[0], []).append(shares)
+    return [
+        {"name": name, "launches": len(shares), "active_percent": float(np.mean([s[0] for s in shares])),
+         "possible_percent": float(np.mean([s[1] for s in shares]))}
+        for name, shares in found.items()
+    ]  # fmt: skip
+
+
+def train(gpu: Gpu, quick: bool) -> Iterator[Document]:
+    """The published network's step on the device: by `ops="auto"`, whatever that takes here, and by plain PyTorch, in
+    float32 and under autocast."""
+    scale = Scale(gpu, quick)
+    document: Document = {"cuda_operators": why_not("cuda") or "they train", "training": []}
+    for n, h, w in scale.trained:
+        torch.manual_seed(SEED)
+        settings = TINY_NET if scale.dry else {"num_classes": CLASSES}
+        net = dynroute.create_model("dynamic_raw_l16", **settings)
+        labels = torch.randint(0, net.config.num_classes, (n, h, w)).to(gpu.device)
+        images = noise(gpu, n, h, w).contiguous(memory_format=torch.channels_last)
+        for bf16 in (False, True):
+            jobs: dict[str, Callable[[], object]] = {}
+            for ops in ("auto", "reference"):
+                own: Any = copy.deepcopy(net).to(gpu.device).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                own.use_ops(ops)
+                optimiser = make_optimiser(own, OptimiserConfig(lr=0.0))
+                jobs[ops] = partial(train_step, own, optimiser, images, labels, 0.5, None, 10.0, bf16)
+            peak = {name: gpu.memory(job) for name, job in jobs.items()}
+            taken = gpu.calls(jobs, max(scale.rounds // 4, 3))
+            document["training"].append({
+                "shape": [n, 3, h, w], "autocast": "bfloat16" if bf16 else None,
+                "ms": {name: summary(values, gpu.kind) for name, values in taken.items()},
+                "peak_bytes": {name: {"kind": gpu.kind, "value": value} for name, value in peak.items()},
+            })  # fmt: skip
+            yield document
+
+
+def compiled(gpu: Gpu, quick: bool) -> Iterator[Document]:
+    """torch.compile (once, one shape, half precision) and, where it is installed, TensorRT, beside ours and eager."""
+    scale = Scale(gpu, quick)
+    shape, dtype = scale.shapes[0], scale.dtypes[0]
+
+    def by_torch(dense: torch.nn.Module, images: Tensor) -> Any:
+        mode = "default" if scale.dry or quick else "max-autotune-no-cudagraphs"
+        backend = "aot_eager" if scale.dry else "inductor"  # whether it traces is what a dry run can tell
+        return torch.compile(dense, backend=backend, mode=None if scale.dry else mode)
+
+    def by_tensorrt(dense: torch.nn.Module, images: Tensor) -> Any:
+        import torch_tensorrt  # type: ignore[import-not-found]
+
+        return torch_tensorrt.compile(dense, inputs=[images], enabled_precisions={dtype})
+
+    document: Document = {"all_open": []}
+    for peer in ({"torch_compile": by_torch}, {"tensorrt": by_tensorrt}):
+        document["all_open"].append(all_open(gpu, scale, shape, dtype, {}, **peer))
+        yield document
+
+
+if __name__ == "__main__":  # what `occupancy` has Nsight Compute look at
+    _gpu = Gpu()
+    _scale = Scale(_gpu, quick=False)
+    _run = runtime(_gpu, _scale, "fix_l16", torch.float16)
+    _run(noise(_gpu, *PROFILED))
+    torch.cuda.synchronize()
