@@ -63,23 +63,10 @@ void check_alphas(const std::string& op, const Maybe& alphas, ScalarType type, i
 }
 
 Tensor aggregate(const Maybe& down, const Maybe& keep, const Maybe& up, const Maybe& alphas) {
-  const Maybe& first = down ? down : keep ? keep : up;
-  require(first.has_value(), "aggregate: down, keep, up: wanted at least one source, got none");
-  const std::string first_name = down ? "aggregate: down" : keep ? "aggregate: keep" : "aggregate: up";
-  const ScalarType type = check_floating(first_name, *first);
-  const int factor = down || keep ? 1 : 2;
-  check(first_name, *first, type, {-1, -1, -1, -1});
-  const int64_t n = first->size(0), c = first->size(1), h = first->size(2) * factor, w = first->size(3) * factor;
-  check_channels("aggregate: sources", c, 4);
-  require(h > 0 && w > 0, "aggregate: sources: wanted maps of at least 1x1, got " + shape_text(first->sizes()));
-  check_alphas("aggregate", alphas, type, n);
-  if (keep) check("aggregate: keep", *keep, type, {n, c, h, w});
-  if (up) {
-    require(h % 2 == 0 && w % 2 == 0,
-            "aggregate: up: wanted an output of even size, got " + std::to_string(h) + "x" + std::to_string(w));
-    check("aggregate: up", *up, type, {n, c, h / 2, w / 2});
-  }
-  return with_type(type, [&](auto t) { return run_aggregate<decltype(t)>(down, keep, up, alphas, n, c, h, w, type); });
+  const AggregateShape shape = check_aggregate(down, keep, up, alphas, kOnCpu);
+  return with_type(shape.type, [&](auto t) {
+    return run_aggregate<decltype(t)>(down, keep, up, alphas, shape.n, shape.c, shape.h, shape.w, shape.type);
+  });
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;

@@ -1,9 +1,11 @@
 // What the CPU bindings share: torch's threads, the mask of open samples, the counters of a call.
 #pragma once
-#include "bindings/checks.h"
+#include "bindings/op_checks.h"
 #include "cpu/network/tasks.h"
 
 namespace dynroute {
+
+inline const OpRules kOnCpu = {Device(DeviceType::CPU), true, false, 4};
 
 // Threads are torch's: their number is torch.get_num_threads(), and inside a parallel region everything runs in line.
 struct TorchParallel final : Parallel {

@@ -12,10 +12,6 @@
 namespace dynroute {
 namespace {
 
-std::string indexed(const char* what, size_t k) {
-  return "sepconv: " + std::string(what) + "[" + std::to_string(k) + "]";
-}
-
 // Stages of one sample as jobs: one fused job, or one per stage with whole maps between.
 template <class T>
 void add_sample(const Kernels<T>& kernels, const SepconvJob<T>& whole, const SepconvPlan& plan, T* middle[2],
@@ -104,30 +100,8 @@ Tensor run_sepconv(const Tensor& x_in, const std::vector<Tensor>& depthwise, con
 Tensor sepconv(const Tensor& x, const std::vector<Tensor>& depthwise, const std::vector<Tensor>& pointwise,
                const std::vector<Tensor>& scale, const std::vector<Tensor>& shift, const std::optional<Tensor>& open,
                int64_t stride, bool residual, bool final_relu) {
-  const ScalarType type = check_floating("sepconv: x", x);
-  check("sepconv: x", x, type, {-1, -1, -1, -1});
-  check_channels("sepconv: x", x.size(1), 8);
-  require(x.size(2) > 0 && x.size(3) > 0, "sepconv: x: wanted a map of at least 1x1, got " + shape_text(x.sizes()));
-  require(stride == 1 || stride == 2, "sepconv: stride: wanted 1 or 2, got " + std::to_string(stride));
-  const size_t stages = depthwise.size();
-  require(stages >= 1 && stages <= kMaxStages,
-          "sepconv: depthwise: wanted 1 to " + std::to_string(kMaxStages) + " stages, got " + std::to_string(stages));
-  require(pointwise.size() == stages && scale.size() == stages && shift.size() == stages,
-          "sepconv: pointwise, scale, shift: wanted as many as depthwise (" + std::to_string(stages) + "), got " +
-              std::to_string(pointwise.size()) + ", " + std::to_string(scale.size()) + ", " +
-              std::to_string(shift.size()));
-  int64_t c = x.size(1);
-  for (size_t k = 0; k < stages; ++k) {
-    check(indexed("depthwise", k), depthwise[k], type, {c, 1, 3, 3});
-    check(indexed("pointwise", k), pointwise[k], type, {-1, c, 1, 1});
-    c = pointwise[k].size(0);
-    check_channels(indexed("pointwise", k), c, 8);
-    check(indexed("scale", k), scale[k], type, {c});
-    check(indexed("shift", k), shift[k], type, {c});
-  }
-  require(!residual || (stride == 1 && c == x.size(1)),
-          "sepconv: residual: wanted an output of x's shape (stride 1, " + std::to_string(x.size(1)) +
-              " channels), got stride " + std::to_string(stride) + ", " + std::to_string(c) + " channels");
+  const ScalarType type = check_sepconv(x, depthwise, pointwise, scale, shift, open, stride, residual, kOnCpu);
+  static_assert(kMostStages == kMaxStages, "checks and kernels agree");
   const Mask mask("sepconv: open", open, x.size(0));
   return with_type(type, [&](auto t) {
     return run_sepconv<decltype(t)>(x, depthwise, pointwise, scale, shift, mask, int(stride), residual, final_relu);

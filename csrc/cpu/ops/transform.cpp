@@ -43,15 +43,7 @@ Tensor run_transform(const Tensor& x_in, const Tensor& weight, const Tensor& sca
 
 Tensor transform(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift,
                  const std::optional<Tensor>& open, int64_t stride) {
-  const ScalarType type = check_floating("transform: x", x);
-  check("transform: x", x, type, {-1, -1, -1, -1});
-  check_channels("transform: x", x.size(1), 8);
-  require(x.size(2) > 0 && x.size(3) > 0, "transform: x: wanted a map of at least 1x1, got " + shape_text(x.sizes()));
-  require(stride == 1 || stride == 2, "transform: stride: wanted 1 or 2, got " + std::to_string(stride));
-  check("transform: weight", weight, type, {-1, x.size(1), 1, 1});
-  check_channels("transform: weight", weight.size(0), 4);
-  check("transform: scale", scale, type, {weight.size(0)});
-  check("transform: shift", shift, type, {weight.size(0)});
+  const ScalarType type = check_transform(x, weight, scale, shift, open, stride, kOnCpu);
   const Mask mask("transform: open", open, x.size(0));
   return with_type(type,
                    [&](auto t) { return run_transform<decltype(t)>(x, weight, scale, shift, mask, int(stride)); });

@@ -111,14 +111,15 @@ struct SepconvStage {
   Matrix pointwise;
   int c_in, h_in, w_in, h_out, w_out, stride;
   int from, to;         // StageMap
-  const void* plain_x;  // where `from` is kPlain: [n][h_in * w_in * c_in], and all samples are done
+  const void* plain_x;  // where `from` is kPlain: [n][h_in * w_in * c_in]
   void* plain_out;
+  const void* plain_residual;  // added there, like plain_out; null: none
   int residual;  // add X of the node
   int relu;
 };
 struct SepconvParams {
   const Io* io;
-  Row row;  // of the nodes; not read for plain stages
+  Row row;  // of the nodes; plain stages read its list of open samples, or, where counts are null, do all
   ScaleMaps maps[kScales];
   SepconvStage stage[kScales];
   int n, row_index, rows;

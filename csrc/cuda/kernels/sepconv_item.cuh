@@ -83,7 +83,8 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
     const SepconvStage& stage = p.stage[s];
     if (!stage.depthwise) continue;
     const bool plain = stage.from == kPlain;
-    const int listed = plain ? p.n : p.row.counts[kOpen * kScales + s], tiles = sepconv_tiles(stage, sizeof(T));
+    const bool all = plain && !p.row.counts;
+    const int listed = all ? p.n : p.row.counts[kOpen * kScales + s], tiles = sepconv_tiles(stage, sizeof(T));
     const int parts = sepconv_parts(listed * tiles, stage.pointwise.n_pad), here = listed * tiles * parts;
     if (at >= here) {
       at -= here;
@@ -91,7 +92,7 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
     }
     const int in_row = ceil_div(stage.w_out, kSepconvWide);
     const int part = at % parts, tile = at / parts % tiles, in_list = at / parts / tiles;
-    const int sample = plain ? in_list : p.row.samples[(kOpen * kScales + s) * p.n + in_list];
+    const int sample = all ? in_list : p.row.samples[(kOpen * kScales + s) * p.n + in_list];
     const int x = tile % in_row * kSepconvWide, y = tile / in_row * sepconv_high(sizeof(T));
     const int n = stage.pointwise.n, blocks = ceil_div(stage.pointwise.n_pad, GemmTile<T>::BN);
     Node node = {};
@@ -103,8 +104,10 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
     item.from =
         pixel(stage_map(stage.from, stage.plain_x, p.maps[s], node), stage.h_in, stage.w_in, stage.c_in, stage.stride);
     item.to = pixel(stage_map(stage.to, stage.plain_out, p.maps[s], node), stage.h_out, stage.w_out, n, 1);
-    item.add =
-        stage.residual ? pixel(stage_map(kX, nullptr, p.maps[s], node), stage.h_out, stage.w_out, n, 1) : nullptr;
+    void* added = nullptr;
+    if (plain) added = const_cast<void*>(stage.plain_residual);
+    else if (stage.residual) added = stage_map(kX, nullptr, p.maps[s], node);
+    item.add = added ? pixel(added, stage.h_out, stage.w_out, n, 1) : nullptr;
     item.scale = s, item.sample = sample, item.x = x, item.y = y;
     item.first = blocks * part / parts * GemmTile<T>::BN;
     item.last = min(blocks * (part + 1) / parts * GemmTile<T>::BN, n);

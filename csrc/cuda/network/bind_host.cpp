@@ -7,7 +7,6 @@
 
 #include "bindings/network_checks.h"
 #include "launch_list.h"
-#include "records.h"
 
 namespace dynroute::cuda {
 namespace {
@@ -91,22 +90,9 @@ Tensor launches_op(Numbers config, Numbers image, int64_t dtype, int64_t fusion,
   check(op + ": table", table, ScalarType::Long, {table_rows(call.config.layers), kTableFields});
   require(table.is_contiguous(), op + ": table: wanted a contiguous tensor");
 
-  const std::vector<Launch> launches = list.launches(addresses, weights, table.const_data_ptr<int64_t>());
-  const auto bytes_of_params = [](const Launch& launch) { return round_up(launch.params.size(), size_t(8)); };
-  size_t size = 0;
-  for (const Launch& launch : launches) size += sizeof(Record) + bytes_of_params(launch);
-  Tensor records = new_tensor({int64_t(size)}, ScalarType::Byte);
-  auto* at = static_cast<unsigned char*>(records.mutable_data_ptr());
-  std::memset(at, 0, size);
-  for (const Launch& launch : launches) {
-    Record record = {};
-    std::strncpy(record.kernel, launch.kernel, sizeof(record.kernel) - 1);
-    record.shape = launch.shape;
-    record.params = int(bytes_of_params(launch));
-    std::memcpy(at, &record, sizeof(record));
-    std::memcpy(at + sizeof(record), launch.params.data(), launch.params.size());
-    at += sizeof(record) + bytes_of_params(launch);
-  }
+  const auto bytes = as_records(list.launches(addresses, weights, table.const_data_ptr<int64_t>()));
+  Tensor records = new_tensor({int64_t(bytes.size())}, ScalarType::Byte);
+  std::memcpy(records.mutable_data_ptr(), bytes.data(), bytes.size());
   return records;
 }
 

@@ -5,8 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/kernels/params_ops.h"
 #include "launch.h"
-#include "records.h"
 
 namespace dynroute::cuda {
 
@@ -20,7 +20,10 @@ namespace dynroute::cuda {
   X(stage_paths, StagePathsParams)         \
   X(merge, MergeParams)                    \
   X(predictor, PredictorParams)            \
-  X(upsample, UpsampleParams)
+  X(upsample, UpsampleParams)              \
+  X(prepare, PrepareParams)                \
+  X(transform, TransformParams)            \
+  X(aggregate, AggregateParams)
 
 #define DYNROUTE_DECLARE(name, Params)                 \
   extern "C" __global__ void name##_f32(const Params); \
@@ -41,6 +44,8 @@ struct Entry {
     reinterpret_cast<const void*>(&name##_bf16)},                                           \
    sizeof(Params)},
 const Entry entries[] = {DYNROUTE_KERNELS(DYNROUTE_LIST)};
+
+constexpr int kDevices = 128;
 
 [[noreturn]] void fail(const std::string& what) { throw std::runtime_error("cuda_run: " + what); }
 
@@ -63,15 +68,13 @@ void check(cudaError_t error, const std::string& what) {
 // loaded by a launch, which a stream that is being captured might not allow. So launches set nothing: what a function
 // may use belongs to the process, and another thread may be about to launch it.
 void ready(int device, DType dtype) {
-  constexpr int kDevices = 128;
   static std::atomic<bool> done[kDevices][3];
   static std::mutex mutex;
-  if (device < 0 || device >= kDevices) fail("device " + std::to_string(device) + " is beyond what this library counts");
+  const int most = device_limits(device).shared_per_block;
   std::atomic<bool>& is_done = done[device][int(dtype)];
   if (is_done.load(std::memory_order_acquire)) return;
   const std::lock_guard<std::mutex> lock(mutex);
   if (is_done.load(std::memory_order_relaxed)) return;
-  const int most = device_limits(device).shared_per_block;
   for (const Entry& entry : entries) {
     const void* function = entry.function[int(dtype)];
     cudaFuncAttributes found = {};
@@ -86,13 +89,20 @@ void ready(int device, DType dtype) {
   is_done.store(true, std::memory_order_release);
 }
 
-const Entry& find(const Record& record) {
+const Entry& find(const char* kernel, size_t length, size_t params) {
   for (const Entry& entry : entries)
-    if (std::strncmp(entry.name, record.kernel, sizeof(record.kernel)) == 0) {
-      if (size_t(record.params) < entry.params) fail(std::string(entry.name) + ": the record's parameters are short");
+    if (std::strncmp(entry.name, kernel, length) == 0) {
+      if (params < entry.params) fail(std::string(entry.name) + ": the record's parameters are short");
       return entry;
     }
-  fail("there is no kernel " + std::string(record.kernel, strnlen(record.kernel, sizeof(record.kernel))));
+  fail("there is no kernel " + std::string(kernel, strnlen(kernel, length)));
+}
+
+void launch(const Entry& entry, DType dtype, const LaunchShape& shape, void* params, void* stream) {
+  void* arguments[] = {params};
+  check(cudaLaunchKernel(entry.function[int(dtype)], dim3(unsigned(shape.blocks)), dim3(unsigned(shape.threads)),
+                         arguments, size_t(shape.shared), static_cast<cudaStream_t>(stream)),
+        entry.name, shape);
 }
 
 }  // namespace
@@ -113,28 +123,34 @@ void run_records(const unsigned char* records, size_t bytes, int device, DType d
     at += size_t(record.params);
     if (number < first) continue;
 
-    const Entry& entry = find(record);
+    const Entry& entry = find(record.kernel, sizeof(record.kernel), size_t(record.params));
     if (number == 0) std::memcpy(params, &io, sizeof(io));  // InitCallParams::value
-    const void* function = entry.function[int(dtype)];
-    const LaunchShape& shape = record.shape;
-    void* arguments[] = {params};
-    check(cudaLaunchKernel(function, dim3(unsigned(shape.blocks)), dim3(unsigned(shape.threads)), arguments,
-                           size_t(shape.shared), static_cast<cudaStream_t>(stream)),
-          entry.name, shape);
+    launch(entry, dtype, record.shape, params, stream);
   }
 }
 
+void run_launches(const std::vector<Launch>& launches, int device, DType dtype, void* stream) {
+  ready(device, dtype);
+  for (const Launch& one : launches)
+    launch(find(one.kernel, sizeof(Record::kernel), one.params.size()), dtype, one.shape,
+           const_cast<unsigned char*>(one.params.data()), stream);
+}
+
 DeviceLimits device_limits(int device) {
-  const auto ask = [&](cudaDeviceAttr attribute) {
-    int value = 0;
-    const cudaError_t error = cudaDeviceGetAttribute(&value, attribute, device);
-    if (error != cudaSuccess)
-      throw std::runtime_error("cuda_limits: device " + std::to_string(device) + ": " + cudaGetErrorString(error));
-    return value;
-  };
-  return {10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor),
-          ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+  if (device < 0 || device >= kDevices) fail("device " + std::to_string(device) + " is beyond what this library counts");
+  static DeviceLimits known[kDevices];
+  static std::once_flag asked[kDevices];
+  std::call_once(asked[device], [&] {
+    const auto ask = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      check(cudaDeviceGetAttribute(&value, attribute, device), "device " + std::to_string(device));
+      return value;
+    };
+    known[device] = {10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor),
+                     ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                     ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+  });
+  return known[device];
 }
 
 bool hold_for_graph(void* stream, void* held, void (*release)(void*)) {

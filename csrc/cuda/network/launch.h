@@ -1,8 +1,9 @@
 // What a binding needs of the CUDA runtime, without its headers.
 #pragma once
 #include <cstddef>
+#include <vector>
 
-#include "cuda/kernels/params.h"
+#include "records.h"
 
 namespace dynroute::cuda {
 
@@ -11,7 +12,10 @@ namespace dynroute::cuda {
 void run_records(const unsigned char* records, size_t bytes, int device, DType dtype, int64_t first, int64_t last,
                  const Io& io, void* stream);
 
-DeviceLimits device_limits(int device);
+// The same for launches that have not been bytes.
+void run_launches(const std::vector<Launch>& launches, int device, DType dtype, void* stream);
+
+DeviceLimits device_limits(int device);  // asked once for each device
 
 // While `stream` is being captured: `release(held)` is called once neither the graph nor what was made of it is left,
 // on a thread of CUDA's that must not call CUDA. False, and nothing is held, where it is not being captured.

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "contract/network.h"
-#include "cuda/kernels/params.h"
+#include "records.h"
 
 namespace dynroute::cuda {
 
@@ -40,12 +40,6 @@ struct Buffer {
   int64_t offset;  // in the workspace
 };
 constexpr int64_t kAlign = 256;
-
-struct Launch {
-  const char* kernel;  // without the suffix of its storage type
-  LaunchShape shape;
-  std::vector<unsigned char> params;  // of the kernel's struct
-};
 
 class LaunchList {
  public:

@@ -1,0 +1,70 @@
+// prepare: what an operator's kernel wants of a call's own tensors (params_ops.h), before it.
+//
+// Work: each value of the packed weights is made by one thread, which reads one value of the weights (of a matrix in
+// 16 bits along k, as both lie; in float across); the list of open samples by one warp, in order; closed samples'
+// outputs are cleared by all threads, 8 bytes at a time (16 bits; float: 16). A few microseconds that the network,
+// whose weights are packed once, does not have.
+#include "prepare.h"
+
+#include "primitives.cuh"
+
+namespace dynroute::cuda {
+
+template <class T>
+__device__ inline float as_float(const void* values, int64_t at) {
+  return float(static_cast<const T*>(values)[at]);
+}
+
+template <class T>
+__device__ inline void pack_matrix(const PackedMatrix& from, int64_t thread, int64_t threads) {
+  const Matrix& to = from.to;
+  T* const weight = static_cast<T*>(const_cast<void*>(to.weight));
+  float* const shift = const_cast<float*>(to.shift);
+  for (int64_t i = thread; i < int64_t(to.n_pad) * to.k_pad; i += threads) {
+    const int n = int(kIsFloat<T> ? i % to.n_pad : i / to.k_pad), k = int(kIsFloat<T> ? i / to.n_pad : i % to.k_pad);
+    float value = 0;
+    if (n < to.n && k < to.k)
+      value = as_float<T>(from.weight, int64_t(n) * to.k + k) * as_float<T>(from.scale, n);
+    weight[i] = T(value);
+  }
+  for (int64_t n = thread; n < to.n_pad; n += threads)
+    shift[n] = n < to.n ? as_float<T>(from.shift, n) : 0;
+}
+
+template <class T>
+__device__ inline void prepare(const PrepareParams& p) {
+  const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x, threads = int64_t(gridDim.x) * kThreads;
+#pragma unroll 1
+  for (int i = 0; i < kMostMatrices; ++i) {
+    if (p.matrix[i].weight) pack_matrix<T>(p.matrix[i], thread, threads);
+    const PackedDepthwise& taps = p.depthwise[i];
+    if (!taps.weight) continue;
+    for (int64_t at = thread; at < 9 * int64_t(taps.c); at += threads)
+      taps.to[at] = as_float<T>(taps.weight, at % taps.c * 9 + at / taps.c);
+  }
+  if (!p.open) return;
+  if (thread < 32) {
+    int count = 0;
+    for (int first = 0; first < p.n; first += 32) {
+      const int sample = first + int(thread);
+      const bool is = sample < p.n && p.open[sample];
+      const unsigned lanes = __ballot_sync(~0u, is);
+      if (is) p.list.samples[count + __popc(lanes & ((1u << thread) - 1))] = sample;
+      count += __popc(lanes);
+    }
+    if (thread == 0) *p.list.count = count;
+  }
+  struct alignas(4 * sizeof(T)) Four {
+    T value[4];
+  };
+  for (int sample = 0; sample < p.n; ++sample) {
+    if (p.open[sample]) continue;
+    Four* const to = reinterpret_cast<Four*>(static_cast<T*>(p.out) + sample * p.out_size);
+    for (int64_t i = thread; i < p.out_size / 4; i += threads) to[i] = Four{};
+  }
+}
+
+}  // namespace dynroute::cuda
+
+using namespace dynroute::cuda;
+DYNROUTE_KERNEL(prepare, PrepareParams, kThreads)

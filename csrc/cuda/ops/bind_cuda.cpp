@@ -1,0 +1,52 @@
+// The operators on CUDA tensors: their calls' launches on the current stream of their device.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "cuda/network/launch.h"
+#include "op_calls.h"
+
+namespace dynroute::cuda {
+namespace {
+
+// make(device, limits) -> OpCall
+template <class Make>
+Tensor run(const char* op, const Tensor& first, const Make& make) {
+  require(first.is_cuda(), std::string(op) + ": wanted tensors on a GPU");
+  const auto device = first.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const OpCall call = make(Device(DeviceType::CUDA, device), device_limits(int(device)));
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  run_launches(call.launches, int(device), call.dtype, stream);
+  return call.out;
+}
+
+Tensor sepconv_op(const Tensor& x, Tensors depthwise, Tensors pointwise, Tensors scale, Tensors shift, Maybe open,
+                  int64_t stride, bool residual, bool final_relu) {
+  return run("sepconv", x, [&](const Device& device, const DeviceLimits& limits) {
+    return sepconv_call(x, depthwise, pointwise, scale, shift, open, stride, residual, final_relu, device, limits);
+  });
+}
+Tensor transform_op(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, Maybe open,
+                    int64_t stride) {
+  return run("transform", x, [&](const Device& device, const DeviceLimits& limits) {
+    return transform_call(x, weight, scale, shift, open, stride, device, limits);
+  });
+}
+Tensor aggregate_op(Maybe down, Maybe keep, Maybe up, Maybe alphas) {
+  const Maybe& first = down ? down : keep ? keep : up;
+  require(first.has_value(), "aggregate: down, keep, up: wanted at least one source, got none");
+  return run("aggregate", *first, [&](const Device& device, const DeviceLimits& limits) {
+    return aggregate_call(down, keep, up, alphas, device, limits);
+  });
+}
+
+}  // namespace
+}  // namespace dynroute::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(dynroute, CUDA, m) {
+  m.impl("sepconv", TORCH_BOX(&dynroute::cuda::sepconv_op));
+  m.impl("transform", TORCH_BOX(&dynroute::cuda::transform_op));
+  m.impl("aggregate", TORCH_BOX(&dynroute::cuda::aggregate_op));
+}

@@ -1,0 +1,148 @@
+"""The operators on CUDA, by the emulator, against float64: odd sizes, no samples, every gate pattern, all schedules."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynroute.native import library
+from dynroute.ops import reference
+from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
+from tests.support import cases
+from tests.support.cuda.devices import ADA, H100
+from tests.support.cuda.operators import emulated
+
+REASON = library.why_not_loaded() or emulator.why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+PATTERNS = [None, *(torch.tensor(bits) for bits in itertools.product((True, False), repeat=2))]  # of two samples
+MAPS = [(1, 1), (7, 5), (9, 34)]
+types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+
+
+def to(values: Any, dtype: torch.dtype) -> Any:
+    if isinstance(values, Tensor):
+        return values.to(dtype) if values.is_floating_point() else values
+    return [to(v, dtype) for v in values] if isinstance(values, (list, tuple)) else values
+
+
+def check(op: str, *args: Any, **options: Any) -> Tensor:
+    """Within rounding of float64 in float32; in 16 bits at most twice torch's own error at that precision."""
+    got = emulated(op, *args, **options)
+    plain = getattr(reference, op)
+    wanted = plain(*to(args, torch.float64))
+    assert got.shape == wanted.shape and got.is_contiguous(memory_format=torch.channels_last)
+    assert not got.isnan().any(), "something was not written, or read before it was"
+    if got.numel():
+        largest = max(wanted.abs().max().item(), 1e-6)
+        own = (plain(*args).double() - wanted).abs().max().item() / largest
+        error = (got.double() - wanted).abs().max().item() / largest
+        step = torch.finfo(got.dtype).eps
+        assert error <= (2e-5 if got.dtype == torch.float32 else max(2 * own, 2 * step)), (error, own)
+    return got
+
+
+def sepconv_args(n: int, c: int, h: int, w: int, stages: int, out: int, dtype: torch.dtype) -> tuple:
+    x, depthwise, pointwise, scale, shift = cases.sepconv(n, c, h, w, stages, out)
+    return to((x, depthwise, pointwise, scale, shift), dtype)
+
+
+@types
+@pytest.mark.parametrize("c, out, h, w, stages, stride, residual, relu", [
+    (8, 8, 1, 1, 1, 1, True, False), (24, 24, 7, 5, 2, 1, True, True), (8, 72, 9, 34, 3, 1, False, True),
+    (24, 8, 9, 34, 1, 2, False, True), (136, 136, 7, 5, 2, 1, True, True), (16, 32, 2, 9, 2, 2, False, False),
+])  # fmt: skip
+def test_sepconv(
+    c: int, out: int, h: int, w: int, stages: int, stride: int, residual: bool, relu: bool, dtype: torch.dtype
+) -> None:
+    args = sepconv_args(2, c, h, w, stages, out, dtype)
+    for open in PATTERNS:
+        got = check("sepconv", *args, open, stride, residual, relu)
+        assert open is None or (got[~open] == 0).all()
+
+
+@types
+@pytest.mark.parametrize(
+    "c, out, h, w, stride",
+    [(8, 8, 1, 1, 1), (24, 40, 7, 5, 2), (64, 32, 9, 34, 1), (72, 144, 9, 8, 2), (136, 64, 5, 13, 1)],
+)
+def test_transform(c: int, out: int, h: int, w: int, stride: int, dtype: torch.dtype) -> None:
+    args = to(cases.transform(2, c, h, w, out), dtype)
+    for open in PATTERNS:
+        got = check("transform", *args, open, stride)
+        assert open is None or (got[~open] == 0).all()
+
+
+@types
+@pytest.mark.parametrize("h, w", [(1, 1), (7, 5), (6, 34)])
+@pytest.mark.parametrize("c", [8, 24])
+def test_aggregate(c: int, h: int, w: int, dtype: torch.dtype) -> None:
+    down, keep = to((cases.normal(3, c, h, w, seed=1), cases.normal(3, c, h, w, seed=2)), dtype)
+    up = to(cases.normal(3, c, h // 2, w // 2, seed=3), dtype) if h % 2 == w % 2 == 0 else None
+    alphas = to(torch.tensor([[0.5, 0.0, 0.25], [0.0, 1.0, 0.75], [1.0, 0.3, 0.0]]), dtype)
+    for which in itertools.product((True, False), repeat=3):
+        sources = [source if taken else None for source, taken in zip((down, keep, up), which)]
+        if all(source is None for source in sources):
+            continue
+        for weights in (None, alphas):
+            check("aggregate", *sources, weights)
+
+
+@types
+def test_no_samples(dtype: torch.dtype) -> None:
+    x, *weights = sepconv_args(1, 8, 6, 4, 2, 8, dtype)
+    assert emulated("sepconv", x[:0], *weights, None, 1, True, True).shape == (0, 8, 6, 4)
+    x, *weights = to(cases.transform(1, 8, 6, 4, 16), dtype)
+    assert emulated("transform", x[:0], *weights, None, 2).shape == (0, 16, 3, 2)
+    assert emulated("aggregate", x[:0], x[:0], None, None).shape == (0, 8, 6, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_no_schedule_device_or_batch_changes_a_bit(dtype: torch.dtype) -> None:
+    """And no block touches what another does: races in global memory are looked for as well."""
+    open = torch.tensor([True, False, True])
+    sepconv = (*sepconv_args(3, 24, 9, 17, 2, 24, dtype), open, 1, True, True)
+    transform = (*to(cases.transform(3, 24, 9, 17, 40), dtype), open, 2)
+    source = to(cases.normal(3, 8, 6, 10), dtype)
+    aggregate = (source, source, source[:, :, :3, :5].contiguous(), None)
+    for op, args in (("sepconv", sepconv), ("transform", transform), ("aggregate", aggregate)):
+        first = emulated(op, *args, global_races=True)
+        for seed, order in enumerate(("fwd", "rev", "rand")):
+            assert torch.equal(emulated(op, *args, order=order, seed=seed, resident=2), first), (op, order)
+        for limits in (ADA, H100, DeviceLimits(80, 1, 163 << 10, 164 << 10)):
+            assert torch.equal(emulated(op, *args, limits=limits), first), (op, limits)
+        if op != "aggregate":
+            x, *weights = args
+            alone = emulated(op, x[2:], *(w[2:] if w is open else w for w in weights))
+            assert torch.equal(alone, first[2:]), op
+
+
+def test_any_layout() -> None:
+    """Sliced, expanded and NCHW input."""
+    x, *weights = to(cases.transform(2, 8, 6, 5, 16), torch.float16)
+    wide = torch.cat([x, x], 1)[:, :8]
+    assert not wide.is_contiguous() and not wide.is_contiguous(memory_format=torch.channels_last)
+    wanted = emulated("transform", x.contiguous(memory_format=torch.channels_last), *weights, None, 1)
+    for given in (x.contiguous(), wide):
+        assert torch.equal(emulated("transform", given, *weights, None, 1), wanted)
+    one = x[:1].expand(2, -1, -1, -1)
+    assert torch.equal(emulated("transform", one, *weights, None, 1)[1], wanted[0])
+
+
+def test_errors() -> None:
+    x, *weights = to(cases.transform(2, 8, 6, 5, 16), torch.float16)
+    for args, message in (
+        ((x.double(), *weights, None, 1), "transform: x: wanted float32, float16 or bfloat16, got float64"),
+        ((x, weights[0].float(), *weights[1:], None, 1), "transform: weight: wanted float16, got float32"),
+        ((x, *(w[:12] for w in weights), None, 1), "transform: weight: wanted channels in a multiple of 8, got 12"),
+        ((x, *weights, torch.tensor([True]), 1), r"transform: open: wanted shape \[2\], got \[1\]"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            emulated("transform", *args)
+    with pytest.raises(RuntimeError, match=r"sepconv: these channels need \d+ bytes of shared memory per block"):
+        small = DeviceLimits(80, 108, 40 << 10, 64 << 10)
+        emulated("sepconv", *sepconv_args(1, 512, 4, 4, 1, 512, torch.float32), None, 1, True, True, limits=small)

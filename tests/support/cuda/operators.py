@@ -1,0 +1,52 @@
+"""The operators on CUDA by the emulator: what `torch.ops.dynroute.<op>` does with CUDA tensors, of tensors here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda.launch_list import DeviceLimits, read_launches
+from tests.support.cuda.devices import A100
+
+POISON = 0xFF  # in every byte: NaN in each floating type, -1 in integers
+
+
+def bytes_of(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor's memory, channels_last or contiguous."""
+    flat = tensor if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1)
+    assert flat.is_contiguous()
+    return emulator.array(flat if flat.dtype != torch.bool else flat.view(torch.uint8))
+
+
+def emulated(
+    op: str, *args: Any, limits: DeviceLimits = A100, statistics: list | None = None, **options: Any
+) -> Tensor:
+    """The operator's result, after all its launches. What is not an argument is NaN before.
+
+    statistics: gets (kernel, what the emulator returned) of each launch.
+    options: of the emulator's launch.
+    """
+    out, held, launches = getattr(torch.ops.dynroute, f"cuda_{op}_call")(*args, [*limits])
+    if out.numel():
+        bytes_of(out).view(np.uint8)[...] = POISON
+    buffers = [bytes_of(out)]
+    for tensor in held:
+        array = bytes_of(tensor)
+        if tensor.dtype == torch.uint8:  # scratch
+            array[...] = POISON
+        else:
+            array = array.view()
+            array.flags.writeable = False
+        buffers.append(array)
+    buffers = [array for array in buffers if array.nbytes]
+    for launch in read_launches(launches):
+        found = emulator.launch(
+            launch.kernel, out.dtype, launch.params, launch[1:4], buffers, f"sm_{limits.capability}", **options
+        )
+        if statistics is not None:
+            statistics.append((launch.kernel, found))
+    return out
