@@ -43,6 +43,15 @@ def aggregate(
     return backends.operator("aggregate", backend, first)(down, keep, up, alphas)
 
 
+def _by_reference(grad: Tensor, given: list[Tensor | None], wanted: list[bool]) -> tuple:
+    """The gradients of what is wanted by PyTorch's own, where there is no kernel for them."""
+    with torch.enable_grad():
+        leaves = [None if v is None else v.detach().requires_grad_(wants) for v, wants in zip(given, wanted)]
+        out = reference.aggregate(*leaves)
+    grads = iter(torch.autograd.grad(out, [v for v, wants in zip(leaves, wanted) if wants and v is not None], grad))
+    return tuple(next(grads) if wants and v is not None else None for v, wants in zip(leaves, wanted))
+
+
 def _register() -> None:
     @torch.library.register_fake("dynroute::aggregate")
     def _(down, keep, up, alphas):  # type: ignore[no-untyped-def]
@@ -62,13 +71,15 @@ def _register() -> None:
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *sources, alphas = inputs
-        if not autograd.needs(ctx)[3]:
+        if not autograd.needs(ctx)[3] and output.device.type == "cpu":
             sources = [None] * 3  # read for the alphas' gradients alone
         ctx.save_for_backward(*sources, alphas)
 
     def backward(ctx: Any, grad: Tensor) -> tuple:
         *sources, alphas = ctx.saved_tensors
         wanted = list(autograd.needs(ctx))
+        if grad.device.type != "cpu":
+            return _by_reference(grad, [*sources, alphas], wanted)
         if alphas is not None:
             grads = torch.ops.dynroute.aggregate_backward(grad, *sources, alphas, wanted)
             return tuple(of if wants else None for of, wants in zip(grads, wanted))
@@ -79,6 +90,7 @@ def _register() -> None:
         return grad if wanted[0] else None, grad if wanted[1] else None, grad_up, None
 
     autograd.register("aggregate", backward, setup_context)
+    autograd.lower_under_autocast("aggregate")
 
     @register_flop_formula(torch.ops.dynroute.aggregate)
     def _(down, keep, up, alphas, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
@@ -93,6 +105,7 @@ if library.why_not_loaded() is None:
     _register()
 backends.register(
     "aggregate",
+    backends.cuda_kernels("aggregate"),
     backends.cpu_kernels("aggregate"),
     backends.Backend("reference", reference.aggregate, backends.anywhere),
 )

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.amp.autocast_mode import _cast
 
 from dynroute.ops import synchronise
 
@@ -23,6 +24,7 @@ class _Rule(NamedTuple):
 
 
 _RULES: dict[str, _Rule] = {}
+_FRAGMENT = torch.library.Library("dynroute", "FRAGMENT")  # what it holds lasts as long as it does
 
 
 def register(op: str, backward: Callable[..., tuple], setup_context: Callable[[Any, tuple, Any], None]) -> None:
@@ -33,6 +35,18 @@ def register(op: str, backward: Callable[..., tuple], setup_context: Callable[[A
     torch.library.register_autograd(f"dynroute::{op}", backward, setup_context=setup_context)
     torch.library.register_autocast(f"dynroute::{op}", "cpu", torch.float32)
     _RULES[op] = _Rule(getattr(torch.ops.dynroute, op).default, setup_context, backward)
+
+
+def lower_under_autocast(op: str) -> None:
+    """Has `dynroute::op` compute in autocast's type on CUDA tensors, as torch's convolutions do."""
+    overload = getattr(torch.ops.dynroute, op).default
+    autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+
+    def lowered(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(autocast):
+            return overload(*_cast(args, "cuda", torch.get_autocast_dtype("cuda")))
+
+    _FRAGMENT.impl(op, lowered, "AutocastCUDA")
 
 
 def needs(ctx: Any) -> Sequence[Any]:
@@ -52,7 +66,8 @@ def call(op: str, *args: Any) -> Any:
 
 def _called(op: str, args: tuple) -> Any:
     rule = _RULES.get(op)
-    if rule is None or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
+    lowers = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    if rule is None or lowers or not torch.is_grad_enabled():
         return getattr(torch.ops.dynroute, op)(*args)
     structure, flat = [], []
     for value in args:

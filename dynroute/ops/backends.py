@@ -124,6 +124,27 @@ def cpu_kernels(op: str) -> Backend:
     return Backend("cpu", run, on_cpu)
 
 
+def cuda_kernels(op: str) -> Backend:
+    """The CUDA kernels of an operator, `torch.ops.dynroute.<op>` too: its dispatcher goes by the tensors' device."""
+
+    def run(*arguments: Any) -> Any:
+        return autograd.call(op, *arguments)
+
+    return Backend("cuda", run, on_cuda)
+
+
+def on_cuda(x: Tensor | None) -> str | None:
+    """`can_run` of the operators' CUDA kernels."""
+    reason = library.why_not_cuda()
+    if reason is not None or x is None:
+        return reason
+    if x.device.type != "cuda":
+        return f"the tensors are on {x.device}"
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"{x.dtype} is not float32, float16 or bfloat16"
+    return None
+
+
 def on_cpu(x: Tensor | None) -> str | None:
     """`can_run` of the operators' CPU kernels."""
     if library.why_not_loaded() is not None:

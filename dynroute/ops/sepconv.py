@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
-from dynroute.ops import backends, gradients, reference
+from dynroute.ops import autograd, backends, gradients, reference
 from dynroute.ops.registration import flops_of, nhwc_empty
 
 
@@ -97,6 +97,7 @@ def _register() -> None:
         return grad + grad_residual if residual else grad, *grads, None, None, None, None
 
     torch.library.register_autograd("dynroute::sepconv", backward, setup_context=setup_context)
+    autograd.lower_under_autocast("sepconv")
 
     @register_flop_formula(torch.ops.dynroute.sepconv)
     def _(x, depthwise, pointwise, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
@@ -108,5 +109,8 @@ def _register() -> None:
 if library.why_not_loaded() is None:
     _register()
 backends.register(
-    "sepconv", backends.cpu_kernels("sepconv"), backends.Backend("reference", reference.sepconv, backends.anywhere)
+    "sepconv",
+    backends.cuda_kernels("sepconv"),
+    backends.cpu_kernels("sepconv"),
+    backends.Backend("reference", reference.sepconv, backends.anywhere),
 )

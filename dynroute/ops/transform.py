@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
-from dynroute.ops import backends, gradients, reference
+from dynroute.ops import autograd, backends, gradients, reference
 from dynroute.ops.registration import nhwc_empty
 
 
@@ -64,6 +64,7 @@ def _register() -> None:
         return grad * (x > 0), grad_weight, grad_scale, grad_shift, None, None
 
     torch.library.register_autograd("dynroute::transform", backward, setup_context=setup_context)
+    autograd.lower_under_autocast("transform")
 
     @register_flop_formula(torch.ops.dynroute.transform)
     def _(x, weight, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
@@ -75,6 +76,7 @@ if library.why_not_loaded() is None:
     _register()
 backends.register(
     "transform",
+    backends.cuda_kernels("transform"),
     backends.cpu_kernels("transform"),
     backends.Backend("reference", reference.transform, backends.anywhere),
 )

@@ -1,0 +1,116 @@
+"""The operators on a GPU, against float64 on the CPU: what the emulator has shown, and what it cannot."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynroute import ops
+from dynroute.native import library
+from dynroute.ops import reference
+from tests.support import cases
+
+pytestmark = pytest.mark.skipif(library.why_not_cuda() is not None, reason=library.why_not_cuda() or "")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OPEN = torch.tensor([True, False, True])
+
+
+def to(values: Any, *args: Any) -> Any:
+    if isinstance(values, Tensor):
+        keeps = not values.is_floating_point() and args and isinstance(args[0], torch.dtype)
+        return values if keeps else values.to(*args)
+    return [to(v, *args) for v in values] if isinstance(values, (list, tuple)) else values
+
+
+def calls() -> dict[str, tuple[str, tuple]]:
+    """By name: the operator and its arguments in float32 on the CPU."""
+    found: dict[str, tuple[str, tuple]] = {}
+    for c, h, w, stages in ((8, 3, 5, 1), (64, 67, 129, 2), (256, 16, 32, 3)):
+        found[f"sepconv {c}"] = "sepconv", (*cases.sepconv(3, c, h, w, stages), OPEN, 1, True, True)
+        found[f"sepconv {c} stride 2"] = "sepconv", (*cases.sepconv(3, c, h, w, stages), None, 2, False, True)
+        found[f"transform {c}"] = "transform", (*cases.transform(3, c, h, w, 2 * c), OPEN, 2)
+        found[f"transform {c} wide"] = "transform", (*cases.transform(3, c, h, w, c), None, 1)
+        found[f"aggregate {c}"] = "aggregate", tuple(cases.aggregate(3, c, 2 * h, 2 * w, "dku"))
+    return found
+
+
+each = pytest.mark.parametrize("name", list(calls()))
+
+
+@each
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def test_parity(name: str, dtype: torch.dtype) -> None:
+    op, args = calls()[name]
+    args = to(args, dtype)
+    wanted = getattr(reference, op)(*to(args, torch.float64))
+    got = getattr(ops, op)(*to(args, "cuda"), backend="cuda").cpu()
+    largest = wanted.abs().max()
+    error = (got.double() - wanted).abs().max() / largest
+    own = (getattr(reference, op)(*args).double() - wanted).abs().max() / largest
+    assert error <= (2e-5 if dtype == torch.float32 else max(2 * own, 2 * torch.finfo(dtype).eps)), (error, own)
+
+
+@each
+def test_gradients(name: str) -> None:
+    op, args = calls()[name]
+    found = []
+    for device, backend in (("cuda", "cuda"), ("cpu", "reference")):
+        dtype = torch.float32 if device == "cuda" else torch.float64
+        given = to(to(args, dtype), device)
+        leaves = [
+            v for v in itertools.chain(*(v if isinstance(v, list) else [v] for v in given)) if isinstance(v, Tensor)
+        ]
+        leaves = [v.requires_grad_() for v in leaves if v.is_floating_point()]
+        out = getattr(ops, op)(*given, backend=backend)
+        weights = cases.normal(*out.shape, seed=7).to(device, dtype)
+        found.append([g.double().cpu() for g in torch.autograd.grad((out * weights).sum(), leaves)])
+    for a, b in zip(*found, strict=True):
+        # a ReLU's sign at a value near 0 hangs on rounding
+        assert (a - b).norm() <= 1e-2 * b.norm() + 1e-6
+
+
+@each
+def test_autocast_compile_and_graphs(name: str) -> None:
+    op, args = calls()[name]
+    args = to(args, "cuda")
+
+    def run(*given: Any) -> Tensor:
+        return getattr(ops, op)(*given)
+
+    with torch.autocast("cuda", torch.bfloat16):
+        lowered = run(*args)
+    assert torch.equal(lowered, run(*to(args, torch.bfloat16)))
+    plain = run(*args)
+    assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(*args), plain)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = run(*args)
+    recorded.zero_()
+    graph.replay()
+    assert torch.equal(recorded, plain)
+
+
+@each
+def test_streams_and_no_wait(name: str) -> None:
+    """Work goes to the current stream, and the host is not held up."""
+    op, args = calls()[name]
+    args = to(args, "cuda")
+    job: Callable[..., Tensor] = getattr(ops, op)
+    wanted = job(*args)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            got = job(*args)
+            assert not stream.query(), "the call waited for what was queued before it"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stream.synchronize()
+    assert torch.equal(got, wanted)

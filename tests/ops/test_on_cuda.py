@@ -1,0 +1,84 @@
+"""The operators on CUDA tensors as far as that goes without a GPU: fake tensors, autocast, what is refused and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dynroute import ops
+from dynroute.native import library
+from dynroute.ops import backends
+from dynroute.ops.aggregate import _by_reference
+from tests.support import cases
+
+pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
+ON_CUDA = ("sepconv", "transform", "aggregate")
+
+
+def fakes() -> dict[str, tuple]:
+    """Arguments of each operator; inside a FakeTensorMode."""
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device="cuda")
+
+    x, norm = empty(2, 8, 6, 4), [empty(8)]
+    return {
+        "sepconv": (x, [empty(8, 1, 3, 3)], [empty(8, 8, 1, 1)], norm, norm, None, 1, True, True),
+        "transform": (x, empty(16, 8, 1, 1), empty(16), empty(16), None, 2),
+        "aggregate": (x, x, empty(2, 8, 3, 2), empty(2, 3)),
+    }
+
+
+@pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("op", ON_CUDA)
+def test_fake_and_autocast(op: str, autocast: torch.dtype | None) -> None:
+    """The result's device, layout and type; autocast lowers it as it lowers torch's convolutions."""
+    with FakeTensorMode():
+        args = fakes()[op]
+        try:
+            torch.set_autocast_enabled("cuda", autocast is not None)
+            if autocast is not None:
+                torch.set_autocast_dtype("cuda", autocast)
+            out = getattr(torch.ops.dynroute, op)(*args)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+            torch.set_autocast_dtype("cuda", torch.float16)
+        assert out.dtype == (autocast or torch.float32) and out.device.type == "cuda"
+        assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("op", ON_CUDA)
+def test_who_is_refused(op: str) -> None:
+    """By name, with the reason; "auto" then takes the CPU's kernels for what lies there."""
+    x = cases.normal(1, 8, 4, 4)
+    reason = backends.why_not(op, "cuda", x)
+    assert reason is not None and (reason == library.why_not_cuda() or reason == "the tensors are on cpu")
+    assert backends.choose(op, x).backend.name == "cpu"
+    with pytest.raises(RuntimeError, match="backend 'cuda' cannot be used"):
+        backends.operator(op, "cuda", x)
+    assert [backend.name for backend in backends.registered(op)] == ["cuda", "cpu", "reference"]
+
+
+@pytest.mark.parametrize("sources", ["dku", "du", "k", "u"])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_gradients_without_a_kernel(sources: str, weighted: bool) -> None:
+    """What CUDA's aggregate takes for its backward is what the CPU's kernels make."""
+    *maps, alphas = cases.aggregate(2, 8, 6, 4, sources)
+    given = [*maps, alphas if weighted else None]
+    grad = cases.normal(2, 8, 6, 4, seed=9)
+    for wanted in ([True] * 4, [False, True, True, False], [True, False, False, True]):
+        wanted = [wants and v is not None for wants, v in zip(wanted, given)]
+        if not any(wanted):
+            continue
+        found = _by_reference(grad, given, wanted)
+        made = torch.ops.dynroute.aggregate_backward(grad, *given, wanted)
+        for a, b, wants in zip(found, made, wanted):
+            assert (a is not None) == wants
+            if wants:
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_the_public_functions_say_what_they_take() -> None:
+    for op in ON_CUDA:
+        assert callable(getattr(ops, op))
