@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "contract/space.h"
 
 namespace dynroute {
 
@@ -15,13 +16,17 @@ struct OpRules {
   int channels;          // of outputs: a multiple of it
 };
 
-inline ScalarType check_map(const std::string& what, const Tensor& tensor, const OpRules& rules) {
+inline ScalarType check_type(const std::string& what, const Tensor& tensor, const OpRules& rules) {
   check_device(what, tensor, rules.device);
   const ScalarType type = tensor.scalar_type();
   const bool good = type == ScalarType::Float || (rules.doubles && type == ScalarType::Double) ||
                     (rules.halves && (type == ScalarType::Half || type == ScalarType::BFloat16));
   require(good, what + ": wanted float32" + (rules.doubles ? " or float64" : ", float16 or bfloat16") + ", got " +
                     name(type));
+  return type;
+}
+inline ScalarType check_map(const std::string& what, const Tensor& tensor, const OpRules& rules) {
+  const ScalarType type = check_type(what, tensor, rules);
   check(what, tensor, type, {-1, -1, -1, -1}, rules.device);
   require(tensor.size(2) > 0 && tensor.size(3) > 0,
           what + ": wanted a map of at least 1x1, got " + shape_text(tensor.sizes()));
@@ -85,6 +90,42 @@ inline ScalarType check_transform(const Tensor& x, const Tensor& weight, const T
   return type;
 }
 
+inline ScalarType check_gate(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift,
+                             const Tensor& fc_weight, const Tensor& fc_bias, bool small,
+                             const std::optional<Tensor>& present, const OpRules& rules) {
+  const ScalarType type = check_map("gate: x", x, rules);
+  check_channels("gate: x", x.size(1), 8);
+  const int64_t smallest = small ? 4 : 1;  // a pixel of the map that the gate sees
+  require(x.size(2) >= smallest && x.size(3) >= smallest,
+          "gate: x: wanted a map of at least " + std::to_string(smallest) + "x" + std::to_string(smallest) + ", got " +
+              shape_text(x.sizes()));
+  const int64_t channels = weight.size(0);
+  check("gate: weight", weight, type, {-1, x.size(1), 1, 1}, rules.device);
+  check("gate: scale", scale, type, {channels}, rules.device);
+  check("gate: shift", shift, type, {channels}, rules.device);
+  check("gate: fc_weight", fc_weight, type, {-1, channels, 1, 1}, rules.device);
+  check("gate: fc_bias", fc_bias, type, {fc_weight.size(0)}, rules.device);
+  check_mask("gate: present", present, x.size(0), rules);
+  return type;
+}
+
+inline Activation parse_activation(const std::string& op, const std::string& name) {
+  for (const Activation known : {Activation::kTanh, Activation::kSigmoid, Activation::kSoftmax})
+    if (name == kActivationNames[int(known)]) return known;
+  throw std::runtime_error(op + ": activation: wanted 'tanh', 'sigmoid' or 'softmax', got '" + name + "'");
+}
+
+inline ScalarType check_route(const Tensor& alphas, const Tensor& present, const Tensor& path_exists,
+                              const Tensor& slots, const OpRules& rules) {
+  const ScalarType type = check_type("route: alphas", alphas, rules);
+  check("route: alphas", alphas, type, {-1, kScales, kPaths}, rules.device);
+  const int64_t n = alphas.size(0);
+  check("route: present", present, ScalarType::Bool, {n, kScales}, rules.device);
+  check("route: path_exists", path_exists, ScalarType::Bool, {kScales, kPaths}, rules.device);
+  check("route: slots", slots, ScalarType::Int, {n, kScales}, rules.device);
+  return type;
+}
+
 // What an aggregate makes: [n, c, h, w] of `type`.
 struct AggregateShape {
   ScalarType type;
@@ -100,8 +141,7 @@ inline AggregateShape check_aggregate(const std::optional<Tensor>& down, const s
   const int factor = down || keep ? 1 : 2;
   const int64_t n = first->size(0), c = first->size(1), h = first->size(2) * factor, w = first->size(3) * factor;
   check_channels("aggregate: sources", c, rules.channels);
-  constexpr int64_t kAlphas = 3;  // up, keep, down
-  if (alphas) check("aggregate: alphas", *alphas, type, {n, kAlphas}, rules.device);
+  if (alphas) check("aggregate: alphas", *alphas, type, {n, kPaths}, rules.device);
   if (keep) check("aggregate: keep", *keep, type, {n, c, h, w}, rules.device);
   if (up) {
     require(h % 2 == 0 && w % 2 == 0,

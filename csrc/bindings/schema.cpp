@@ -86,17 +86,23 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def("cuda_hold(Tensor tensor) -> ()");
   m.def("cuda_limits(int device) -> int[]");
 
-  // The operators' calls on CUDA as data, made of tensors on the CPU: the result, which the launches compute; what else
+  // The operators' calls on CUDA as data, made of tensors on the CPU: the results, which the launches compute; what else
   // they touch; the launches.
   m.def(
       "cuda_sepconv_call(Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] scale, Tensor[] shift, "
-      "Tensor? open, int stride, bool residual, bool final_relu, int[] device) -> (Tensor out, Tensor[] held, "
+      "Tensor? open, int stride, bool residual, bool final_relu, int[] device) -> (Tensor[] outs, Tensor[] held, "
       "Tensor launches)");
   m.def(
-      "cuda_transform_call(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? open, int stride, "
-      "int[] device) -> (Tensor out, Tensor[] held, Tensor launches)");
+      "cuda_gate_call(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor fc_weight, Tensor fc_bias, "
+      "str activation, bool small, Tensor? present, int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
   m.def(
-      "cuda_aggregate_call(Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, int[] device) -> (Tensor out, "
+      "cuda_route_call(Tensor alphas, Tensor present, Tensor path_exists, Tensor slots, int[] device) -> "
+      "(Tensor[] outs, Tensor[] held, Tensor launches)");
+  m.def(
+      "cuda_transform_call(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? open, int stride, "
+      "int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
+  m.def(
+      "cuda_aggregate_call(Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, int[] device) -> (Tensor[] outs, "
       "Tensor[] held, Tensor launches)");
 
   m.def("set_gather(int address) -> ()");

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
-from dynroute.ops import backends, gradients, reference
+from dynroute.ops import autograd, backends, gradients, reference
 
 
 def gate(
@@ -84,6 +84,7 @@ def _register() -> None:
         return grad, grad_weight, grad_scale, grad_shift, grad_fc_weight, grad_fc_bias, None, None, None
 
     torch.library.register_autograd("dynroute::gate", backward, setup_context=setup_context)
+    autograd.lower_under_autocast("gate")
 
     @register_flop_formula(torch.ops.dynroute.gate)
     def _(x, weight, scale, shift, fc_weight, fc_bias, activation, small, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
@@ -95,5 +96,8 @@ def _register() -> None:
 if library.why_not_loaded() is None:
     _register()
 backends.register(
-    "gate", backends.cpu_kernels("gate"), backends.Backend("reference", reference.gate, backends.anywhere)
+    "gate",
+    backends.cuda_kernels("gate"),
+    backends.cpu_kernels("gate"),
+    backends.Backend("reference", reference.gate, backends.anywhere),
 )

@@ -79,5 +79,8 @@ def _register() -> None:
 if library.why_not_loaded() is None:
     _register()
 backends.register(
-    "route", backends.cpu_kernels("route"), backends.Backend("reference", reference.route, backends.anywhere)
+    "route",
+    backends.cuda_kernels("route"),
+    backends.cpu_kernels("route"),
+    backends.Backend("reference", reference.route, backends.anywhere),
 )

@@ -35,6 +35,10 @@ def calls() -> dict[str, tuple[str, tuple]]:
         found[f"sepconv {c} stride 2"] = "sepconv", (*cases.sepconv(3, c, h, w, stages), None, 2, False, True)
         found[f"transform {c}"] = "transform", (*cases.transform(3, c, h, w, 2 * c), OPEN, 2)
         found[f"transform {c} wide"] = "transform", (*cases.transform(3, c, h, w, c), None, 1)
+        fc = cases.normal(3, c // 2, 1, 1, scale=c**-0.5, seed=4), cases.normal(3, seed=5)
+        gate = (*cases.transform(3, c, 4 * h, w, c // 2), *fc)
+        found[f"gate {c}"] = "gate", (*gate, "softmax", False, OPEN)
+        found[f"gate {c} small"] = "gate", (*gate, "tanh", True, None)
         found[f"aggregate {c}"] = "aggregate", tuple(cases.aggregate(3, c, 2 * h, 2 * w, "dku"))
     return found
 
@@ -53,6 +57,16 @@ def test_parity(name: str, dtype: torch.dtype) -> None:
     error = (got.double() - wanted).abs().max() / largest
     own = (getattr(reference, op)(*args).double() - wanted).abs().max() / largest
     assert error <= (2e-5 if dtype == torch.float32 else max(2 * own, 2 * torch.finfo(dtype).eps)), (error, own)
+
+
+@pytest.mark.parametrize("n", [0, 1, 70, 3000])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def test_route(n: int, dtype: torch.dtype) -> None:
+    alphas, *rest = cases.route(n)
+    alphas = alphas.to(dtype)
+    got = ops.route(alphas.cuda(), *to(rest, "cuda"), backend="cuda")
+    for a, b in zip(got, reference.route(alphas.float(), *rest), strict=True):
+        assert torch.equal(a.cpu().to(b.dtype), b)
 
 
 @each

@@ -13,7 +13,7 @@ from dynroute.ops.aggregate import _by_reference
 from tests.support import cases
 
 pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
-ON_CUDA = ("sepconv", "transform", "aggregate")
+ON_CUDA = ("sepconv", "gate", "transform", "aggregate")
 
 
 def fakes() -> dict[str, tuple]:
@@ -26,6 +26,7 @@ def fakes() -> dict[str, tuple]:
     return {
         "sepconv": (x, [empty(8, 1, 3, 3)], [empty(8, 8, 1, 1)], norm, norm, None, 1, True, True),
         "transform": (x, empty(16, 8, 1, 1), empty(16), empty(16), None, 2),
+        "gate": (x, empty(4, 8, 1, 1), empty(4), empty(4), empty(2, 4, 1, 1), empty(2), "tanh", True, None),
         "aggregate": (x, x, empty(2, 8, 3, 2), empty(2, 3)),
     }
 
@@ -45,7 +46,7 @@ def test_fake_and_autocast(op: str, autocast: torch.dtype | None) -> None:
             torch.set_autocast_enabled("cuda", False)
             torch.set_autocast_dtype("cuda", torch.float16)
         assert out.dtype == (autocast or torch.float32) and out.device.type == "cuda"
-        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert out.dim() < 4 or out.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("op", ON_CUDA)

@@ -55,28 +55,10 @@ Tensor run_gate(const Tensor& x_in, const Tensor& weight, const Tensor& scale, c
   return alphas;
 }
 
-Activation parse_activation(const std::string& name) {
-  for (const Activation known : {Activation::kTanh, Activation::kSigmoid, Activation::kSoftmax})
-    if (name == kActivationNames[int(known)]) return known;
-  throw std::runtime_error("gate: activation: wanted 'tanh', 'sigmoid' or 'softmax', got '" + name + "'");
-}
-
 Tensor gate(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, const Tensor& fc_weight,
             const Tensor& fc_bias, const std::string& activation, bool small, const std::optional<Tensor>& present) {
-  const ScalarType type = check_floating("gate: x", x);
-  check("gate: x", x, type, {-1, -1, -1, -1});
-  check_channels("gate: x", x.size(1), 8);
-  const int64_t smallest = smallest_side(small) / kSideMultiple;  // the coarsest map of the smallest image
-  require(x.size(2) >= smallest && x.size(3) >= smallest,
-          "gate: x: wanted a map of at least " + std::to_string(smallest) + "x" + std::to_string(smallest) + ", got " +
-              shape_text(x.sizes()));
-  check("gate: weight", weight, type, {-1, x.size(1), 1, 1});
-  const int64_t channels = weight.size(0);
-  check("gate: scale", scale, type, {channels});
-  check("gate: shift", shift, type, {channels});
-  check("gate: fc_weight", fc_weight, type, {-1, channels, 1, 1});
-  check("gate: fc_bias", fc_bias, type, {fc_weight.size(0)});
-  const Activation kind = parse_activation(activation);
+  const ScalarType type = check_gate(x, weight, scale, shift, fc_weight, fc_bias, small, present, kOnCpu);
+  const Activation kind = parse_activation("gate", activation);
   const Mask mask("gate: present", present, x.size(0));
   return with_type(type, [&](auto t) {
     return run_gate<decltype(t)>(x, weight, scale, shift, fc_weight, fc_bias, kind, small, mask);

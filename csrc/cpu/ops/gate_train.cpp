@@ -244,9 +244,7 @@ GateOptions check_gate(const std::string& op, const Tensor& x, const Tensor& wei
   require(fc_weight.size(0) == int64_t(columns.size()),
           op + ": columns: wanted one for each of the " + std::to_string(fc_weight.size(0)) +
               " rows of fc_weight, got " + shape_text(columns));
-  for (const Activation known : {Activation::kTanh, Activation::kSigmoid, Activation::kSoftmax})
-    if (activation == kActivationNames[int(known)]) return {known, columns, small, frozen, narrow};
-  throw std::runtime_error(op + ": activation: wanted 'tanh', 'sigmoid' or 'softmax', got '" + activation + "'");
+  return {parse_activation(op, activation), columns, small, frozen, narrow};
 }
 
 GateForward gate_train(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& beta,

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "bindings/checks.h"
+#include "bind.h"
 #include "contract/routing.h"
 
 namespace dynroute {
@@ -42,12 +42,8 @@ void run_route(int64_t n, const T* alphas, const bool* present, const bool* exis
 }
 
 Routes route(const Tensor& alphas, const Tensor& present, const Tensor& path_exists, const Tensor& slots) {
-  const ScalarType type = check_floating("route: alphas", alphas);
-  check("route: alphas", alphas, type, {-1, kScales, kPaths});
+  const ScalarType type = check_route(alphas, present, path_exists, slots, kOnCpu);
   const int64_t n = alphas.size(0);
-  check("route: present", present, ScalarType::Bool, {n, kScales});
-  check("route: path_exists", path_exists, ScalarType::Bool, {kScales, kPaths});
-  check("route: slots", slots, ScalarType::Int, {n, kScales});
   Tensor masked = new_tensor({n, kScales, kPaths}, type);
   Tensor open = new_tensor({kScales, n}, ScalarType::Int), open_count = new_tensor({kScales}, ScalarType::Int);
   Tensor path_open = new_tensor({kScales, kPaths, n}, ScalarType::Int),

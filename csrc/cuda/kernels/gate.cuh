@@ -83,23 +83,30 @@ __device__ inline void add_columns(const typename GemmTile<T>::Accumulators& sum
   }
 }
 
-// By one whole block: alphas of node (sample, s) from its tasks' sums [tasks][n_pad]: mean -> fc -> activation.
-// Tasks are added in an order that depends on their number and n_pad only: some sums per column, then these.
-__device__ inline void finish_gate(const AggregateRouteParams& p, const Io& io, int s, int sample, int tasks,
-                                   float pixels, float* scratch /* [max(512, n_pad)], then 12 */) {
-  const int n = p.gate[s].n, n_pad = p.gate[s].n_pad, groups = n_pad / 4;
+// What a sample's gate ends with.
+struct GateEnd {
+  const float* partials;  // [tasks][n_pad], of the sample
+  int tasks, n, n_pad;
+  float pixels;
+  const float *fc_weight, *fc_bias;  // [gates][n], [gates]
+  int gates, activation;
+};
+
+// By one whole block: the gate's values from the sums of its tasks: mean -> fc -> activation. True in the one thread
+// that has them. Tasks are added in an order that depends on their number and n_pad only: some sums per column, then
+// these.
+__device__ inline bool finish_gate(const GateEnd& end, float* scratch /* [max(512, n_pad)], then 12 */,
+                                   float (&value)[kPaths]) {
+  const int n = end.n, n_pad = end.n_pad, gates = end.gates, tasks = end.tasks, groups = n_pad / 4;
   const int parts = groups < kThreads ? kThreads / groups : 1;
-  static_assert(kPublishedOrder[0] == kKeep && kPublishedOrder[1] == kUp && kPublishedOrder[2] == kDown);
-  const bool up = path_exists(p.row_index, p.rows, s, kUp), down = path_exists(p.row_index, p.rows, s, kDown);
-  const int gates = 1 + up + down;
   // asked for before the barriers, behind which they are needed
   float weight[kPaths] = {}, bias[kPaths] = {};
 #pragma unroll
   for (int g = 0; g < kPaths; ++g) {
-    if (g < gates) bias[g] = p.fc_bias[s][g];
-    if (g < gates && threadIdx.x < n) weight[g] = p.fc_weight[s][g * n + threadIdx.x];
+    if (g < gates) bias[g] = end.fc_bias[g];
+    if (g < gates && threadIdx.x < n) weight[g] = end.fc_weight[g * n + threadIdx.x];
   }
-  const float4* partials = reinterpret_cast<const float4*>(p.partials[s] + int64_t(sample) * tasks * n_pad);
+  const float4* partials = reinterpret_cast<const float4*>(end.partials);
   for (int unit = threadIdx.x; unit < groups * parts; unit += kThreads) {
     float4 sum = {};
 #pragma unroll 16
@@ -114,10 +121,10 @@ __device__ inline void finish_gate(const AggregateRouteParams& p, const Io& io, 
   for (int c = threadIdx.x; c < n; c += kThreads) {
     float sum = 0;
     for (int part = 0; part < parts; ++part) sum += scratch[part * n_pad + c];
-    const float mean = sum / pixels;
+    const float mean = sum / end.pixels;
 #pragma unroll
     for (int g = 0; g < kPaths; ++g)
-      if (g < gates) dot[g] = fmaf(mean, c < kThreads ? weight[g] : p.fc_weight[s][g * n + c], dot[g]);
+      if (g < gates) dot[g] = fmaf(mean, c < kThreads ? weight[g] : end.fc_weight[g * n + c], dot[g]);
   }
   float* dots = scratch + max(4 * kThreads, n_pad);  // [4][kPaths]
 #pragma unroll
@@ -127,14 +134,14 @@ __device__ inline void finish_gate(const AggregateRouteParams& p, const Io& io, 
     if (threadIdx.x % 32 == 0) dots[threadIdx.x / 32 * kPaths + g] = dot[g];
   }
   __syncthreads();
-  if (threadIdx.x > 0) return;
-  float value[kPaths], largest = 0, total = 0;
+  if (threadIdx.x > 0) return false;
+  float largest = 0, total = 0;
 #pragma unroll
   for (int g = 0; g < kPaths; ++g) {
     value[g] = (dots[g] + dots[kPaths + g]) + (dots[2 * kPaths + g] + dots[3 * kPaths + g]) + bias[g];
     largest = g == 0 ? value[0] : g < gates ? fmaxf(largest, value[g]) : largest;
   }
-  const Activation activation = Activation(p.activation);
+  const Activation activation = Activation(end.activation);
 #pragma unroll
   for (int g = 0; g < kPaths; ++g) {
     if (activation == Activation::kTanh) value[g] = fmaxf(0, tanhf(value[g]));
@@ -144,12 +151,7 @@ __device__ inline void finish_gate(const AggregateRouteParams& p, const Io& io, 
 #pragma unroll
   for (int g = 0; g < kPaths; ++g)
     if (activation == Activation::kSoftmax) value[g] /= total;
-  const int64_t node = node_index(sample, p.rows, p.row_index, s);
-  float* alphas = io.alphas + node * kPaths;
-  alphas[kKeep] = value[0];
-  if (up) alphas[kUp] = value[1];
-  if (down) alphas[kDown] = up ? value[2] : value[1];
-  count(io.node_macs + node * kNodeParts + kGatePart, int64_t(n) * gates);
+  return true;
 }
 
 }  // namespace dynroute::cuda

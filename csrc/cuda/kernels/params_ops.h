@@ -24,13 +24,21 @@ struct PackedDepthwise {
   float* to;           // [9][c]
   int c;
 };
+struct WidenedValues {
+  const void* from;  // T [count]; null: there are none
+  float* to;
+  int count;
+};
 struct PrepareParams {
   PackedMatrix matrix[kMostMatrices];
   PackedDepthwise depthwise[kMostMatrices];
+  WidenedValues widened[2];
+  int* zeroed;  // [zeroed_count], or null
+  int zeroed_count;
   const uint8_t* open;  // [n] 0 or 1; null: all take part, and there is no list
   OpenSamples list;
   void* out;           // [n][out_size] T
-  int64_t out_size;    // a multiple of 4
+  int64_t out_size;
   int n;
 };
 
@@ -41,6 +49,33 @@ struct TransformParams {
   Matrix weight;
   OpenSamples open;
   int n, h, w, c, h_out, w_out, stride;
+};
+
+// gate: the gate of present samples, as aggregate_route's, of a map that is there.
+struct GateParams {
+  const void* x;  // [n][h * w * c]
+  Matrix gate;
+  const float *fc_weight, *fc_bias;  // [gates][gate.n], [gates]
+  float* partials;                   // [n][tasks][n_pad]
+  int* arrivals;                     // [n], zero
+  void* out;                         // T [n][gates]
+  OpenSamples present;
+  int gates, activation, small_gate;
+  int n, h, w, c;
+};
+
+// route: one layer's routes, as `dynroute.ops.route` says; everything contiguous. (A network's rows are routed by the
+// last block of aggregate_route.)
+struct RouteParams {
+  const void* alphas;                    // T [n][kScales][kPaths]
+  const uint8_t *present, *path_exists;  // [n][kScales], [kScales][kPaths]
+  const int* slots;                      // [n][kScales]
+  void* masked;                          // like alphas
+  int *open, *open_count;                // [kScales][n], [kScales]
+  int *path_open, *path_count;           // [kScales][kPaths][n], [kScales][kPaths]
+  uint8_t *closed, *next_present;        // [n][kScales]
+  int* next_slots;                       // [n][kScales]
+  int n;
 };
 
 // aggregate: X from its sources (pull.cuh), of every sample.

@@ -2,7 +2,7 @@
 //
 // Work: each value of the packed weights is made by one thread, which reads one value of the weights (of a matrix in
 // 16 bits along k, as both lie; in float across); the list of open samples by one warp, in order; closed samples'
-// outputs are cleared by all threads, 8 bytes at a time (16 bits; float: 16). A few microseconds that the network,
+// outputs are cleared by all threads, 8 bytes at a time where that divides them (16 bits; float: 16). A few microseconds that the network,
 // whose weights are packed once, does not have.
 #include "prepare.h"
 
@@ -42,6 +42,12 @@ __device__ inline void prepare(const PrepareParams& p) {
     for (int64_t at = thread; at < 9 * int64_t(taps.c); at += threads)
       taps.to[at] = as_float<T>(taps.weight, at % taps.c * 9 + at / taps.c);
   }
+#pragma unroll
+  for (const WidenedValues& widened : p.widened)
+    if (widened.from)
+      for (int64_t i = thread; i < widened.count; i += threads) widened.to[i] = as_float<T>(widened.from, i);
+  if (p.zeroed)
+    for (int64_t i = thread; i < p.zeroed_count; i += threads) p.zeroed[i] = 0;
   if (!p.open) return;
   if (thread < 32) {
     int count = 0;
@@ -57,10 +63,14 @@ __device__ inline void prepare(const PrepareParams& p) {
   struct alignas(4 * sizeof(T)) Four {
     T value[4];
   };
+  const bool by_four = p.out_size % 4 == 0;
   for (int sample = 0; sample < p.n; ++sample) {
     if (p.open[sample]) continue;
-    Four* const to = reinterpret_cast<Four*>(static_cast<T*>(p.out) + sample * p.out_size);
-    for (int64_t i = thread; i < p.out_size / 4; i += threads) to[i] = Four{};
+    T* const to = static_cast<T*>(p.out) + sample * p.out_size;
+    if (by_four)
+      for (int64_t i = thread; i < p.out_size / 4; i += threads) reinterpret_cast<Four*>(to)[i] = Four{};
+    else
+      for (int64_t i = thread; i < p.out_size; i += threads) to[i] = T(0.f);
   }
 }
 

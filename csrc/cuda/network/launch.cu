@@ -23,6 +23,8 @@ namespace dynroute::cuda {
   X(upsample, UpsampleParams)              \
   X(prepare, PrepareParams)                \
   X(transform, TransformParams)            \
+  X(gate, GateParams)                      \
+  X(route, RouteParams)                    \
   X(aggregate, AggregateParams)
 
 #define DYNROUTE_DECLARE(name, Params)                 \

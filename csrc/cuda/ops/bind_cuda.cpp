@@ -11,7 +11,7 @@ namespace {
 
 // make(device, limits) -> OpCall
 template <class Make>
-Tensor run(const char* op, const Tensor& first, const Make& make) {
+Tensors run(const char* op, const Tensor& first, const Make& make) {
   require(first.is_cuda(), std::string(op) + ": wanted tensors on a GPU");
   const auto device = first.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -19,27 +19,41 @@ Tensor run(const char* op, const Tensor& first, const Make& make) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   run_launches(call.launches, int(device), call.dtype, stream);
-  return call.out;
+  return call.outs;
 }
 
 Tensor sepconv_op(const Tensor& x, Tensors depthwise, Tensors pointwise, Tensors scale, Tensors shift, Maybe open,
                   int64_t stride, bool residual, bool final_relu) {
   return run("sepconv", x, [&](const Device& device, const DeviceLimits& limits) {
     return sepconv_call(x, depthwise, pointwise, scale, shift, open, stride, residual, final_relu, device, limits);
-  });
+  })[0];
 }
 Tensor transform_op(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, Maybe open,
                     int64_t stride) {
   return run("transform", x, [&](const Device& device, const DeviceLimits& limits) {
     return transform_call(x, weight, scale, shift, open, stride, device, limits);
-  });
+  })[0];
 }
 Tensor aggregate_op(Maybe down, Maybe keep, Maybe up, Maybe alphas) {
   const Maybe& first = down ? down : keep ? keep : up;
   require(first.has_value(), "aggregate: down, keep, up: wanted at least one source, got none");
   return run("aggregate", *first, [&](const Device& device, const DeviceLimits& limits) {
     return aggregate_call(down, keep, up, alphas, device, limits);
+  })[0];
+}
+
+Tensor gate_op(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, const Tensor& fc_weight,
+               const Tensor& fc_bias, std::string activation, bool small, Maybe present) {
+  return run("gate", x, [&](const Device& device, const DeviceLimits& limits) {
+    return gate_call(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present, device, limits);
+  })[0];
+}
+using Routes = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+Routes route_op(const Tensor& alphas, const Tensor& present, const Tensor& path_exists, const Tensor& slots) {
+  const Tensors outs = run("route", alphas, [&](const Device& device, const DeviceLimits& limits) {
+    return route_call(alphas, present, path_exists, slots, device, limits);
   });
+  return {outs[0], outs[1], outs[2], outs[3], outs[4], outs[5], outs[6], outs[7]};
 }
 
 }  // namespace
@@ -48,5 +62,7 @@ Tensor aggregate_op(Maybe down, Maybe keep, Maybe up, Maybe alphas) {
 STABLE_TORCH_LIBRARY_IMPL(dynroute, CUDA, m) {
   m.impl("sepconv", TORCH_BOX(&dynroute::cuda::sepconv_op));
   m.impl("transform", TORCH_BOX(&dynroute::cuda::transform_op));
+  m.impl("gate", TORCH_BOX(&dynroute::cuda::gate_op));
+  m.impl("route", TORCH_BOX(&dynroute::cuda::route_op));
   m.impl("aggregate", TORCH_BOX(&dynroute::cuda::aggregate_op));
 }

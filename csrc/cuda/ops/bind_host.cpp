@@ -8,14 +8,14 @@
 namespace dynroute::cuda {
 namespace {
 
-// The result, not computed yet; whatever else the launches touch; the launches (network/records.h).
-using Call = std::tuple<Tensor, Tensors, Tensor>;
+// The results, not computed yet; whatever else the launches touch; the launches (network/records.h).
+using Call = std::tuple<Tensors, Tensors, Tensor>;
 
 Call as_call(OpCall call) {
   const auto bytes = as_records(call.launches);
   Tensor records = new_tensor({int64_t(bytes.size())}, ScalarType::Byte);
   if (!bytes.empty()) std::memcpy(records.mutable_data_ptr(), bytes.data(), bytes.size());
-  return {call.out, call.held, records};
+  return {call.outs, call.held, records};
 }
 DeviceLimits limits_of(const std::vector<int64_t>& device) {
   require(device.size() == 4, "cuda_call: device: wanted 4 numbers, got " + std::to_string(device.size()));
@@ -36,11 +36,23 @@ Call aggregate_op(Maybe down, Maybe keep, Maybe up, Maybe alphas, std::vector<in
   return as_call(aggregate_call(down, keep, up, alphas, kHost, limits_of(device)));
 }
 
+Call gate_op(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, const Tensor& fc_weight,
+             const Tensor& fc_bias, std::string activation, bool small, Maybe present, std::vector<int64_t> device) {
+  return as_call(gate_call(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present, kHost,
+                           limits_of(device)));
+}
+Call route_op(const Tensor& alphas, const Tensor& present, const Tensor& path_exists, const Tensor& slots,
+              std::vector<int64_t> device) {
+  return as_call(route_call(alphas, present, path_exists, slots, kHost, limits_of(device)));
+}
+
 }  // namespace
 }  // namespace dynroute::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) {
   m.impl("cuda_sepconv_call", TORCH_BOX(&dynroute::cuda::sepconv_op));
   m.impl("cuda_transform_call", TORCH_BOX(&dynroute::cuda::transform_op));
+  m.impl("cuda_gate_call", TORCH_BOX(&dynroute::cuda::gate_op));
+  m.impl("cuda_route_call", TORCH_BOX(&dynroute::cuda::route_op));
   m.impl("cuda_aggregate_call", TORCH_BOX(&dynroute::cuda::aggregate_op));
 }

@@ -22,18 +22,16 @@ def bytes_of(tensor: Tensor) -> np.ndarray[Any, Any]:
     return emulator.array(flat if flat.dtype != torch.bool else flat.view(torch.uint8))
 
 
-def emulated(
-    op: str, *args: Any, limits: DeviceLimits = A100, statistics: list | None = None, **options: Any
-) -> Tensor:
-    """The operator's result, after all its launches. What is not an argument is NaN before.
+def emulated(op: str, *args: Any, limits: DeviceLimits = A100, statistics: list | None = None, **options: Any) -> Any:
+    """The operator's result or results, after all its launches. What is not an argument is NaN before.
 
     statistics: gets (kernel, what the emulator returned) of each launch.
     options: of the emulator's launch.
     """
-    out, held, launches = getattr(torch.ops.dynroute, f"cuda_{op}_call")(*args, [*limits])
-    if out.numel():
-        bytes_of(out).view(np.uint8)[...] = POISON
-    buffers = [bytes_of(out)]
+    outs, held, launches = getattr(torch.ops.dynroute, f"cuda_{op}_call")(*args, [*limits])
+    buffers = [bytes_of(out) for out in outs]
+    for array in buffers:
+        array.view(np.uint8)[...] = POISON
     for tensor in held:
         array = bytes_of(tensor)
         if tensor.dtype == torch.uint8:  # scratch
@@ -45,8 +43,8 @@ def emulated(
     buffers = [array for array in buffers if array.nbytes]
     for launch in read_launches(launches):
         found = emulator.launch(
-            launch.kernel, out.dtype, launch.params, launch[1:4], buffers, f"sm_{limits.capability}", **options
+            launch.kernel, outs[0].dtype, launch.params, launch[1:4], buffers, f"sm_{limits.capability}", **options
         )
         if statistics is not None:
             statistics.append((launch.kernel, found))
-    return out
+    return outs[0] if len(outs) == 1 else tuple(outs)

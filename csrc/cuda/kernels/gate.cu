@@ -1,0 +1,50 @@
+// gate: the gate as an operator, for present samples: the tasks and the end of aggregate_route's, of a map that is there.
+//
+// Work: tasks of all present samples, with stride gridDim.x; the last block to finish a sample's adds them up.
+#include "gate.h"
+
+#include "arrival.cuh"
+#include "gate_tiles.cuh"
+
+namespace dynroute::cuda {
+
+template <class T>
+__device__ inline void gate(const GateParams& p) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  static_assert(sizeof(int) <= kAggregateHead);
+  int* const last = reinterpret_cast<int*>(memory);
+  unsigned char* const rest = memory + kAggregateHead;
+  const AggregateTiling tiling = gate_tiling(p, kAggregateType<T>);
+  const int samples = p.present.count ? *p.present.count : p.n;
+  for (int64_t at = blockIdx.x; at < int64_t(samples) * tiling.tasks; at += gridDim.x) {
+    const int listed = int(at / tiling.tasks), number = int(at % tiling.tasks);
+    const int sample = p.present.count ? p.present.samples[listed] : listed;
+    const T* const x = static_cast<const T*>(p.x) + int64_t(sample) * p.h * p.w * p.c;
+    Task<T> task = {};
+    task.x = {nullptr, x, nullptr, 0, 1, 0, p.h, p.w, p.c};
+    task.small = p.small_gate;
+    task.tiling = tiling;
+    task.begin = number * tiling.run;
+    task.end = min(task.begin + tiling.run, tiling.tiles);
+    float* totals;
+    gated_tiles<T>(task, p.gate, rest, totals);
+    float* const partials = p.partials + int64_t(sample) * tiling.tasks * p.gate.n_pad;
+    store_partial<T>(totals, p.gate.n_pad, partials + number * p.gate.n_pad);
+    if (arrive_last(p.arrivals + sample, tiling.tasks, last)) {
+      const float pixels = float(gate_side(p.h, p.small_gate)) * float(gate_side(p.w, p.small_gate));
+      float value[kPaths];
+      if (finish_gate({partials, tiling.tasks, p.gate.n, p.gate.n_pad, pixels, p.fc_weight, p.fc_bias, p.gates,
+                       p.activation},
+                      reinterpret_cast<float*>(rest), value))
+#pragma unroll
+        for (int g = 0; g < kPaths; ++g)
+          if (g < p.gates) static_cast<T*>(p.out)[sample * p.gates + g] = T(value[g]);
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace dynroute::cuda
+
+using namespace dynroute::cuda;
+DYNROUTE_KERNEL(gate, GateParams, kThreads, kAggregateBlocks)
