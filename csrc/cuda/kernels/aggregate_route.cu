@@ -32,25 +32,33 @@ __device__ inline const T* handed_on(const AggregateRouteParams& p, int from, in
   return static_cast<const T*>(p.maps[from].halves) + sample * size + in_halves(path, size);
 }
 
+// A node's, for finish_gate.
+struct NodeEnd {
+  const AggregateRouteParams& p;
+  int s, sample, tasks;
+  __device__ const Matrix& gate() const { return p.gate[s]; }
+  __device__ const float* partials() const { return p.partials[s] + int64_t(sample) * tasks * p.gate[s].n_pad; }
+  __device__ float pixels() const {
+    return float(gate_side(p.maps[s].shape.h, p.small_gate)) * float(gate_side(p.maps[s].shape.w, p.small_gate));
+  }
+  __device__ const float* fc_weight() const { return p.fc_weight[s]; }
+  __device__ const float* fc_bias() const { return p.fc_bias[s]; }
+};
+
 // By one whole block: alphas of node (sample, s) from its tasks' sums.
 __device__ inline void finish_node(const AggregateRouteParams& p, const Io& io, int s, int sample, int tasks,
                                    float* scratch) {
   static_assert(kPublishedOrder[0] == kKeep && kPublishedOrder[1] == kUp && kPublishedOrder[2] == kDown);
   const bool up = path_exists(p.row_index, p.rows, s, kUp), down = path_exists(p.row_index, p.rows, s, kDown);
-  const int gates = 1 + up + down, n = p.gate[s].n, n_pad = p.gate[s].n_pad;
-  const MapShape& map = p.maps[s].shape;
-  const float pixels = float(gate_side(map.h, p.small_gate)) * float(gate_side(map.w, p.small_gate));
-  float value[kPaths];
-  if (!finish_gate({p.partials[s] + int64_t(sample) * tasks * n_pad, tasks, n, n_pad, pixels, p.fc_weight[s],
-                    p.fc_bias[s], gates, p.activation},
-                   scratch, value))
-    return;
-  const int64_t node = node_index(sample, p.rows, p.row_index, s);
-  float* alphas = io.alphas + node * kPaths;
-  alphas[kKeep] = value[0];
-  if (up) alphas[kUp] = value[1];
-  if (down) alphas[kDown] = up ? value[2] : value[1];
-  count(io.node_macs + node * kNodeParts + kGatePart, int64_t(n) * gates);
+  const int gates = 1 + up + down;
+  finish_gate(NodeEnd{p, s, sample, tasks}, tasks, gates, p.activation, scratch, [&](const float (&value)[kPaths]) {
+    const int64_t node = node_index(sample, p.rows, p.row_index, s);
+    float* alphas = io.alphas + node * kPaths;
+    alphas[kKeep] = value[0];
+    if (up) alphas[kUp] = value[1];
+    if (down) alphas[kDown] = up ? value[2] : value[1];
+    count(io.node_macs + node * kNodeParts + kGatePart, int64_t(p.gate[s].n) * gates);
+  });
 }
 
 template <class T>
@@ -99,6 +107,7 @@ __device__ inline void aggregate_route(const AggregateRouteParams& p) {
 
     float* totals;
     const int pixels = gated_tiles<T>(task, gate, rest, totals);
+    __syncthreads();
     store_partial<T>(totals, gate.n_pad, p.partials[s] + (sample * task.tiling.tasks + work.tile) * gate.n_pad);
     if (threadIdx.x == 0)
       count(p.io->node_macs + node_index(sample, p.rows, p.row_index, s) * kNodeParts + kGatePart,

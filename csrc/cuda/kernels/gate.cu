@@ -8,6 +8,19 @@
 
 namespace dynroute::cuda {
 
+// A sample's, for finish_gate.
+struct SampleEnd {
+  const GateParams& p;
+  int sample, tasks;
+  __device__ const Matrix& gate() const { return p.gate; }
+  __device__ const float* partials() const { return p.partials + int64_t(sample) * tasks * p.gate.n_pad; }
+  __device__ float pixels() const {
+    return float(gate_side(p.h, p.small_gate)) * float(gate_side(p.w, p.small_gate));
+  }
+  __device__ const float* fc_weight() const { return p.fc_weight; }
+  __device__ const float* fc_bias() const { return p.fc_bias; }
+};
+
 template <class T>
 __device__ inline void gate(const GateParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -28,17 +41,17 @@ __device__ inline void gate(const GateParams& p) {
     task.end = min(task.begin + tiling.run, tiling.tiles);
     float* totals;
     gated_tiles<T>(task, p.gate, rest, totals);
+    __syncthreads();
     float* const partials = p.partials + int64_t(sample) * tiling.tasks * p.gate.n_pad;
     store_partial<T>(totals, p.gate.n_pad, partials + number * p.gate.n_pad);
     if (arrive_last(p.arrivals + sample, tiling.tasks, last)) {
-      const float pixels = float(gate_side(p.h, p.small_gate)) * float(gate_side(p.w, p.small_gate));
-      float value[kPaths];
-      if (finish_gate({partials, tiling.tasks, p.gate.n, p.gate.n_pad, pixels, p.fc_weight, p.fc_bias, p.gates,
-                       p.activation},
-                      reinterpret_cast<float*>(rest), value))
+      const auto write = [&](const float (&value)[kPaths]) {
 #pragma unroll
         for (int g = 0; g < kPaths; ++g)
           if (g < p.gates) static_cast<T*>(p.out)[sample * p.gates + g] = T(value[g]);
+      };
+      finish_gate(SampleEnd{p, sample, tiling.tasks}, tiling.tasks, p.gates, p.activation,
+                  reinterpret_cast<float*>(rest), write);
     }
     __syncthreads();
   }

@@ -83,30 +83,22 @@ __device__ inline void add_columns(const typename GemmTile<T>::Accumulators& sum
   }
 }
 
-// What a sample's gate ends with.
-struct GateEnd {
-  const float* partials;  // [tasks][n_pad], of the sample
-  int tasks, n, n_pad;
-  float pixels;
-  const float *fc_weight, *fc_bias;  // [gates][n], [gates]
-  int gates, activation;
-};
-
-// By one whole block: the gate's values from the sums of its tasks: mean -> fc -> activation. True in the one thread
-// that has them. Tasks are added in an order that depends on their number and n_pad only: some sums per column, then
-// these.
-__device__ inline bool finish_gate(const GateEnd& end, float* scratch /* [max(512, n_pad)], then 12 */,
-                                   float (&value)[kPaths]) {
-  const int n = end.n, n_pad = end.n_pad, gates = end.gates, tasks = end.tasks, groups = n_pad / 4;
+// By one whole block: the gate's values from the sums of its tasks, mean -> fc -> activation, which one thread hands to
+// `write`. Tasks are added in an order that depends on their number and n_pad only: some sums per column, then these. `end` says what of, when it is asked, so that nothing of it has to be kept in registers:
+//   gate() the Matrix; partials() [tasks][n_pad], of the sample; pixels(); fc_weight() [gates][n], fc_bias() [gates].
+template <class End, class Write>
+__device__ inline void finish_gate(const End& end, int tasks, int gates, int which,
+                                   float* scratch /* [max(512, n_pad)], then 12 */, const Write& write) {
+  const int n = end.gate().n, n_pad = end.gate().n_pad, groups = n_pad / 4;
   const int parts = groups < kThreads ? kThreads / groups : 1;
   // asked for before the barriers, behind which they are needed
   float weight[kPaths] = {}, bias[kPaths] = {};
 #pragma unroll
   for (int g = 0; g < kPaths; ++g) {
-    if (g < gates) bias[g] = end.fc_bias[g];
-    if (g < gates && threadIdx.x < n) weight[g] = end.fc_weight[g * n + threadIdx.x];
+    if (g < gates) bias[g] = end.fc_bias()[g];
+    if (g < gates && threadIdx.x < n) weight[g] = end.fc_weight()[g * n + threadIdx.x];
   }
-  const float4* partials = reinterpret_cast<const float4*>(end.partials);
+  const float4* partials = reinterpret_cast<const float4*>(end.partials());
   for (int unit = threadIdx.x; unit < groups * parts; unit += kThreads) {
     float4 sum = {};
 #pragma unroll 16
@@ -121,10 +113,10 @@ __device__ inline bool finish_gate(const GateEnd& end, float* scratch /* [max(51
   for (int c = threadIdx.x; c < n; c += kThreads) {
     float sum = 0;
     for (int part = 0; part < parts; ++part) sum += scratch[part * n_pad + c];
-    const float mean = sum / end.pixels;
+    const float mean = sum / end.pixels();
 #pragma unroll
     for (int g = 0; g < kPaths; ++g)
-      if (g < gates) dot[g] = fmaf(mean, c < kThreads ? weight[g] : end.fc_weight[g * n + c], dot[g]);
+      if (g < gates) dot[g] = fmaf(mean, c < kThreads ? weight[g] : end.fc_weight()[g * n + c], dot[g]);
   }
   float* dots = scratch + max(4 * kThreads, n_pad);  // [4][kPaths]
 #pragma unroll
@@ -134,14 +126,14 @@ __device__ inline bool finish_gate(const GateEnd& end, float* scratch /* [max(51
     if (threadIdx.x % 32 == 0) dots[threadIdx.x / 32 * kPaths + g] = dot[g];
   }
   __syncthreads();
-  if (threadIdx.x > 0) return false;
-  float largest = 0, total = 0;
+  if (threadIdx.x > 0) return;
+  float value[kPaths], largest = 0, total = 0;
 #pragma unroll
   for (int g = 0; g < kPaths; ++g) {
     value[g] = (dots[g] + dots[kPaths + g]) + (dots[2 * kPaths + g] + dots[3 * kPaths + g]) + bias[g];
     largest = g == 0 ? value[0] : g < gates ? fmaxf(largest, value[g]) : largest;
   }
-  const Activation activation = Activation(end.activation);
+  const Activation activation = Activation(which);
 #pragma unroll
   for (int g = 0; g < kPaths; ++g) {
     if (activation == Activation::kTanh) value[g] = fmaxf(0, tanhf(value[g]));
@@ -151,7 +143,7 @@ __device__ inline bool finish_gate(const GateEnd& end, float* scratch /* [max(51
 #pragma unroll
   for (int g = 0; g < kPaths; ++g)
     if (activation == Activation::kSoftmax) value[g] /= total;
-  return true;
+  write(value);
 }
 
 }  // namespace dynroute::cuda

@@ -159,10 +159,9 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
   return pixels;
 }
 
-// A task's sums over the rows of warps, behind `gated_tiles`.
+// A task's sums over the rows of warps, behind `gated_tiles`. The block has to meet before.
 template <class T>
 __device__ inline void store_partial(const float* totals, int n_pad, float* partial) {
-  __syncthreads();
   for (int c = threadIdx.x; c < n_pad; c += kThreads) {
     float sum = 0;
 #pragma unroll

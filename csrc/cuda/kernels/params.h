@@ -113,9 +113,9 @@ struct SepconvStage {
   int from, to;         // StageMap
   const void* plain_x;  // where `from` is kPlain: [n][h_in * w_in * c_in]
   void* plain_out;
-  const void* plain_residual;  // added there, like plain_out; null: none
   int residual;  // add X of the node
   int relu;
+  const void* plain_residual;  // what a plain stage adds, like plain_out; null: nothing
 };
 struct SepconvParams {
   const Io* io;

@@ -1,5 +1,5 @@
 // What the kernels are told that serve operators alone: `prepare`, which makes of a call's tensors what the kernels of
-// the network want, then `sepconv` (params.h), `transform`, `aggregate`. As params.h, mirrored by tests/support/cuda.
+// the network want, then `sepconv` (params.h), `gate`, `route`, `transform`, `aggregate`.
 #pragma once
 #include "params.h"
 

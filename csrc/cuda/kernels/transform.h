@@ -5,7 +5,7 @@
 
 namespace dynroute::cuda {
 
-constexpr int kTransformResident = 5;  // blocks of a multiprocessor, by their registers
+constexpr int kTransformResident = 4;  // blocks of a multiprocessor, by their registers
 
 DYNROUTE_DEVICE_TOO inline int transform_items(const TransformParams& p, bool is_float) {
   const PointwiseTile tile = pointwise_tile(p.weight, is_float);

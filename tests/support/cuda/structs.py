@@ -72,6 +72,7 @@ class SepconvStage(Struct):
         ("depthwise", c_void_p), ("pointwise", Matrix),
         *((name, c_int) for name in ("c_in", "h_in", "w_in", "h_out", "w_out", "stride", "from_place", "to_place")),
         ("plain_x", c_void_p), ("plain_out", c_void_p), ("residual", c_int), ("relu", c_int),
+        ("plain_residual", c_void_p),
     ]  # fmt: skip
 
 
