@@ -104,7 +104,8 @@ int64_t packed_node_size(const NodeTensors& t, const StageTensors& chain, bool b
 template <class T>
 Norm<T> path_norm(Chain<T>& chain, const NodeTensors& t, size_t at, int c) {
   Norm<T> norm = {chain.values(t.gamma[at]), chain.values(t.beta[at]), nullptr, nullptr, c};
-  if (t.running_mean) norm.mean = chain.values((*t.running_mean)[at]), norm.variance = chain.values((*t.running_var)[at]);
+  if (t.running_mean) norm.mean = chain.values((*t.running_mean)[at]);
+  if (t.running_var) norm.variance = chain.values((*t.running_var)[at]);
   return norm;
 }
 

@@ -1,4 +1,4 @@
-// gate: the gate as an operator, for present samples: the tasks and the end of aggregate_route's, of a map that is there.
+// gate: the gate as an operator, for present samples: aggregate_route's tasks and their end, of a map that is there.
 //
 // Work: tasks of all present samples, with stride gridDim.x; the last block to finish a sample's adds them up.
 #include "gate.h"

@@ -84,8 +84,9 @@ __device__ inline void add_columns(const typename GemmTile<T>::Accumulators& sum
 }
 
 // By one whole block: the gate's values from the sums of its tasks, mean -> fc -> activation, which one thread hands to
-// `write`. Tasks are added in an order that depends on their number and n_pad only: some sums per column, then these. `end` says what of, when it is asked, so that nothing of it has to be kept in registers:
-//   gate() the Matrix; partials() [tasks][n_pad], of the sample; pixels(); fc_weight() [gates][n], fc_bias() [gates].
+// `write`. Tasks are added in an order that depends on their number and n_pad only: some sums per column, then these.
+// `end` says what of, when it is asked, so that nothing of it has to be kept in registers: gate() the Matrix;
+// partials() [tasks][n_pad], of the sample; pixels(); fc_weight() [gates][n], fc_bias() [gates].
 template <class End, class Write>
 __device__ inline void finish_gate(const End& end, int tasks, int gates, int which,
                                    float* scratch /* [max(512, n_pad)], then 12 */, const Write& write) {

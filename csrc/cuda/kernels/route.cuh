@@ -1,5 +1,5 @@
-// A row's end: from alphas the tables that the next kernels read, by the block that arrives last. What other blocks have
-// written in this launch, the alphas, it reads past L1 (arrival.cuh).
+// A row's end: from alphas the tables that the next kernels read, by the block that arrives last. What other blocks
+// have written in this launch, the alphas, it reads past L1 (arrival.cuh).
 #pragma once
 #include "arrival.cuh"
 #include "contract/routing.h"

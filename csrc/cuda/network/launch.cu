@@ -139,7 +139,8 @@ void run_launches(const std::vector<Launch>& launches, int device, DType dtype, 
 }
 
 DeviceLimits device_limits(int device) {
-  if (device < 0 || device >= kDevices) fail("device " + std::to_string(device) + " is beyond what this library counts");
+  const bool counted = device >= 0 && device < kDevices;
+  if (!counted) fail("device " + std::to_string(device) + " is beyond what this library counts");
   static DeviceLimits known[kDevices];
   static std::once_flag asked[kDevices];
   std::call_once(asked[device], [&] {

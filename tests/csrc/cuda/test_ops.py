@@ -30,18 +30,23 @@ def to(values: Any, dtype: torch.dtype) -> Any:
     return [to(v, dtype) for v in values] if isinstance(values, (list, tuple)) else values
 
 
+def errors(op: str, args: Any, got: Tensor) -> tuple[float, float]:
+    """Largest errors over the largest value, against float64: ours, and that of torch at the arguments' precision."""
+    plain = getattr(reference, op)
+    wanted = plain(*to(args, torch.float64))
+    largest = max(wanted.abs().max().item(), 1e-6)
+    return tuple((made.double() - wanted).abs().max().item() / largest for made in (got, plain(*args)))  # type: ignore[return-value]
+
+
 def check(op: str, *args: Any, **options: Any) -> Tensor:
     """Within rounding of float64 in float32; in 16 bits at most twice torch's own error at that precision."""
     got = emulated(op, *args, **options)
-    plain = getattr(reference, op)
-    wanted = plain(*to(args, torch.float64))
+    wanted = getattr(reference, op)(*args)
     assert got.shape == wanted.shape
     assert got.dim() < 4 or got.is_contiguous(memory_format=torch.channels_last)
     assert not got.isnan().any(), "something was not written, or read before it was"
     if got.numel():
-        largest = max(wanted.abs().max().item(), 1e-6)
-        own = (plain(*args).double() - wanted).abs().max().item() / largest
-        error = (got.double() - wanted).abs().max().item() / largest
+        error, own = errors(op, args, got)
         step = torch.finfo(got.dtype).eps
         assert error <= (2e-5 if got.dtype == torch.float32 else max(2 * own, 2 * step)), (error, own)
     return got
@@ -120,6 +125,33 @@ def test_route(n: int, dtype: torch.dtype) -> None:
     wanted = reference.route(alphas.float(), *rest)
     for a, b in zip(got, wanted, strict=True):
         assert a.shape == b.shape and torch.equal(a.to(b.dtype), b)
+
+
+def test_parity_matrix() -> None:
+    """One call of each operator in each type, as a table (`pytest -rP -k matrix`); route has nothing to round."""
+    masked = torch.tensor([True, False, True])
+    fc = cases.normal(3, 32, 1, 1, scale=1 / 8, seed=4), cases.normal(3, seed=5)
+    source = cases.normal(3, 64, 12, 20)
+    given = {
+        "sepconv": (*cases.sepconv(3, 64, 12, 20, 2), masked, 1, True, True),
+        "gate": (*cases.transform(3, 64, 12, 20, 32), *fc, "sigmoid", False, masked),
+        "transform": (*cases.transform(3, 64, 12, 20, 128), masked, 2),
+        "aggregate": (source, source, source[:, :, :6, :10].contiguous(), torch.rand(3, 3)),
+    }
+    lines = ["| operator | float32 | float16, ours / torch's | bfloat16, ours / torch's |", "|---|---|---|---|"]
+    for op, args in given.items():
+        cells = []
+        for dtype in DTYPES:
+            of_type = to(args, dtype)
+            ours, own = errors(op, of_type, emulated(op, *of_type))
+            assert 0 < ours <= (2e-5 if dtype == torch.float32 else max(2 * own, 2 * torch.finfo(dtype).eps))
+            cells.append(f"{ours:.1e}" + ("" if dtype == torch.float32 else f" / {own:.1e}"))
+        lines.append(f"| {op} | " + " | ".join(cells) + " |")
+    for dtype in DTYPES:
+        alphas, *rest = cases.route(3)
+        got, wanted = emulated("route", alphas.to(dtype), *rest), reference.route(alphas.to(dtype).float(), *rest)
+        assert all(torch.equal(a.to(b.dtype), b) for a, b in zip(got, wanted, strict=True))
+    print("\n".join([*lines, "| route | the same bits | the same bits | the same bits |"]))
 
 
 @types
