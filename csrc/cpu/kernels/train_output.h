@@ -45,8 +45,8 @@ DYNROUTE_INLINE Vec<T> through_relu(const TrainOutput<T>& output, Vec<T> g, Vec<
   return where_positive(v, g);
 }
 
-// Adds to a task's sums those of a tile of raw output as it is stored, about the pivot: [3][n] pivot, sums, squares. The
-// pivot is the task's first pixel.
+// Adds to a task's sums those of a tile of raw output as it is stored, about the pivot, the task's first pixel:
+// [3][n] pivot, sums, squares.
 template <class T, class O>
 DYNROUTE_INLINE void add_statistics(const O* out /* [pixels, n] */, int pixels, int n, bool first, T* task_sums) {
   T *pivot = task_sums, *sums = pivot + n, *squares = sums + n;

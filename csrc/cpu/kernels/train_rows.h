@@ -88,8 +88,8 @@ DYNROUTE_INLINE void fill_panel(const TrainStage<T>& stage, InputRows<T>& in, co
   for (int i = 0; i < tile.rows; ++i, panel += tile.count * stride) {
     const int y = (tile.y + i) * stage.stride;
     if (!stage.depthwise) {
-      make_input(stage.input, in.raw(y).from(int64_t(tile.x) * stage.stride * stage.c_in), int64_t(stage.stride) * stage.c_in,
-                 tile.count, stage.c_in, panel, stride);
+      const int64_t apart = int64_t(stage.stride) * stage.c_in;
+      make_input(stage.input, in.raw(y).from(tile.x * apart), apart, tile.count, stage.c_in, panel, stride);
       continue;
     }
     Rows<T> rows;

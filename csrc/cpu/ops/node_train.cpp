@@ -261,7 +261,8 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
   const auto gather = [&](const std::vector<int>& of, const std::vector<T>& from, int count, int each, int offset,
                           int to) {
     for (int task = 0; task < count; ++task)
-      total[size_t(of[size_t(task / (count / int(of.size())))]) * 4 + size_t(to)] += double(from[size_t(task * each + offset)]);
+      total[size_t(of[size_t(task / (count / int(of.size())))]) * 4 + size_t(to)] +=
+          double(from[size_t(task * each + offset)]);
   };
   if (!shares.up_samples.empty() && up.grad) gather(shares.up_samples, up.dots, up.tasks, 1, 0, kUp);
   if (!shares.down_samples.empty() && down.grad) gather(shares.down_samples, down.dots, down.tasks, 1, 0, kDown);

@@ -112,8 +112,8 @@ class Chain {
 
 // The stages' raw outputs [stages][n, h, w, c] and statistics [stages][kStatistics][c].
 template <class T>
-void forward_stages(Chain<T>& chain, bool frozen, double eps, const RawOut<T>& raw, T* stats, const CallCounters& counters,
-                    Runner& runner, TaskList& list, const Ranks& ranks = {}) {
+void forward_stages(Chain<T>& chain, bool frozen, double eps, const RawOut<T>& raw, T* stats,
+                    const CallCounters& counters, Runner& runner, TaskList& list, const Ranks& ranks = {}) {
   const int c = chain.c, rows = chain.rows(), tasks = chain.tasks();
   std::vector<T> sums(size_t(std::max(tasks, 1)) * 3 * size_t(c));
   std::vector<double> mean(static_cast<size_t>(c)), variance(static_cast<size_t>(c));

@@ -2,8 +2,8 @@
 //
 // Work: each value of the packed weights is made by one thread, which reads one value of the weights (of a matrix in
 // 16 bits along k, as both lie; in float across); the list of open samples by one warp, in order; closed samples'
-// outputs are cleared by all threads, 8 bytes at a time where that divides them (float: 16). A few microseconds that the
-// network, whose weights are packed once, does not have.
+// outputs are cleared by all threads, 8 bytes at a time where that divides them (float: 16). A few microseconds that
+// the network, whose weights are packed once, does not have.
 #include "prepare.h"
 
 #include "primitives.cuh"
