@@ -62,10 +62,10 @@ class Gpu:
         """Milliseconds [rounds] of each job on the host's clock, from the call until the device is done."""
 
         def once(name: str) -> float:
-            torch.cuda.synchronize()
+            self.synchronize()
             begin = time.perf_counter()
             jobs[name]()
-            torch.cuda.synchronize()
+            self.synchronize()
             return 1e3 * (time.perf_counter() - begin)
 
         return _rounds(jobs, rounds, once)
@@ -139,14 +139,6 @@ class StandIn(Gpu):
 
     def on_device(self, jobs: Jobs, rounds: int, flushed: bool) -> dict[str, np.ndarray]:
         return self.calls(jobs, rounds)
-
-    def calls(self, jobs: Jobs, rounds: int) -> dict[str, np.ndarray]:
-        def once(name: str) -> float:
-            begin = time.perf_counter()
-            jobs[name]()
-            return 1e3 * (time.perf_counter() - begin)
-
-        return _rounds(jobs, rounds, once)
 
     def kernels(self, job: Callable[[], object]) -> list[dict[str, Any]]:
         job()

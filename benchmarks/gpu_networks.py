@@ -75,7 +75,7 @@ def speed(gpu: Gpu, quick: bool) -> Iterator[Document]:
     document: Document = {"copy": copy_rate(gpu), "all_open": [], "routed": [], "kernels": []}
     for shape in scale.shapes:
         for dtype in scale.dtypes:
-            document["all_open"].append(all_open(gpu, scale, shape, dtype, {}))
+            document["all_open"].append(all_open(gpu, scale, shape, dtype))
             yield document
         document["routed"].append(routed(gpu, scale, shape, scale.dtypes[0]))
         yield document
@@ -109,11 +109,10 @@ def eager_of(gpu: Gpu, net: DynamicNetwork, dtype: torch.dtype) -> torch.nn.Modu
     return dense.to(memory_format=torch.channels_last)
 
 
-def all_open(
-    gpu: Gpu, scale: Scale, shape: tuple[int, int, int], dtype: torch.dtype, absent: dict[str, str], **peers: Any
-) -> Document:
+def all_open(gpu: Gpu, scale: Scale, shape: tuple[int, int, int], dtype: torch.dtype, **peers: Any) -> Document:
     """Network-Fix: ours and the peers on one input, eager always; who computes something else gets no time."""
     net, x = scale.network("fix_l16"), noise(gpu, *shape)
+    absent: dict[str, str] = {}
     images = x.to(dtype).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         wanted = copy.deepcopy(net).to(gpu.device)(x).logits.float()
@@ -256,7 +255,7 @@ def compiled(gpu: Gpu, quick: bool) -> Iterator[Document]:
 
     document: Document = {"all_open": []}
     for peer in ({"torch_compile": by_torch}, {"tensorrt": by_tensorrt}):
-        document["all_open"].append(all_open(gpu, scale, shape, dtype, {}, **peer))
+        document["all_open"].append(all_open(gpu, scale, shape, dtype, **peer))
         yield document
 
 

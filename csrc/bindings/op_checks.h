@@ -12,17 +12,16 @@ namespace dynroute {
 // A device's own: where tensors have to be, and what they may be made of.
 struct OpRules {
   Device device;
-  bool doubles, halves;  // float64; float16 and bfloat16
-  int channels;          // of outputs: a multiple of it
+  bool halves;   // beside float32 it takes float16 and bfloat16; else float64
+  int channels;  // of outputs: a multiple of it
 };
 
 inline ScalarType check_type(const std::string& what, const Tensor& tensor, const OpRules& rules) {
   check_device(what, tensor, rules.device);
   const ScalarType type = tensor.scalar_type();
-  const bool good = type == ScalarType::Float || (rules.doubles && type == ScalarType::Double) ||
-                    (rules.halves && (type == ScalarType::Half || type == ScalarType::BFloat16));
-  require(good, what + ": wanted float32" + (rules.doubles ? " or float64" : ", float16 or bfloat16") + ", got " +
-                    name(type));
+  const bool is_half = type == ScalarType::Half || type == ScalarType::BFloat16;
+  require(type == ScalarType::Float || (rules.halves ? is_half : type == ScalarType::Double),
+          what + ": wanted float32" + (rules.halves ? ", float16 or bfloat16" : " or float64") + ", got " + name(type));
   return type;
 }
 inline ScalarType check_map(const std::string& what, const Tensor& tensor, const OpRules& rules) {

@@ -118,19 +118,20 @@ def operator(op: str, name: str, x: Tensor) -> Callable[..., Any]:
 def cpu_kernels(op: str) -> Backend:
     """The CPU kernels of an operator, `torch.ops.dynroute.<op>`."""
 
-    def run(*arguments: Any) -> Any:  # looked up when it is called: there may be no library
-        return autograd.call(op, *arguments)
-
-    return Backend("cpu", run, on_cpu)
+    return Backend("cpu", _native(op), on_cpu)
 
 
 def cuda_kernels(op: str) -> Backend:
     """The CUDA kernels of an operator, `torch.ops.dynroute.<op>` too: its dispatcher goes by the tensors' device."""
 
-    def run(*arguments: Any) -> Any:
+    return Backend("cuda", _native(op), on_cuda)
+
+
+def _native(op: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:  # looked up when it is called: there may be no library
         return autograd.call(op, *arguments)
 
-    return Backend("cuda", run, on_cuda)
+    return run
 
 
 def on_cuda(x: Tensor | None) -> str | None:

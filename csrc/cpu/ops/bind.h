@@ -5,7 +5,7 @@
 
 namespace dynroute {
 
-inline const OpRules kOnCpu = {Device(DeviceType::CPU), true, false, 4};
+inline const OpRules kOnCpu = {Device(DeviceType::CPU), false, 4};
 
 // Threads are torch's: their number is torch.get_num_threads(), and inside a parallel region everything runs in line.
 struct TorchParallel final : Parallel {

@@ -54,9 +54,7 @@ __device__ inline void prepare(const PrepareParams& p) {
     for (int first = 0; first < p.n; first += 32) {
       const int sample = first + int(thread);
       const bool is = sample < p.n && p.open[sample];
-      const unsigned lanes = __ballot_sync(~0u, is);
-      if (is) p.list.samples[count + __popc(lanes & ((1u << thread) - 1))] = sample;
-      count += __popc(lanes);
+      append(p.list.samples, count, is, sample);
     }
     if (thread == 0) *p.list.count = count;
   }

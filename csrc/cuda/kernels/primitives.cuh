@@ -121,6 +121,13 @@ __device__ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Appends i to a list for each lane with `is`, lanes in order; `count` is the list's length so far, in all lanes.
+__device__ inline void append(int* list, int& count, bool is, int i) {
+  const unsigned lanes = __ballot_sync(~0u, is);
+  if (is) list[count + __popc(lanes & ((1u << threadIdx.x % 32) - 1))] = i;
+  count += __popc(lanes);
+}
+
 __device__ inline void count(int64_t* counter, int64_t macs) {
   __builtin_assume(__isGlobal(counter));  // else a pointer that was read from memory costs code for shared memory too
   atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(macs));

@@ -12,13 +12,6 @@ struct RouteShared {
   float weight[kScales][kPaths][32];  // 0 where nothing is handed on
 };
 
-// Appends i to a list for each lane with `is`, lanes in order; `count` is the list's length so far, in all lanes.
-__device__ inline void append(int* list, int& count, bool is, int i) {
-  const unsigned lanes = __ballot_sync(~0u, is);
-  if (is) list[count + __popc(lanes & ((1u << threadIdx.x % 32) - 1))] = i;
-  count += __popc(lanes);
-}
-
 // The last block of a row. A warp per scale, a lane per sample, 32 samples at a time: positions in lists come from
 // ballots, and neighbouring scales meet in shared memory.
 __device__ inline void route(const AggregateRouteParams& p, const Io& io, RouteShared& shared) {

@@ -1,8 +1,5 @@
 // The CUDA library's operators: torch's device and stream, and lists of launches.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstring>
 #include <mutex>
@@ -10,6 +7,7 @@
 
 #include "bindings/checks.h"
 #include "launch.h"
+#include "on_device.h"
 
 namespace dynroute::cuda {
 namespace {
@@ -65,21 +63,15 @@ void run_op(const Tensor& workspace, const Tensor& launches, int64_t dtype, int6
   Io pointers = {};
   if (first == 0) std::memcpy(&pointers, io.data(), sizeof(pointers));
 
-  const auto device = workspace.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  run_records(static_cast<const unsigned char*>(launches.const_data_ptr()), size_t(launches.numel()), int(device),
-              DType(dtype), first, last, pointers, stream);
+  const OnDevice device(workspace);
+  run_records(static_cast<const unsigned char*>(launches.const_data_ptr()), size_t(launches.numel()), device.index(),
+              DType(dtype), first, last, pointers, device.stream());
 }
 
 // Keeps a tensor's memory for as long as the graph lives that the current stream is being captured into.
 void hold_op(const Tensor& tensor) {
-  const auto device = tensor.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  HeldByGraphs::hold(tensor, stream);
+  const OnDevice device(tensor);
+  HeldByGraphs::hold(tensor, device.stream());
 }
 
 std::vector<int64_t> limits_op(int64_t device) {

@@ -51,17 +51,16 @@ constexpr int kDevices = 128;
 
 [[noreturn]] void fail(const std::string& what) { throw std::runtime_error("cuda_run: " + what); }
 
-void check(cudaError_t error, const char* kernel, const LaunchShape& shape) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // it has been told
-  fail(std::string(kernel) + ", " + std::to_string(shape.blocks) + " blocks of " + std::to_string(shape.threads) +
-       " threads, " + std::to_string(shape.shared) + " bytes of shared memory: " + cudaGetErrorString(error));
-}
-
 void check(cudaError_t error, const std::string& what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // it has been told
   fail(what + ": " + cudaGetErrorString(error));
+}
+void check(cudaError_t error, const char* kernel, const LaunchShape& shape) {
+  if (error == cudaSuccess) return;  // no words are made for the others
+  check(error, std::string(kernel) + ", " + std::to_string(shape.blocks) + " blocks of " +
+                   std::to_string(shape.threads) + " threads, " + std::to_string(shape.shared) +
+                   " bytes of shared memory");
 }
 
 // Readies the kernels of a type on the current device, once for each device: all the shared memory that a block may

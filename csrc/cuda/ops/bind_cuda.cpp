@@ -1,9 +1,6 @@
 // The operators on CUDA tensors: their calls' launches on the current stream of their device.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include "cuda/network/launch.h"
+#include "cuda/network/on_device.h"
 #include "op_calls.h"
 
 namespace dynroute::cuda {
@@ -13,12 +10,9 @@ namespace {
 template <class Make>
 Tensors run(const char* op, const Tensor& first, const Make& make) {
   require(first.is_cuda(), std::string(op) + ": wanted tensors on a GPU");
-  const auto device = first.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  const OpCall call = make(Device(DeviceType::CUDA, device), device_limits(int(device)));
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  run_launches(call.launches, int(device), call.dtype, stream);
+  const OnDevice device(first);
+  const OpCall call = make(Device(DeviceType::CUDA, first.get_device_index()), device_limits(device.index()));
+  run_launches(call.launches, device.index(), call.dtype, device.stream());
   return call.outs;
 }
 

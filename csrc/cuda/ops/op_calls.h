@@ -38,51 +38,62 @@ inline DType dtype_of(ScalarType type) {
 class CallBuilder {
  public:
   CallBuilder(const Device& device, const DeviceLimits& limits, ScalarType type)
-      : device_(device), limits_(limits), call_{{}, {}, dtype_of(type), {}} {}
+      : device_(device), limits_(limits), type_(type), call_{{}, {}, dtype_of(type), {}} {}
 
   const void* map(const Tensor& tensor) { return keep(nhwc(tensor)).const_data_ptr(); }
   const void* values(const Tensor& tensor) { return keep(torch::stable::contiguous(tensor)).const_data_ptr(); }
   void* out(std::initializer_list<int64_t> sizes, ScalarType type, bool channels_last = false) {
     return call_.outs.emplace_back(new_tensor(sizes, type, channels_last, device_)).mutable_data_ptr();
   }
-  void* out(std::initializer_list<int64_t> sizes) { return out(sizes, call_type(), true); }
+  void* out(std::initializer_list<int64_t> sizes) { return out(sizes, type_, true); }
   void* scratch(int64_t bytes) {
     call_.held.push_back(new_tensor({round_up(bytes, int64_t(256))}, ScalarType::Byte, false, device_));
     return call_.held.back().mutable_data_ptr();
   }
+  float* floats(int64_t count) { return static_cast<float*>(scratch(count * int64_t(sizeof(float)))); }
+  int* ints(int64_t count) { return static_cast<int*>(scratch(count * int64_t(sizeof(int)))); }
 
-  // Of a 1x1 convolution's weights, into scratch, by `prepare`.
-  Matrix matrix(PackedMatrix& packed, const Tensor& weight, const Tensor& scale, const Tensor& shift) {
+  // What `prepare` will have made, in scratch, once it is launched: the weights of a 1x1 convolution,
+  Matrix matrix(const Tensor& weight, const Tensor& scale, const Tensor& shift) {
     const int n = int(weight.size(0)), k = int(weight.size(1));
-    packed.weight = values(weight), packed.scale = values(scale), packed.shift = values(shift);
     void* const weights = scratch(int64_t(padded(n)) * padded(k) * bytes_of(call_.dtype));
-    const auto* shifts = static_cast<const float*>(scratch(int64_t(padded(n)) * int64_t(sizeof(float))));
-    return packed.to = {weights, shifts, k, n, padded(k), padded(n)};
+    const Matrix to = {weights, floats(padded(n)), k, n, padded(k), padded(n)};
+    prepare_.matrix[matrices_++] = {values(weight), values(scale), values(shift), to};
+    return to;
   }
-  const float* depthwise(PackedDepthwise& packed, const Tensor& weight) {
-    packed.weight = values(weight), packed.c = int(weight.size(0));
-    packed.to = static_cast<float*>(scratch(9 * weight.size(0) * int64_t(sizeof(float))));
-    return packed.to;
+  // taps,
+  const float* depthwise(const Tensor& weight) {
+    float* const to = floats(9 * weight.size(0));
+    prepare_.depthwise[depthwises_++] = {values(weight), to, int(weight.size(0))};
+    return to;
   }
-  // The list of open samples, as a row's tables hold scale 0's; the others' outputs are cleared. Null pointers: all.
-  Row open(PrepareParams& prepare, const Maybe& mask) {
+  // values as floats,
+  const float* widened(const Tensor& from) {
+    float* const to = floats(from.numel());
+    prepare_.widened[widened_++] = {values(from), to, int(from.numel())};
+    return to;
+  }
+  // zeros,
+  int* zeros(int count) {
+    prepare_.zeroed_count = count;
+    return prepare_.zeroed = ints(count);
+  }
+  // and the list of open samples, as a row's tables hold scale 0's, with the others' outputs cleared. Null: all.
+  Row open(const Maybe& mask) {
     const Tensor& result = call_.outs.front();
     const int64_t n = result.size(0);
-    prepare.n = int(n), prepare.out = const_cast<void*>(result.const_data_ptr());
-    prepare.out_size = result.numel() / n;
+    prepare_.n = int(n), prepare_.out = const_cast<void*>(result.const_data_ptr());
+    prepare_.out_size = result.numel() / n;
     if (!mask) return {};
     constexpr int64_t kBefore = kOpen * kScales;  // what a row's tables have there is not looked at
-    prepare.open = static_cast<const uint8_t*>(values(*mask));
+    prepare_.open = static_cast<const uint8_t*>(values(*mask));
     Row row = {};
-    row.counts = static_cast<int*>(scratch((kBefore + 1) * int64_t(sizeof(int))));
-    row.samples = static_cast<int*>(scratch((kBefore + 1) * n * int64_t(sizeof(int))));
-    prepare.list = {row.counts + kBefore, row.samples + kBefore * n};
+    row.counts = ints(kBefore + 1), row.samples = ints((kBefore + 1) * n);
+    prepare_.list = {row.counts + kBefore, row.samples + kBefore * n};
     return row;
   }
-  const float* floats(WidenedValues& widened, const Tensor& from) {
-    widened = {values(from), static_cast<float*>(scratch(from.numel() * int64_t(sizeof(float)))), int(from.numel())};
-    return widened.to;
-  }
+  OpenSamples opened(const Maybe& mask) { return open(mask), prepare_.list; }
+  void launch_prepare(const char* op) { launch(op, "prepare", prepare_shape, prepare_); }
   template <class Params>
   void launch(const char* op, const char* kernel, LaunchShape (*shape_of)(const Params&, DType, const DeviceLimits&),
               const Params& params) {
@@ -96,15 +107,13 @@ class CallBuilder {
   OpCall take() { return std::move(call_); }
 
  private:
-  ScalarType call_type() const {
-    return call_.dtype == DType::kFloat  ? ScalarType::Float
-           : call_.dtype == DType::kHalf ? ScalarType::Half
-                                         : ScalarType::BFloat16;
-  }
   const Tensor& keep(Tensor tensor) { return call_.held.emplace_back(std::move(tensor)); }
   const Device device_;
   const DeviceLimits limits_;
+  const ScalarType type_;
   OpCall call_;
+  PrepareParams prepare_ = {};
+  int matrices_ = 0, depthwises_ = 0, widened_ = 0;  // of its places taken
 };
 
 // Kernels count the values of a sample's map, and the pixels of all samples, in 32 bits.
@@ -114,7 +123,7 @@ inline void check_size(const std::string& what, int64_t n, int64_t c, int64_t h,
           what + ": wanted at most 2147483647 values in a sample, and pixels in all, got " +
               shape_text(std::vector<int64_t>{n, c, h, w}));
 }
-inline OpRules on_gpu(const Device& device) { return {device, false, true, 8}; }
+inline OpRules on_gpu(const Device& device) { return {device, true, 8}; }
 
 inline OpCall sepconv_call(const Tensor& x, const Tensors& depthwise, const Tensors& pointwise, const Tensors& scale,
                            const Tensors& shift, const Maybe& open, int64_t stride, bool residual, bool final_relu,
@@ -128,16 +137,15 @@ inline OpCall sepconv_call(const Tensor& x, const Tensors& depthwise, const Tens
   CallBuilder build(device, limits, type);
   void* const out = build.out({n, pointwise.back().size(0), h, w});
   if (n == 0) return build.take();
-  PrepareParams prepare = {};
-  const Row row = build.open(prepare, open);
+  const Row row = build.open(open);
   std::vector<SepconvParams> params(stages);
   const void* const input = build.map(x);
   const void* from = input;
   for (size_t k = 0; k < stages; ++k) {
     const bool first = k == 0, last = k + 1 == stages;
     SepconvStage& stage = params[k].stage[0];
-    stage.depthwise = build.depthwise(prepare.depthwise[k], depthwise[k]);
-    stage.pointwise = build.matrix(prepare.matrix[k], pointwise[k], scale[k], shift[k]);
+    stage.depthwise = build.depthwise(depthwise[k]);
+    stage.pointwise = build.matrix(pointwise[k], scale[k], shift[k]);
     stage.c_in = stage.pointwise.k, stage.stride = first ? int(stride) : 1;
     stage.h_in = first ? int(x.size(2)) : int(h), stage.w_in = first ? int(x.size(3)) : int(w);
     stage.h_out = int(h), stage.w_out = int(w);
@@ -149,7 +157,7 @@ inline OpCall sepconv_call(const Tensor& x, const Tensors& depthwise, const Tens
     stage.relu = !last || final_relu;
     params[k].row = row, params[k].n = int(n);
   }
-  build.launch("sepconv", "prepare", prepare_shape, prepare);
+  build.launch_prepare("sepconv");
   for (const SepconvParams& stage : params) build.launch("sepconv", "sepconv", sepconv_shape, stage);
   return build.take();
 }
@@ -165,12 +173,10 @@ inline OpCall transform_call(const Tensor& x, const Tensor& weight, const Tensor
   CallBuilder build(device, limits, type);
   p.out = build.out({p.n, weight.size(0), p.h_out, p.w_out});
   if (p.n == 0) return build.take();
-  PrepareParams prepare = {};
-  build.open(prepare, open);
-  p.open = prepare.list;
+  p.open = build.opened(open);
   p.x = build.map(x);
-  p.weight = build.matrix(prepare.matrix[0], weight, scale, shift);
-  build.launch("transform", "prepare", prepare_shape, prepare);
+  p.weight = build.matrix(weight, scale, shift);
+  build.launch_prepare("transform");
   build.launch("transform", "transform", transform_shape, p);
   return build.take();
 }
@@ -207,17 +213,14 @@ inline OpCall gate_call(const Tensor& x, const Tensor& weight, const Tensor& sca
   CallBuilder build(device, limits, type);
   p.out = build.out({p.n, p.gates}, type);
   if (p.n == 0) return build.take();
-  PrepareParams prepare = {};
-  build.open(prepare, present);
-  p.present = prepare.list;
+  p.present = build.opened(present);
   p.x = build.map(x);
-  p.gate = build.matrix(prepare.matrix[0], weight, scale, shift);
-  p.fc_weight = build.floats(prepare.widened[0], fc_weight), p.fc_bias = build.floats(prepare.widened[1], fc_bias);
+  p.gate = build.matrix(weight, scale, shift);
+  p.fc_weight = build.widened(fc_weight), p.fc_bias = build.widened(fc_bias);
   const int64_t tasks = gate_tiling(p, dtype_of(type)).tasks;
-  p.partials = static_cast<float*>(build.scratch(p.n * tasks * p.gate.n_pad * int64_t(sizeof(float))));
-  p.arrivals = prepare.zeroed = static_cast<int*>(build.scratch(p.n * int64_t(sizeof(int))));
-  prepare.zeroed_count = p.n;
-  build.launch("gate", "prepare", prepare_shape, prepare);
+  p.partials = build.floats(p.n * tasks * p.gate.n_pad);
+  p.arrivals = build.zeros(p.n);
+  build.launch_prepare("gate");
   build.launch("gate", "gate", gate_shape, p);
   return build.take();
 }

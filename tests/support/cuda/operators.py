@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda.emulated import NAN
 from dynroute.runtime.cuda.launch_list import DeviceLimits, read_launches
 from tests.support.cuda.devices import A100
-
-POISON = 0xFF  # in every byte: NaN in each floating type, -1 in integers
 
 
 def bytes_of(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -31,11 +30,11 @@ def emulated(op: str, *args: Any, limits: DeviceLimits = A100, statistics: list 
     outs, held, launches = getattr(torch.ops.dynroute, f"cuda_{op}_call")(*args, [*limits])
     buffers = [bytes_of(out) for out in outs]
     for array in buffers:
-        array.view(np.uint8)[...] = POISON
+        array.view(np.uint8)[...] = NAN
     for tensor in held:
         array = bytes_of(tensor)
         if tensor.dtype == torch.uint8:  # scratch
-            array[...] = POISON
+            array[...] = NAN
         else:
             array = array.view()
             array.flags.writeable = False
