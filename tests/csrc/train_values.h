@@ -130,7 +130,7 @@ struct StageValues {
   template <class T>
   TrainStage<T> get() const {
     TrainStage<T> stage = {};
-    stage.input.x = before == Before::kNorm ? x.raw<T>() : Raw<T>{x.data<T>()};  // else it is no raw output
+    stage.input.x = before == Before::kNorm ? x.raw<T>() : Raw<T>{x.data<T>(), nullptr};  // else it is no raw output
     if (before == Before::kNorm) stage.input.scale = input_norm.scale.data<T>();
     if (before == Before::kNorm) stage.input.shift = input_norm.shift.data<T>();
     stage.input.relu = before != Before::kNothing;

@@ -11,21 +11,21 @@
 namespace dynroute {
 
 // A map of raw outputs, of T or, kept narrow, of bfloat16: one of the two is set, or none where there is no map.
-template <class T>
-struct Raw {
-  const T* wide = nullptr;
-  const bf16* narrow = nullptr;
+template <class Wide, class Narrow>
+struct RawMap {
+  Wide* wide = nullptr;
+  Narrow* narrow = nullptr;
+  RawMap() = default;
+  RawMap(Wide* wide_in, Narrow* narrow_in) : wide(wide_in), narrow(narrow_in) {}
+  template <class W, class N>  // one that is written, as one that is read
+  RawMap(const RawMap<W, N>& other) : wide(other.wide), narrow(other.narrow) {}
   explicit operator bool() const { return wide || narrow; }
-  Raw from(int64_t value) const { return {wide ? wide + value : nullptr, narrow ? narrow + value : nullptr}; }
+  RawMap from(int64_t value) const { return {wide ? wide + value : nullptr, narrow ? narrow + value : nullptr}; }
 };
 template <class T>
-struct RawOut {
-  T* wide = nullptr;
-  bf16* narrow = nullptr;
-  explicit operator bool() const { return wide || narrow; }
-  operator Raw<T>() const { return {wide, narrow}; }
-  RawOut from(int64_t value) const { return {wide ? wide + value : nullptr, narrow ? narrow + value : nullptr}; }
-};
+using Raw = RawMap<const T, const bf16>;
+template <class T>
+using RawOut = RawMap<T, bf16>;
 
 template <class T>
 struct TrainInput {

@@ -15,16 +15,10 @@ DYNROUTE_INLINE T weight_of(const T* weights, int sample) {
   return weights ? weights[sample] : T(1);
 }
 
-// body(values), with a map's values as they are stored.
-template <class T, class Body>
-DYNROUTE_INLINE void with_values(const Raw<T>& map, const Body& body) {
-  if constexpr (std::is_same_v<T, float>)
-    if (map.narrow) return body(map.narrow);
-  body(map.wide);
-}
-template <class T, class Body>
-DYNROUTE_INLINE void with_values(const RawOut<T>& map, const Body& body) {
-  if constexpr (std::is_same_v<T, float>)
+// body(values), with a map's values as they are stored; what is computed in double is never narrow.
+template <class Wide, class Narrow, class Body>
+DYNROUTE_INLINE void with_values(const RawMap<Wide, Narrow>& map, const Body& body) {
+  if constexpr (sizeof(Wide) == sizeof(float))
     if (map.narrow) return body(map.narrow);
   body(map.wide);
 }

@@ -76,7 +76,7 @@ GateForward run_gate_forward(const Tensor& x_in, const Tensor& weight_in, const 
   std::iota(samples.begin(), samples.end(), 0);
   TrainForwardJob<T> forward = {};
   TrainStage<T>& stage = forward.stage;
-  stage.input.x = {map};
+  stage.input.x = {map, nullptr};
   stage.c_in = shape.c_in, stage.c_out = c, stage.stride = 1;
   stage.h_in = stage.h_out = shape.h, stage.w_in = stage.w_out = shape.w;
   stage.samples = samples.data(), stage.n = n;

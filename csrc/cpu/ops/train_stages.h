@@ -90,7 +90,7 @@ class Chain {
   }
   TrainStage<T> stage(int k, const Raw<T>& raw) const {
     TrainStage<T> made = {};
-    if (k == 0) made.input = {{x.template const_data_ptr<T>()}, nullptr, nullptr, relu_input};
+    if (k == 0) made.input = {{x.template const_data_ptr<T>(), nullptr}, nullptr, nullptr, relu_input};
     else made.input = {raw.from((k - 1) * raw_size()), scale.data() + (k - 1) * c, shift.data() + (k - 1) * c, true};
     made.depthwise = weights[size_t(k)].taps;
     made.c_in = k == 0 ? c_in : c, made.c_out = c, made.stride = k == 0 ? stride : 1;
