@@ -30,6 +30,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -162,13 +163,19 @@ def parity(run: Run) -> Iterator[Document]:
     """Each test that runs on the device, and how it ended; pytest's last line is not all that is kept."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
-        command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", *ON_DEVICE]
+        command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", *_where_installed(), *ON_DEVICE]
         document: Document = {"steps": [run.command(command)]}
         if report.is_file():
             document["tests"] = read_tests(report)
             if run.dry and any(test["outcome"] != "skipped" for test in document["tests"]):
                 document["failed"] = "a test of the device ran without one"
     yield document
+
+
+def _where_installed() -> list[str]:
+    """pytest's flags of plugins: a kernel that hangs ends its test alone, and tests run side by side."""
+    flags = {"pytest_timeout": ["--timeout=60", "--timeout-method=thread"], "xdist": ["-n", "6"]}
+    return [flag for plugin, its in flags.items() if find_spec(plugin) for flag in its]
 
 
 def read_tests(report: Path) -> list[dict[str, Any]]:

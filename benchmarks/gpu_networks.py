@@ -7,9 +7,6 @@ Each stage yields its document again and again as it grows: what is measured is 
 from __future__ import annotations
 
 import copy
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -20,6 +17,7 @@ from torch import Tensor
 
 import dynroute
 from benchmarks.gpu_clock import Gpu
+from benchmarks.gpu_counters import counters
 from benchmarks.harness import SEED
 from benchmarks.network import CLASSES, TINY_NET, executed
 from benchmarks.peers import DenseNetwork, relative_error
@@ -37,7 +35,6 @@ TINY_SHAPES = ((1, 64, 96),)
 SHARES = (0.3, 0.5, 0.7, 1.0)
 TRAINED = ((2, 512, 512), (8, 512, 512))
 PROFILED = (1, 1024, 2048)
-OCCUPANCY = "sm__warps_active.avg.pct_of_peak_sustained_active"
 # of the largest logit; only nonsense is refused
 ERROR = {torch.float16: 0.05, torch.bfloat16: 0.3, torch.float32: 1e-3}
 
@@ -87,7 +84,7 @@ def speed(gpu: Gpu, quick: bool) -> Iterator[Document]:
         {"shape": [shape[0], 3, *shape[1:]], "dtype": str(scale.dtypes[0]), "of_a_call": kernels}
     )
     yield document
-    document["occupancy"] = occupancy(scale)
+    document["counters"] = {"absent": "a dry run"} if scale.dry else counters()
     yield document
 
 
@@ -110,7 +107,8 @@ def eager_of(gpu: Gpu, net: DynamicNetwork, dtype: torch.dtype) -> torch.nn.Modu
 
 
 def all_open(gpu: Gpu, scale: Scale, shape: tuple[int, int, int], dtype: torch.dtype, **peers: Any) -> Document:
-    """Network-Fix: ours and the peers on one input, eager always; who computes something else gets no time."""
+    """Network-Fix: ours and the peers on one input, eager always, as a CUDA graph too; who computes something else gets
+    no time."""
     net, x = scale.network("fix_l16"), noise(gpu, *shape)
     absent: dict[str, str] = {}
     images = x.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -118,6 +116,7 @@ def all_open(gpu: Gpu, scale: Scale, shape: tuple[int, int, int], dtype: torch.d
         wanted = copy.deepcopy(net).to(gpu.device)(x).logits.float()
         run, dense = runtime(gpu, scale, "fix_l16", dtype), eager_of(gpu, copy.deepcopy(net), dtype)
         jobs: dict[str, Callable[[], Any]] = {"ours": lambda: run(x).logits, "eager": lambda: dense(images)}
+        jobs["eager_graph"] = gpu.recorded(jobs["eager"])
         for name, make in peers.items():
             try:
                 peer = make(dense, images)
@@ -167,49 +166,6 @@ def routed(gpu: Gpu, scale: Scale, shape: tuple[int, int, int], dtype: torch.dty
     }  # fmt: skip
 
 
-def occupancy(scale: Scale) -> Document:
-    """Of each kernel the share of a multiprocessor's warps that were active, by Nsight Compute's counters, beside the
-    share that registers, shared memory and threads of a launch allow."""
-    if scale.dry:
-        return {"absent": "a dry run"}
-    tool = shutil.which("ncu")
-    if tool is None:
-        return {"absent": "Nsight Compute (ncu) was not found"}
-    metrics = f"{OCCUPANCY},sm__maximum_warps_per_active_cycle_pct"
-    command = [
-        tool, "--metrics", metrics, "--csv", "--page", "raw", "--print-units", "base", "--clock-control", "none",
-        "--target-processes", "all", "--launch-count", "90", sys.executable, "-m", "benchmarks.gpu_networks",
-    ]  # fmt: skip
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    except subprocess.TimeoutExpired:
-        return {"absent": "ncu took more than two minutes"}
-    if done.returncode:
-        return {"absent": f"ncu: {(done.stdout + done.stderr).strip()[-300:]}"}
-    return {"kind": "measured", "by": "ncu", "kernels": read_occupancy(done.stdout)}
-
-
-def read_occupancy(text: str) -> list[dict[str, Any]]:
-    """ncu's CSV: of each kernel its launches, and the mean of the measured and of the possible share, in percent."""
-    import csv
-
-    lines = text.splitlines()
-    begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
-    found: dict[str, list[tuple[float, float]]] = {}
-    for row in csv.DictReader(lines[begin:]):
-        if row.get(OCCUPANCY):  # the line of units has none of a number
-            try:
-                shares = float(row[OCCUPANCY]), float(row["sm__maximum_warps_per_active_cycle_pct"])
-            except ValueError:
-                continue
-            found.setdefault(row["Kernel Name"].partition("(")[0], []).append(shares)
-    return [
-        {"name": name, "launches": len(shares), "active_percent": float(np.mean([s[0] for s in shares])),
-         "possible_percent": float(np.mean([s[1] for s in shares]))}
-        for name, shares in found.items()
-    ]  # fmt: skip
-
-
 def train(gpu: Gpu, quick: bool) -> Iterator[Document]:
     """The published network's step on the device: by `ops="auto"`, whatever that takes here, and by plain PyTorch, in
     float32 and under autocast."""
@@ -257,11 +213,3 @@ def compiled(gpu: Gpu, quick: bool) -> Iterator[Document]:
     for peer in ({"torch_compile": by_torch}, {"tensorrt": by_tensorrt}):
         document["all_open"].append(all_open(gpu, scale, shape, dtype, **peer))
         yield document
-
-
-if __name__ == "__main__":  # what `occupancy` has Nsight Compute look at
-    _gpu = Gpu()
-    _scale = Scale(_gpu, quick=False)
-    _run = runtime(_gpu, _scale, "fix_l16", torch.float16)
-    _run(noise(_gpu, *PROFILED))
-    torch.cuda.synchronize()

@@ -17,8 +17,8 @@ from dynroute.version import __version__
 def provenance(seed: int | None = None) -> dict[str, Any]:
     """What is needed to run something again; JSON-able.
 
-    Keys: `seed`, `versions` (python, torch, dynroute), `machine` (cpu, cores, threads, gpu), `command`, `commit` (None
-    outside a git checkout; ends in `+` where tracked files were changed).
+    Keys: `seed`, `versions` (python, torch, dynroute), `machine` (cpu, cores, threads, gpu), `command`, `commit` (ends in
+    `+` where tracked files were changed; outside a git checkout what the variable DYNROUTE_COMMIT says, or None).
     """
     return {
         "seed": seed,
@@ -61,7 +61,7 @@ def _commit() -> str | None:
     # Asked of the package's own folder, not the working directory; an installed copy may lie in some other repository.
     head = _git(folder, "rev-parse", "HEAD")
     if not head or not _git(folder, "ls-files", Path(__file__).name):
-        return None
+        return os.environ.get("DYNROUTE_COMMIT")
     return head + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
 
 
