@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.measure:
         measure(options.measure[0], Path(options.measure[1]), options.dry_run, options.quick)
         return 0
-    unknown = [stage for stage in options.stages if stage not in STAGES]
+    unknown = [name for name in options.stages if name not in STAGES]
     if unknown:
         parser.error(f"STAGE: wanted some of {', '.join(STAGES)}, got {unknown[0]!r}")
     stages = options.stages or list(STAGES)
