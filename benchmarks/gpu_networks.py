@@ -19,7 +19,7 @@ import dynroute
 from benchmarks.gpu_clock import Gpu
 from benchmarks.gpu_counters import counters
 from benchmarks.harness import SEED
-from benchmarks.network import CLASSES, TINY_NET, executed
+from benchmarks.network import CLASSES, TINY_NET, executed, settled
 from benchmarks.peers import DenseNetwork, relative_error
 from dynroute.measure.timing import random_patterns
 from dynroute.models import DynamicNetwork
@@ -53,7 +53,7 @@ class Scale:
         """On the CPU, with seeded weights."""
         torch.manual_seed(SEED)
         settings = TINY_NET if self.dry else {"num_classes": CLASSES}
-        return dynroute.create_model(name, **settings).eval().requires_grad_(False)
+        return settled(dynroute.create_model(name, **settings)).requires_grad_(False)
 
 
 def summary(values: np.ndarray, kind: str) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def all_open(gpu: Gpu, scale: Scale, shape: tuple[int, int, int], dtype: torch.d
                 jobs.pop(name, None)
                 absent[name] = f"{type(error).__name__}: {error}"[:300]
         errors = {name: relative_error(job().float(), wanted) for name, job in jobs.items()}
-        for name in [name for name in jobs if errors[name] > ERROR[dtype]]:
-            absent[name] = f"no time: its output differs by {errors[name]:.2g} of the largest value"
+        for name in [name for name in jobs if not errors[name] <= ERROR[dtype]]:  # NaN too
+            absent[name] = f"no time: its output differs by {errors.pop(name):.2g} of the largest value"
             del jobs[name]
         taken = {
             "warm": gpu.on_device(jobs, scale.rounds, False),

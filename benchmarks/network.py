@@ -35,6 +35,20 @@ def network(name: str, tiny: bool) -> tuple[DynamicNetwork, Runtime]:
         return net.requires_grad_(False), dynroute.optimize(net)
 
 
+def settled(net: DynamicNetwork) -> DynamicNetwork:
+    """The network, in evaluation, with the running statistics of noise: values keep their size through all layers, as in
+    a trained network; with those of a new one they grow past what float16 holds."""
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        net.train()(noise(2, 128, 256), torch.ones(net.config.layers + 1, 4, 3))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return net.eval()
+
+
 def noise(n: int, h: int, w: int) -> Tensor:
     return torch.randn(n, 3, h, w, generator=torch.Generator().manual_seed(SEED))
 

@@ -17,8 +17,8 @@ from dynroute.version import __version__
 def provenance(seed: int | None = None) -> dict[str, Any]:
     """What is needed to run something again; JSON-able.
 
-    Keys: `seed`, `versions` (python, torch, dynroute), `machine` (cpu, cores, threads, gpu), `command`, `commit` (ends in
-    `+` where tracked files were changed; outside a git checkout what the variable DYNROUTE_COMMIT says, or None).
+    Keys: `seed`, `versions` (python, torch, dynroute), `machine` (cpu, cores, threads, gpu), `command`, `commit` (what the
+    variable DYNROUTE_COMMIT says; else of the git checkout, with a `+` where tracked files were changed; else None).
     """
     return {
         "seed": seed,
@@ -57,11 +57,13 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
+    if said := os.environ.get("DYNROUTE_COMMIT"):
+        return said
     folder = Path(__file__).resolve().parent
     # Asked of the package's own folder, not the working directory; an installed copy may lie in some other repository.
     head = _git(folder, "rev-parse", "HEAD")
     if not head or not _git(folder, "ls-files", Path(__file__).name):
-        return os.environ.get("DYNROUTE_COMMIT")
+        return None
     return head + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
 
 
