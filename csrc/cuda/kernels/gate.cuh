@@ -7,30 +7,6 @@
 
 namespace dynroute::cuda {
 
-// How the accumulators of gemm.cuh lie: warps that hold different rows of the tile, this thread's rows and columns.
-template <class T>
-struct Fragment {
-  static constexpr int kWarpRows = 2, kRows = 4, kFirstLane = 4;  // lanes that differ from this bit on share columns
-  static __device__ int warp_row() { return threadIdx.x / 64; }
-  static __device__ int warp_column() { return threadIdx.x / 32 % 2 * 32; }
-  static __device__ int row(int i) { return warp_row() * 32 + threadIdx.x % 32 / 4 + 8 * i; }
-  static __device__ int column(int i) { return warp_column() + i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2; }
-  static __device__ float value(const typename GemmTile<T>::Accumulators& sums, int row, int column) {
-    return sums[row / 2][column / 2][row % 2 * 2 + column % 2];
-  }
-};
-template <>
-struct Fragment<float> {
-  static constexpr int kWarpRows = 4, kRows = 2, kFirstLane = 8;
-  static __device__ int warp_row() { return threadIdx.x / 32; }
-  static __device__ int warp_column() { return 0; }
-  static __device__ int row(int i) { return threadIdx.x / 8 + 16 * i; }
-  static __device__ int column(int i) { return i / 4 * 32 + threadIdx.x % 8 * 4 + i % 4; }
-  static __device__ float value(const GemmTile<float>::Accumulators& sums, int row, int column) {
-    return sums[row][column][0];
-  }
-};
-
 // Chunks that there is room for from `ring` to the end of the block's dynamic shared memory.
 __device__ inline int ring_length(const void* ring) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -48,25 +24,25 @@ __device__ inline void wait_for_oldest(int newest) {
   else wait_copies<4>();
 }
 
-// Adds to totals[kWarpRows][n_pad] the columns from n on: ReLU(sum + shift) over rows whose bit in `rows` (bit i: row
-// Fragment::row(i)) is set. Lanes that share columns halve them between each other, so 8 columns take 4 + 2 + 1
+// Adds to totals[Tile::kWarpRows][n_pad] the columns from n on: ReLU(sum + shift) over rows whose bit in `rows` (bit i: row
+// Tile::row(i)) is set. Lanes that share columns halve them between each other, so 8 columns take 4 + 2 + 1
 // shuffles; each total is always the same thread's, so that no barrier is needed.
-template <class T>
-__device__ inline void add_columns(const typename GemmTile<T>::Accumulators& sums, unsigned rows, int n, int n_pad,
+template <class Tile>
+__device__ inline void add_columns(const typename Tile::Accumulators& sums, unsigned rows, int n, int n_pad,
                                    const float* shift, float* totals) {
-  using H = Fragment<T>;
+  static_assert(Tile::kColumns == 8, "halved until one or two are left");
   float column[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const int at = n + H::column(i);
+    const int at = n + Tile::column(i);
     const float here = at < n_pad ? shift[at] : 0;
     column[i] = 0;
 #pragma unroll
-    for (int row = 0; row < H::kRows; ++row) column[i] += rows >> row & 1 ? fmaxf(H::value(sums, row, i) + here, 0) : 0;
+    for (int row = 0; row < Tile::kRows; ++row) column[i] += rows >> row & 1 ? fmaxf(Tile::value(sums, row, i) + here, 0) : 0;
   }
   int first = 0;  // of the columns that this lane keeps
 #pragma unroll
-  for (int lanes = 16, half = 4; lanes >= H::kFirstLane; lanes /= 2, half /= 2) {
+  for (int lanes = 16, half = 4; lanes >= Tile::kFirstLane; lanes /= 2, half /= 2) {
     const bool upper = threadIdx.x & lanes;
     first += upper ? half : 0;
 #pragma unroll
@@ -75,11 +51,11 @@ __device__ inline void add_columns(const typename GemmTile<T>::Accumulators& sum
       column[i] = keep + __shfl_xor_sync(~0u, give, lanes);
     }
   }
-  constexpr int kKept = kIsFloat<T> ? 2 : 1;
+  constexpr int kKept = Tile::kCores ? 2 : 1;
 #pragma unroll
   for (int i = 0; i < kKept; ++i) {
-    const int at = n + H::column(first + i);
-    if (at < n_pad) totals[H::warp_row() * n_pad + at] += column[i];
+    const int at = n + Tile::column(first + i);
+    if (at < n_pad) totals[Tile::warp_row() * n_pad + at] += column[i];
   }
 }
 

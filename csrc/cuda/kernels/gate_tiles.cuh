@@ -94,20 +94,20 @@ __device__ inline void pull_tile(const Task<T>& task, int tile, int row, T* a, i
 // All of a task's tiles, and the gate's totals [kWarpRows][n_pad] over them. Returns the number of its pixels.
 template <class T>
 __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsigned char* memory, float*& totals) {
-  using H = Fragment<T>;
-  constexpr int BN = 64, BK = GemmTile<T>::BK, kChunk = GemmTile<T>::kChunk;
-  static_assert(kChunk * sizeof(T) == kAggregateChunk && GemmTile<T>::BN == BN);
-  static_assert(H::kWarpRows == aggregate_warp_rows(kAggregateType<T>));
-  const int lda = row_of_a<T>(gate.k_pad), rows_of_a = aggregate_rows_of_a(task.blocks());
+  using Tile = SmallTile<T>;
+  constexpr int BN = Tile::BN, BK = Tile::BK, kChunk = Tile::kChunk;
+  static_assert(kChunk * sizeof(T) == kAggregateChunk);
+  static_assert(Tile::kWarpRows == aggregate_warp_rows(kAggregateType<T>));
+  const int lda = row_of_a<Tile>(gate.k_pad), rows_of_a = aggregate_rows_of_a(task.blocks());
   T* const a = reinterpret_cast<T*>(memory);
   float* const shift = reinterpret_cast<float*>(a + rows_of_a * lda);
   totals = shift + gate.n_pad;
-  T* const ring = reinterpret_cast<T*>(totals + H::kWarpRows * gate.n_pad);
+  T* const ring = reinterpret_cast<T*>(totals + Tile::kWarpRows * gate.n_pad);
   const int length = ring_length(ring);
   for (int i = threadIdx.x; i < gate.n_pad; i += kThreads) {
     shift[i] = gate.shift[i];
 #pragma unroll
-    for (int row = 0; row < H::kWarpRows; ++row) totals[row * gate.n_pad + i] = 0;
+    for (int row = 0; row < Tile::kWarpRows; ++row) totals[row * gate.n_pad + i] = 0;
   }
   const int beyond = (gate.k_pad - task.x.c) / kVector<T>;
   for (int i = threadIdx.x; i < rows_of_a * beyond; i += kThreads)
@@ -116,14 +116,14 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
   // all blocks of BN output channels, one after another, pass through the ring as one sequence of chunks
   const int chunks = ceil_div(gate.n_pad, BN) * (gate.k_pad / BK);
   const bool stay = chunks <= length;
-  const auto at = [=](int row, int k) { return a + row * lda + k; };
   int pixels = 0;
   for (int first = task.begin, last; first < task.end; first = last) {
     last = min(first + task.tiles_of_a(), task.end);
     __syncthreads();  // nobody reads A or the ring any more
     int fetch_n = 0, fetch_k = 0, fetch_slot = 0;
     const auto fetch = [&] {
-      if (fetch_n < gate.n_pad) fetch_chunk<T, BN>(ring + fetch_slot * kChunk, gate, fetch_n, fetch_k);
+      // made anew each time: it would be registers that X needs
+      if (fetch_n < gate.n_pad) WeightStream<Tile>(gate, fetch_n, fetch_k, ring).fetch(fetch_slot);
       commit_copies();
       if (++fetch_slot == length) fetch_slot = 0;
       if ((fetch_k += BK) == gate.k_pad) fetch_k = 0, fetch_n += BN;
@@ -137,21 +137,22 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
     }
     unsigned rows = 0;
 #pragma unroll
-    for (int i = 0; i < H::kRows; ++i) rows |= unsigned(task.is_gate_pixel(H::row(i), first, last)) << i;
+    for (int i = 0; i < Tile::kRows; ++i) rows |= unsigned(task.is_gate_pixel(Tile::row(i), first, last)) << i;
     const bool any = __any_sync(~0u, rows);  // else this warp has nothing to multiply
 
-    typename GemmTile<T>::Accumulators sums;
-    clear<T>(sums);
+    typename Tile::Accumulators sums;
+    clear(sums);
+    const PixelRows<Tile> at(a, lda, thread_here());
     for (int n = 0, k = 0, slot = 0; n < gate.n_pad;) {
       wait_for_oldest(length - 2);
       __syncthreads();
       if (fetches) fetch();
-      const bool busy = any && n + H::warp_column() < gate.n_pad;
-      if (busy) multiply_chunk<T, BN>(sums, at, k, ring + slot * kChunk);
+      const bool busy = any && n + Tile::warp_column() < gate.n_pad;
+      if (busy) multiply_chunk<Tile>(sums, at, k, ring + slot * kChunk);
       if (++slot == length) slot = 0;
       if ((k += BK) < gate.k_pad) continue;
-      if (busy) add_columns<T>(sums, rows, n, gate.n_pad, shift, totals);
-      clear<T>(sums);
+      if (busy) add_columns<Tile>(sums, rows, n, gate.n_pad, shift, totals);
+      clear(sums);
       k = 0, n += BN;
     }
     wait_copies<0>();
@@ -165,7 +166,7 @@ __device__ inline void store_partial(const float* totals, int n_pad, float* part
   for (int c = threadIdx.x; c < n_pad; c += kThreads) {
     float sum = 0;
 #pragma unroll
-    for (int row = 0; row < Fragment<T>::kWarpRows; ++row) sum += totals[row * n_pad + c];
+    for (int row = 0; row < SmallTile<T>::kWarpRows; ++row) sum += totals[row * n_pad + c];
     partial[c] = sum;
   }
 }

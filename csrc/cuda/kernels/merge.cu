@@ -38,12 +38,14 @@ __device__ inline void add_coarse(T* a, int pitch, const T* near, const T* far, 
   }
 }
 
-template <class T, int Width>
+template <class Tile>
 __device__ inline void merge_item(const MergeParams& params, int item, int tiles, int slice, const Cut& part,
                                   void* memory) {
-  constexpr int kVec = kVector<T>, kColumns = kMergeTileWidth, kLines = GemmTile<T, Width>::BM / kColumns;
+  using T = typename Tile::T;
+  constexpr int kVec = kVector<T>, kColumns = kMergeTileWidth, kLines = Tile::BM / kColumns;
   constexpr int kCoarseColumns = kColumns / 2 + 2, kCoarseLines = kLines / 2 + 2;
-  static_assert(kCoarseColumns * kCoarseLines == merge_coarse_pixels(tile_of<T, Width>), "what the host has reserved");
+  static_assert(kCoarseColumns * kCoarseLines == merge_coarse_pixels(tile_of<Tile>), "what the host has reserved");
+  static_assert(sizeof(GemmShared<Tile>) <= product_bytes(Tile::kCores), "A lies behind");
   const Matrix& w = params.weight;
   const int h = params.maps.shape.h, width = params.maps.shape.w, c = params.maps.shape.c;
   const int begin = item % part.parts * part.channels, end = min(begin + part.channels, w.n);
@@ -107,7 +109,7 @@ __device__ inline void merge_item(const MergeParams& params, int item, int tiles
     const int y = y0 + pixel / kColumns, x = x0 + pixel % kColumns;
     return y < h && x < width ? out + (y * width + x) * w.n : nullptr;
   };
-  pointwise_item<T, Width>(w, slice, begin, end, memory, fill, destination);
+  pointwise_item<Tile>(w, slice, begin, end, memory, product_bytes(Tile::kCores), fill, destination);
 
   if (threadIdx.x == 0) {
     const int64_t pixels = min(kLines, h - y0) * min(kColumns, width - x0);
@@ -123,7 +125,7 @@ __device__ inline void merge(const MergeParams& params) {
   const int tiles = merge_tiles(params.maps.shape, tile);
   const Cut part = cut(w, tile, tiles);
   for (int item = blockIdx.x; item < params.n * tiles * part.parts; item += gridDim.x)
-    with_width<T>(w, [&](auto width) { merge_item<T, width.value>(params, item, tiles, tile.slice, part, memory); });
+    with_tile<T>(w, [&](auto of) { merge_item<decltype(of)>(params, item, tiles, tile.slice, part, memory); });
 }
 
 }  // namespace dynroute::cuda

@@ -2,17 +2,20 @@
 // input lies ReLU'd in map[out_map]; results go, ReLU'd and not yet weighted, to the scale's halves, where the next
 // row's aggregate pulls them.
 //
-// An item is 64 pixels x 64 output channels or several such blocks, on 128 threads as 2 x 2 warps; 128 x 32 where
-// channels are no multiple of 64, 64 x 32 in float (pointwise.h). Fine scales have tiles enough and an item does all
+// An item is 64 pixels x 128 output channels or several such blocks, on 256 threads; 128 x 64 where there are no 128
+// channels (float: 64 x 64). Fine scales have tiles enough and an item does all
 // output channels of its pixels; coarse scales have few tiles and wide outputs, which go to different blocks.
 // Memory: each item reads its pixels once, of a down path's map only the quarter it needs: 16 bytes a thread and 128
 // contiguous bytes of a pixel per 8 threads. Weights stream from L2 through a ring of three chunks. Shared memory: 20
-// KB for ring and results and up to 17 for the pixels (float: 10 and 33).
+// KB XX
 #pragma once
 #include "pointwise.cuh"
 #include "stage_paths.h"
 
 namespace dynroute::cuda {
+
+template <class T, int Width>
+using PathTile = GemmTile<T, path_tile({nullptr, nullptr, 0, 0, 0, Width}, kIsFloat<T>).pixels, Width, kSepconvThreads>;
 
 // Of a row's paths, in shared memory: what would take loads to know again for each item.
 struct PathList {
@@ -53,7 +56,7 @@ __device__ inline void find_path_item(const StagePathsParams& params, const Path
     item.node = sample * kScales + scale, item.waits = list.waits[scale];
     item.map = params.cells.row.nodes[item.node].out_map;
 
-    const PointwiseTile tile = pointwise_tile(w, kIsFloat<T>);
+    const PointwiseTile tile = path_tile(w, kIsFloat<T>);
     const int pixels = path_pixels(maps.shape, down);
     const Cut part = cut(w, tile, ceil_div(pixels, tile.pixels));
     item.first_pixel = number / part.parts * tile.pixels;
@@ -69,16 +72,20 @@ __device__ inline void find_path_item(const StagePathsParams& params, const Path
 }
 
 // One item, by the whole block. `ahead` is called by one thread while the pixels are on their way.
-template <class T, int Width, class Ahead>
+template <class Tile, class Ahead>
 __device__ inline void path_item(const StagePathsParams& params, const PathItem& item, const Matrix& w, void* memory,
                                  Ahead&& ahead) {
+  using T = typename Tile::T;
+  constexpr PointwiseTile tile = path_tile({nullptr, nullptr, 0, 0, 0, Tile::BN}, Tile::kCores);
+  static_assert(Tile::BM == tile.pixels && Tile::BN == tile.width, "the host has the same tile in mind");
+  static_assert(sizeof(GemmShared<Tile>) <= kPathProductBytes, "A lies behind");
   const ScaleMaps& maps = params.cells.maps[item.scale];
   // Within, copies of the item's fields: asynchronous copies are memory to the compiler, and would have it read again.
   const auto fill = [&](T* a, int lda, int k, int count) {
     const T* const x = static_cast<const T*>(maps.map[item.map]) + item.sample_at;
     const int c = maps.shape.c, w_in = maps.shape.w, pixels = item.pixels, first = item.first_pixel;
     const bool down = item.down;
-    for (int row = threadIdx.x / 8; row < GemmTile<T, Width>::BM; row += kThreads / 8) {
+    for (int row = threadIdx.x / 8; row < Tile::BM; row += Tile::kBlock / 8) {
       const int pixel = first + row, w_out = w_in / 2;
       const int from = (down ? (pixel / w_out * w_in + pixel % w_out) * 2 : pixel) * c + k;
       for (int i = threadIdx.x % 8 * kVector<T>; i < count; i += 8 * kVector<T>) {  // 128 bytes of a pixel at a time
@@ -92,7 +99,8 @@ __device__ inline void path_item(const StagePathsParams& params, const PathItem&
   T* const out = static_cast<T*>(maps.halves) + item.sample_at + in_halves(item.down ? kDown : kUp, maps.shape.size());
   const int first = item.first_pixel, pixels = item.pixels;
   const auto destination = [&](int row) { return row < pixels ? out + int64_t(first + row) * w.n : nullptr; };
-  pointwise_item<T, Width>(w, tile_of<T, Width>.slice, item.begin, item.end, memory, fill, destination);
+  pointwise_item<Tile>(w, tile.slice, item.begin, item.end, memory, kPathProductBytes, fill,
+                       destination);
   if (threadIdx.x == 0)
     count(params.cells.io->node_macs + item.counter, int64_t(pixels) * maps.shape.c * (item.end - item.begin));
 }

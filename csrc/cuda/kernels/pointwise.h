@@ -28,7 +28,7 @@ struct Cut {
 };
 // tiles: of pixels, of one sample's map.
 DYNROUTE_DEVICE_TOO inline Cut cut(const Matrix& w, const PointwiseTile& tile, int tiles) {
-  const int blocks = w.n_pad / tile.width;
+  const int blocks = ceil_div(w.n_pad, tile.width);
   // A k of several slices is read anew for each block: then nothing is lost by leaving each to another item.
   if (w.k_pad > tile.slice) return {tile.width, blocks};
   const int parts = ceil_div(kItemsWanted, tiles);
@@ -38,7 +38,7 @@ DYNROUTE_DEVICE_TOO inline Cut cut(const Matrix& w, const PointwiseTile& tile, i
 
 // A block's shared memory: first what gemm.cuh uses, for either width, so that the pixels' slice lies in one place
 // whatever the width (threads that begin an item write it while others still read results of the item before).
-DYNROUTE_DEVICE_TOO constexpr int product_bytes(bool is_float) { return is_float ? 10240 : 20480; }
+DYNROUTE_DEVICE_TOO constexpr int product_bytes(bool is_float) { return is_float ? 8192 : 16384; }
 inline int pixel_bytes(const Matrix& w, const PointwiseTile& tile, bool is_float) {
   return std::min(w.k_pad, tile.slice) * (is_float ? 4 : 2) + 16;
 }

@@ -17,12 +17,12 @@ template <class T>
 __device__ inline void predictor(const PredictorParams& params) {
   constexpr int kWidth = 32, kVec = kVector<T>;  // output channels of a block
   constexpr int kColumns = kPredictorColumns, kLines = predictor_lines(kIsFloat<T>), kRow = kColumns + 2;
-  using S = GemmTile<T, kWidth>;
+  using S = SmallTile<T, kWidth>;
   static_assert(S::BM == kLines * kColumns, "a tile of pixels");
-  static_assert(sizeof(GemmShared<T, kWidth>) <= product_bytes(kIsFloat<T>), "the tile lies behind");
+  static_assert(sizeof(GemmShared<S>) <= product_bytes(kIsFloat<T>), "the tile lies behind");
 
   extern __shared__ __align__(16) unsigned char memory[];
-  GemmShared<T, kWidth>& shared = *reinterpret_cast<GemmShared<T, kWidth>*>(memory);
+  GemmShared<S>& shared = *reinterpret_cast<GemmShared<S>*>(memory);
   T* const tile = reinterpret_cast<T*>(memory + product_bytes(kIsFloat<T>));  // [kLines + 2][kRow][pitch]
   const Matrix& w = params.weight;
   const int c = params.c, pitch = predictor_pitch(c, kVec);
@@ -48,22 +48,30 @@ __device__ inline void predictor(const PredictorParams& params) {
     offsets[group] = tap < 9 ? (tap / 3 * kRow + tap % 3) * pitch + channel : c;
   }
 
-  const auto a = [&](int pixel, int k) {
-    return tile + (pixel / kColumns * kRow + pixel % kColumns) * pitch + offsets[k / kVec];
+  // as PixelRows: where the thread's rows of A begin, and how far from there, by the table, its group of k lies
+  const int lane = threadIdx.x % 32, group_of_lane = S::kCores ? 0 : lane / 16;
+  unsigned rows[S::kReads];
+#pragma unroll
+  for (int i = 0; i < S::kReads; ++i) {
+    const int pixel = S::kCores ? S::row(i) : S::warp_row() * 32 + lane % 16 + 16 * i;
+    rows[i] = shared_address(tile + (pixel / kColumns * kRow + pixel % kColumns) * pitch);
+  }
+  const auto a = [&](int i, int k) {
+    return rows[i] + offsets[k / kVec + group_of_lane] * unsigned(sizeof(T));
   };
   float* const out = params.out + (int64_t(sample) * params.h + y0) * params.w * w.n + int64_t(x0) * w.n;
   for (int n = 0; n < w.n; n += kWidth) {
     typename S::Accumulators sums;
-    clear<T>(sums);
-    multiply<T>(sums, a, w, n, 0, w.k_pad, shared);
-    finish(sums, shared);
+    clear(sums);
+    multiply<S>(sums, a, w, n, 0, w.k_pad, shared);
+    finish<S>(sums, shared);
     const int channel = threadIdx.x % 32;
     if (n + channel >= w.n) continue;
     const float shift = w.shift[n + channel];
     for (int pixel = threadIdx.x / 32; pixel < S::BM; pixel += kThreads / 32) {
       const int line = pixel / kColumns, column = pixel % kColumns;
       if (y0 + line < params.h && x0 + column < params.w)
-        out[(int64_t(line) * params.w + column) * w.n + n + channel] = shared.results[pixel][channel] + shift;
+        out[(int64_t(line) * params.w + column) * w.n + n + channel] = shared.results[pixel][shared.place(pixel, channel / 8) + channel % 8] + shift;
     }
   }
   if (threadIdx.x == 0) {

@@ -86,9 +86,11 @@ __device__ inline unsigned shared_address(const void* pointer) {
 }
 
 // 16 bytes from global to shared memory, past L1; zeros, and no read, where !valid.
+__device__ inline void copy_async(unsigned to /* shared */, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
 __device__ inline void copy_async(void* to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
-               : "memory");
+  copy_async(shared_address(to), from, valid);
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits for all but the newest `Newest` groups of this thread; the block has to meet afterwards.
@@ -97,11 +99,15 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Newest) : "memory");
 }
 
-// Four 8x8 matrices of 16-bit values: lane l gives the address of a row of matrix l / 8.
-__device__ inline void load_matrices(unsigned (&r)[4], const void* row) {
+__device__ inline float4 load_shared(unsigned from) {
+  return *static_cast<const float4*>(__cvta_shared_to_generic(from));
+}
+
+// Four 8x8 matrices of 16-bit values: lane l gives the shared address of a row of matrix l / 8.
+__device__ inline void load_matrices(unsigned (&r)[4], unsigned row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row)));
+               : "r"(row));
 }
 
 // c[16x8] += a[16x16] b[16x8]. Lane l holds of c: rows l/4 (c[0], c[1]) and l/4 + 8 (c[2], c[3]), columns 2 (l%4) and

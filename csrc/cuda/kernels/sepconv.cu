@@ -25,4 +25,4 @@ __device__ inline void sepconv(const SepconvParams& p) {
 }  // namespace dynroute::cuda
 
 using namespace dynroute::cuda;
-DYNROUTE_KERNEL(sepconv, SepconvParams, kThreads, kSepconvResident)
+DYNROUTE_KERNEL(sepconv, SepconvParams, kSepconvThreads, kSepconvResident)

@@ -6,10 +6,11 @@
 
 namespace dynroute::cuda {
 
+constexpr int kSepconvThreads = 256;
 constexpr int kSepconvWide = 8;       // a tile's pixels in x; in y sepconv_high()
 constexpr int kSepconvChannels = 64;  // of a chunk of the input
 constexpr int kSepconvEnough = 128;   // work items that fill a device: fewer tiles are split by output channels
-constexpr int kSepconvResident = 5;   // blocks of a multiprocessor, by their registers
+constexpr int kSepconvResident = 2;   // blocks of a multiprocessor, by their registers
 constexpr int kSepconvStatic = 512;   // bytes of static shared memory, at most
 
 // All below for a storage type of `bytes` bytes.
@@ -18,7 +19,11 @@ DYNROUTE_DEVICE_TOO constexpr int sepconv_high(int bytes) { return bytes == 4 ? 
 // Input pixels under a tile's side.
 DYNROUTE_DEVICE_TOO constexpr int sepconv_halo(int side, int stride) { return (side - 1) * stride + 3; }
 
-DYNROUTE_DEVICE_TOO constexpr int sepconv_gemm_bytes(int bytes) { return bytes == 4 ? 12288 : 18432; }
+// Output channels of a block of the product, where `n` are left; and its ring or results.
+DYNROUTE_DEVICE_TOO constexpr int sepconv_width(int n) { return n > 64 ? 128 : 64; }
+DYNROUTE_DEVICE_TOO constexpr int sepconv_gemm_bytes(int n, int bytes) {
+  return n > 64 ? (bytes == 4 ? 24576 : 32768) : (bytes == 4 ? 12288 : 16384);
+}
 DYNROUTE_DEVICE_TOO constexpr int sepconv_a_bytes(int k_pad, int bytes) {
   return kSepconvWide * sepconv_high(bytes) * (k_pad * bytes + 16);
 }
@@ -28,10 +33,11 @@ DYNROUTE_DEVICE_TOO constexpr int sepconv_a_bytes(int k_pad, int bytes) {
 DYNROUTE_DEVICE_TOO constexpr int sepconv_buffers(int stride) { return stride == 1 ? 2 : 1; }
 
 // Shared memory: in front the halo's chunks and, afterwards, what the product needs; behind it A.
-DYNROUTE_DEVICE_TOO constexpr int sepconv_front(int k_pad, int stride, int bytes) {
+DYNROUTE_DEVICE_TOO constexpr int sepconv_front(const Matrix& pointwise, int stride, int bytes) {
   const int pixels = sepconv_halo(kSepconvWide, stride) * sepconv_halo(sepconv_high(bytes), stride);
-  const int halo = pixels * kSepconvChannels * bytes * (k_pad > kSepconvChannels ? sepconv_buffers(stride) : 1);
-  return halo > sepconv_gemm_bytes(bytes) ? halo : sepconv_gemm_bytes(bytes);
+  const int halo = pixels * kSepconvChannels * bytes * (pointwise.k_pad > kSepconvChannels ? sepconv_buffers(stride) : 1);
+  const int product = sepconv_gemm_bytes(pointwise.n_pad, bytes);
+  return halo > product ? halo : product;
 }
 // Pointwise weights this small stay behind A while a block has items of the same scale; others stream.
 DYNROUTE_DEVICE_TOO constexpr bool sepconv_weights_stay(const Matrix& pointwise) {
@@ -39,7 +45,7 @@ DYNROUTE_DEVICE_TOO constexpr bool sepconv_weights_stay(const Matrix& pointwise)
 }
 DYNROUTE_DEVICE_TOO constexpr int sepconv_bytes(const SepconvStage& stage, int bytes) {
   const int k_pad = stage.pointwise.k_pad;
-  return sepconv_front(k_pad, stage.stride, bytes) + sepconv_a_bytes(k_pad, bytes) +
+  return sepconv_front(stage.pointwise, stage.stride, bytes) + sepconv_a_bytes(k_pad, bytes) +
          (sepconv_weights_stay(stage.pointwise) ? k_pad * 64 * bytes : 0);
 }
 
@@ -63,7 +69,7 @@ DYNROUTE_DEVICE_TOO constexpr int sepconv_items(const SepconvStage& stage, int l
 
 inline LaunchShape sepconv_shape(const SepconvParams& params, DType dtype, const DeviceLimits& limits) {
   const int bytes = bytes_of(dtype);
-  LaunchShape shape = {0, kThreads, 0};
+  LaunchShape shape = {0, kSepconvThreads, 0};
   for (const SepconvStage& stage : params.stage) {
     if (!stage.depthwise) continue;
     // the number of items is largest when all samples are open, or when the open ones' tiles are split

@@ -20,15 +20,19 @@ namespace dynroute::cuda {
 constexpr int kGroup = 4;  // channels of a thread
 constexpr int kGroups = kSepconvChannels / kGroup;
 
+template <class T, int Width>
+using SepconvTile = GemmTile<T, kSepconvWide * sepconv_high(sizeof(T)), Width, kSepconvThreads>;
+
 template <class T>
 struct Patch {  // output pixels of a thread
-  static constexpr int kHigh = 2, kWide = kIsFloat<T> ? 2 : 4;
+  static constexpr int kHigh = 2, kWide = kIsFloat<T> ? 1 : 2;
   static constexpr int kInRow = kSepconvWide / kWide;
-  static_assert(GemmTile<T>::BM == kSepconvWide * sepconv_high(sizeof(T)), "a tile of pixels is a tile of the product");
-  static_assert(GemmTile<T>::BM / (kHigh * kWide) * kGroups == kThreads, "every thread has one patch of a chunk");
-  static_assert(sizeof(GemmShared<T>) == sepconv_gemm_bytes(sizeof(T)), "the host knows the product's memory");
-  static_assert(bytes_of_a<T>(64) == sepconv_a_bytes(64, sizeof(T)) && GemmTile<T>::BN == 64,
-                "and A's, and its blocks");
+  template <int Width>
+  static constexpr bool knows = sizeof(GemmShared<SepconvTile<T, Width>>) <= sepconv_gemm_bytes(Width, sizeof(T));
+  static_assert(knows<64> && knows<128>, "the host knows the product's memory");
+  static_assert(kSepconvWide * sepconv_high(sizeof(T)) / (kHigh * kWide) * kGroups == kSepconvThreads,
+                "every thread has one patch of a chunk");
+  static_assert(bytes_of_a<SepconvTile<T, 64>>(64) == sepconv_a_bytes(64, sizeof(T)), "and A's");
 };
 
 // Four 16-bit values to and from floats.
@@ -94,7 +98,7 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
     const int part = at % parts, tile = at / parts % tiles, in_list = at / parts / tiles;
     const int sample = all ? in_list : p.row.samples[(kOpen * kScales + s) * p.n + in_list];
     const int x = tile % in_row * kSepconvWide, y = tile / in_row * sepconv_high(sizeof(T));
-    const int n = stage.pointwise.n, blocks = ceil_div(stage.pointwise.n_pad, GemmTile<T>::BN);
+    const int n = stage.pointwise.n, blocks = ceil_div(stage.pointwise.n_pad, 64);
     Node node = {};
     if (!plain) node = p.row.nodes[sample * kScales + s];
     const auto pixel = [&](void* map, int h, int w, int c, int stride) {
@@ -109,9 +113,9 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
     else if (stage.residual) added = stage_map(kX, nullptr, p.maps[s], node);
     item.add = added ? pixel(added, stage.h_out, stage.w_out, n, 1) : nullptr;
     item.scale = s, item.sample = sample, item.x = x, item.y = y;
-    item.first = blocks * part / parts * GemmTile<T>::BN;
-    item.last = min(blocks * (part + 1) / parts * GemmTile<T>::BN, n);
-    item.front = sepconv_front(stage.pointwise.k_pad, stage.stride, sizeof(T));
+    item.first = blocks * part / parts * 64;
+    item.last = min(blocks * (part + 1) / parts * 64, n);
+    item.front = sepconv_front(stage.pointwise, stage.stride, sizeof(T));
     item.stay = sepconv_weights_stay(stage.pointwise);
     item.fresh = item.stay && s != last_scale;
     item.number = number;
@@ -128,7 +132,7 @@ __device__ inline void fetch_halo(T* to, const SepconvItem& item, int chunk) {
   const int thread = thread_here();
   const int in_chunk = thread % per_pixel * kVector<T>, at = chunk * kSepconvChannels + in_chunk;
   if (at < item.stage.pointwise.k_pad) {
-    constexpr int step = kThreads / per_pixel, pixels = wide * high;
+    constexpr int step = kSepconvThreads / per_pixel, pixels = wide * high;
     const T* from = static_cast<const T*>(item.from);
     const int c = item.stage.c_in, w = item.stage.w_in, h = at < c ? item.stage.h_in : 0;
     const int first = thread / per_pixel;
@@ -191,7 +195,7 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item)
               for (int k = 0; k < kGroup; ++k) sum[i][j][k] = fmaf(value[k], weight[ky * 3 + kx][k], sum[i][j][k]);
             }
         }
-      const int lda = row_of_a<T>(k_pad);
+      const int lda = row_of_a<SepconvTile<T, 64>>(k_pad);
       T* to = reinterpret_cast<T*>(memory + item.front) + (patch_y * kSepconvWide + patch_x) * lda + channel;
 #pragma unroll
       for (int i = 0; i < P::kHigh; ++i)
@@ -203,45 +207,56 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item)
   }
 }
 
-// What a thread stores of a block of output channels: 8 of them, of every 16th pixel, that is of every second row.
+// What a thread stores of a block of output channels: 8 of them, of some of the pixels, which are rows apart.
 struct Own {
   int channel;
   int at, step;  // where the first pixel's values lie, from the tile's first ones on; how much further the next one's
   int pixels;    // inside the map
   bool flip;     // handles the second half of its channels first: no bank conflicts
 };
-template <class T>
+template <class Tile>
+struct OwnPixels {
+  static constexpr int kGroups = Tile::BN / 8, kStep = Tile::kBlock / kGroups, kPixels = Tile::BM / kStep;
+  static constexpr int kWords = 8 / kVector<typename Tile::T>;  // groups of 16 bytes in 8 channels
+};
+template <class Tile>
 __device__ inline Own own_results(const SepconvItem& item, int n, int thread) {
-  constexpr int rows = kThreads / 8 / kSepconvWide;
-  const int channel = n + thread % 8 * 8, column = thread / 8 % kSepconvWide, row = thread / 8 / kSepconvWide;
+  using O = OwnPixels<Tile>;
+  constexpr int rows = O::kStep / kSepconvWide;
+  const int channel = n + thread % O::kGroups * 8, column = thread / O::kGroups % kSepconvWide,
+            row = thread / O::kGroups / kSepconvWide;
   const int channels = item.stage.pointwise.n, w = item.stage.w_out, high = item.stage.h_out - item.y;
   const bool any = channel < channels && item.x + column < w;
   return {channel, (row * w + column) * channels + channel, rows * w * channels,
-          any ? min(ceil_div(high - row, rows), GemmTile<T>::BM / 16) : 0, thread % 8 >= 4};
+          any ? min(ceil_div(high - row, rows), O::kPixels) : 0, thread % 8 >= 4};
 }
 
 __device__ inline uint4 halves_swapped(const uint4& group) { return {group.z, group.w, group.x, group.y}; }
 
 // X at a thread's results, on its way.
-template <class T>
-using Added = uint4[GemmTile<T>::BM / 16][8 / kVector<T>];
-template <class T>
-__device__ inline void load_added(Added<T>& x, const SepconvItem& item, const Own& own) {
+template <class Tile>
+using Added = uint4[OwnPixels<Tile>::kPixels][OwnPixels<Tile>::kWords];
+template <class Tile>
+__device__ inline void load_added(Added<Tile>& x, const SepconvItem& item, const Own& own) {
+  using T = typename Tile::T;
+  using O = OwnPixels<Tile>;
   const T* from = static_cast<const T*>(item.add);
   if (!from) return;
 #pragma unroll
-  for (int i = 0; i < GemmTile<T>::BM / 16; ++i)
+  for (int i = 0; i < O::kPixels; ++i)
 #pragma unroll
-    for (int j = 0; j < 8 / kVector<T>; ++j)
+    for (int j = 0; j < O::kWords; ++j)
       if (i < own.pixels)
         x[i][j] = __ldcg(reinterpret_cast<const uint4*>(from + own.at + i * own.step) +
-                         (own.flip ? 8 / kVector<T> - 1 - j : j));
+                         (own.flip ? O::kWords - 1 - j : j));
 }
 
 // A thread's results: shift, X, ReLU, stores.
-template <class T>
-__device__ inline void store_results(const GemmShared<T>& shared, const SepconvItem& item, const Own& own,
-                                     const Added<T>& x, int thread) {
+template <class Tile>
+__device__ inline void store_results(const GemmShared<Tile>& shared, const SepconvItem& item, const Own& own,
+                                     const Added<Tile>& x, int thread) {
+  using T = typename Tile::T;
+  using O = OwnPixels<Tile>;
   if (own.pixels == 0) return;
   const int half[2] = {own.flip ? 4 : 0, own.flip ? 0 : 4};
   float4 shift[2];
@@ -249,8 +264,11 @@ __device__ inline void store_results(const GemmShared<T>& shared, const SepconvI
   for (int h = 0; h < 2; ++h)
     shift[h] = *reinterpret_cast<const float4*>(item.stage.pointwise.shift + own.channel + half[h]);
   const bool add = item.add, relu = item.stage.relu;
+  const int pixel = thread / O::kGroups;  // the thread's others are swapped alike
+  const float* from = &shared.results[pixel][shared.place(pixel, thread % O::kGroups)];
+  static_assert(O::kStep % 4 == 0);
 #pragma unroll
-  for (int i = 0; i < GemmTile<T>::BM / 16; ++i) {
+  for (int i = 0; i < O::kPixels; ++i) {
     if (i >= own.pixels) return;
     T* to = static_cast<T*>(item.to) + own.at + i * own.step;
     const uint4 added = kIsFloat<T> || !own.flip ? x[i][0] : halves_swapped(x[i][0]);
@@ -258,7 +276,7 @@ __device__ inline void store_results(const GemmShared<T>& shared, const SepconvI
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float4 sums =
-          *reinterpret_cast<const float4*>(&shared.results[thread / 8 + 16 * i][thread % 8 * 8 + half[h]]);
+          *reinterpret_cast<const float4*>(from + i * O::kStep * Tile::BN + half[h]);
       float values[4] = {sums.x + shift[h].x, sums.y + shift[h].y, sums.z + shift[h].z, sums.w + shift[h].w};
       if (add) {
         float more[4];
@@ -293,32 +311,32 @@ __device__ inline void count_item(const SepconvParams& p, const SepconvItem& ite
 // Weights that stay lie behind A.
 template <class T>
 __device__ inline T* weights_of(unsigned char* memory, const SepconvItem& item) {
-  return reinterpret_cast<T*>(memory + item.front + bytes_of_a<T>(item.stage.pointwise.k_pad));
+  return reinterpret_cast<T*>(memory + item.front + sepconv_a_bytes(item.stage.pointwise.k_pad, sizeof(T)));
 }
 
 // Output channels from n on, of A.
-template <class T>
+template <class Tile>
 __device__ inline void pointwise(unsigned char* memory, const SepconvItem& item, int n) {
-  GemmShared<T>& shared = *reinterpret_cast<GemmShared<T>*>(memory);
+  using T = typename Tile::T;
+  GemmShared<Tile>& shared = *reinterpret_cast<GemmShared<Tile>*>(memory);
   const Matrix w = item.stage.pointwise;
-  const T* a = reinterpret_cast<T*>(memory + item.front);
-  const int lda = row_of_a<T>(w.k_pad);
   const int thread = thread_here();
-  typename GemmTile<T>::Accumulators sums;
-  clear<T>(sums);
-  if (item.stay) {
+  const PixelRows<Tile> a(reinterpret_cast<T*>(memory + item.front), row_of_a<Tile>(w.k_pad), thread);
+  typename Tile::Accumulators sums;
+  clear(sums);
+  if (Tile::BN == 64 && item.stay) {
     __syncthreads();
 #pragma unroll 1
-    for (int k = 0; k < w.k_pad; k += GemmTile<T>::BK)
-      multiply_chunk<T>(sums, a + k, lda, weights_of<T>(memory, item) + k * GemmTile<T>::BN, thread);
+    for (int k = 0; k < w.k_pad; k += Tile::BK)
+      multiply_chunk<Tile>(sums, a, k, weights_of<T>(memory, item) + k * Tile::BN, thread);
   } else {
-    multiply<T>(sums, a, lda, w, n, 0, w.k_pad, shared, thread);
+    multiply<Tile>(sums, a, w, n, 0, w.k_pad, shared, thread);
   }
-  const Own own = own_results<T>(item, n, thread);
-  Added<T> x;
-  load_added<T>(x, item, own);  // on its way while the sums are laid out
-  finish<T>(sums, shared, thread);
-  store_results<T>(shared, item, own, x, thread);
+  const Own own = own_results<Tile>(item, n, thread);
+  Added<Tile> x;
+  load_added<Tile>(x, item, own);  // on its way while the sums are laid out
+  finish<Tile>(sums, shared, thread);
+  store_results<Tile>(shared, item, own, x, thread);
 }
 
 // One item, by the whole block, which has met since it was found, and since the memory was last used. `ahead` is called
@@ -327,16 +345,19 @@ template <class T, int kStride, class Ahead>
 __device__ inline void sepconv_item(const SepconvParams& p, const SepconvItem& item, unsigned char* memory,
                                     Ahead&& ahead) {
   T* halo = reinterpret_cast<T*>(memory);
-  if (item.fresh)
-    for (int k = 0; k < item.stage.pointwise.k_pad; k += GemmTile<T>::BK)
-      fetch_chunk<T>(weights_of<T>(memory, item) + k * GemmTile<T>::BN, item.stage.pointwise, 0, k, thread_here());
+  if (item.fresh) {
+    WeightStream<SepconvTile<T, 64>> stream(item.stage.pointwise, 0, 0, weights_of<T>(memory, item), thread_here());
+    for (int k = 0; k < item.stage.pointwise.k_pad / SepconvTile<T, 64>::BK; ++k) stream.fetch(k);
+  }
   const bool one = kStride == 1 || item.stage.stride == 1;
   if (one) fetch_halo<T, 1>(halo, item, 0);
   else fetch_halo<T, kStride>(halo, item, 0);
   if (threadIdx.x == 0) ahead();
   if (one) depthwise<T, 1>(memory, item);
   else depthwise<T, kStride>(memory, item);
-  for (int n = item.first; n < item.last; n += GemmTile<T>::BN) pointwise<T>(memory, item, n);
+  for (int n = item.first; n < item.last;)
+    if (sepconv_width(item.last - n) == 128) pointwise<SepconvTile<T, 128>>(memory, item, n), n += 128;
+    else pointwise<SepconvTile<T, 64>>(memory, item, n), n += 64;
   if (threadIdx.x == 0) count_item<T>(p, item);
 }
 

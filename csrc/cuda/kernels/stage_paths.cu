@@ -70,9 +70,9 @@ __device__ inline void stage_paths(const StagePathsParams& p) {
       __syncthreads();
     }
     const Matrix& w = item.down ? p.down[item.scale] : p.up[item.scale];
-    with_width<T>(w, [&](auto width) {
-      path_item<T, width.value>(p, item, w, memory, [&] { take_path(atomicAdd(p.ticket, 1), paths[turn ^ 1]); });
-    });
+    const auto ahead = [&] { take_path(atomicAdd(p.ticket, 1), paths[turn ^ 1]); };
+    if (path_tile(w, kIsFloat<T>).width == 128) path_item<PathTile<T, 128>>(p, item, w, memory, ahead);
+    else path_item<PathTile<T, 64>>(p, item, w, memory, ahead);
     __syncthreads();
   }
 }
@@ -80,4 +80,4 @@ __device__ inline void stage_paths(const StagePathsParams& p) {
 }  // namespace dynroute::cuda
 
 using namespace dynroute::cuda;
-DYNROUTE_KERNEL(stage_paths, StagePathsParams, kThreads, kStagePathsResident)
+DYNROUTE_KERNEL(stage_paths, StagePathsParams, kSepconvThreads, kStagePathsResident)

@@ -5,8 +5,16 @@
 
 namespace dynroute::cuda {
 
-constexpr int kStagePathsResident = 5;  // blocks of a multiprocessor, by their registers
+constexpr int kStagePathsResident = 2;  // blocks of a multiprocessor, by their registers
 constexpr int kStagePathsStatic = 768;  // bytes of static shared memory, at most
+
+// An item's tile: 64 x 128, or 128 x 64 where there are no 128 channels; float: 64 x 64 there.
+DYNROUTE_DEVICE_TOO constexpr PointwiseTile path_tile(const Matrix& w, bool is_float) {
+  if (w.n_pad > 64) return {128, 64, 128};
+  return is_float ? PointwiseTile{64, 64, 128} : PointwiseTile{64, 128, 64};
+}
+// Before A: the ring, or results.
+constexpr int kPathProductBytes = 32768;
 
 // Output pixels of a path.
 DYNROUTE_DEVICE_TOO inline int path_pixels(const MapShape& map, bool down) {
@@ -16,7 +24,7 @@ DYNROUTE_DEVICE_TOO inline int path_pixels(const MapShape& map, bool down) {
 DYNROUTE_DEVICE_TOO inline int path_items(const Matrix& w, const MapShape& map, bool down, bool is_float) {
   const int pixels = path_pixels(map, down);
   if (!w.weight || pixels == 0) return 0;
-  const PointwiseTile tile = pointwise_tile(w, is_float);
+  const PointwiseTile tile = path_tile(w, is_float);
   const int tiles = ceil_div(pixels, tile.pixels);
   return tiles * cut(w, tile, tiles).parts;
 }
@@ -32,9 +40,10 @@ inline LaunchShape stage_paths_shape(const StagePathsParams& params, DType type,
       const int of_sample = path_items(w, params.cells.maps[s].shape, down, is_float);
       if (of_sample == 0) continue;
       items += int64_t(params.cells.n) * of_sample;
-      shared = std::max(shared, pointwise_shared(w, pointwise_tile(w, is_float), is_float));
+      const PointwiseTile tile = path_tile(w, is_float);
+      shared = std::max(shared, kPathProductBytes + tile.pixels * pixel_bytes(w, tile, is_float));
     }
-  return {resident_blocks(items, shared + kStagePathsStatic, kStagePathsResident, device), kThreads, shared};
+  return {resident_blocks(items, shared + kStagePathsStatic, kStagePathsResident, device), kSepconvThreads, shared};
 }
 
 }  // namespace dynroute::cuda

@@ -21,16 +21,17 @@ template <class T>
 struct Stem {
   static constexpr int kWide = stem_wide(sizeof(T)), kColumns = stem_columns(sizeof(T));
   static constexpr int kRow = stem_image_row(sizeof(T));
-  static constexpr int kParts = kThreads / GemmTile<T>::BM;  // threads that share a pixel: each has some of its taps
-  static constexpr int kChunks = kPadded / GemmTile<T>::BK;
+  using Tile = SmallTile<T>;
+  static constexpr int kParts = kThreads / Tile::BM;  // threads that share a pixel: each has some of its taps
+  static constexpr int kChunks = kPadded / Tile::BK;
   using Image = float[kStemPlanes][kStemRows][kRow];
 
   struct alignas(16) Shared {
-    GemmShared<T> gemm;
-    T a[GemmTile<T>::BM][row_of_a<T>(kPadded)];
+    GemmShared<Tile> gemm;
+    T a[Tile::BM][row_of_a<Tile>(kPadded)];
     Image image[2];
   };
-  static_assert(kWide * kStemHigh == GemmTile<T>::BM, "a tile of pixels is a tile of the product");
+  static_assert(kWide * kStemHigh == Tile::BM, "a tile of pixels is a tile of the product");
 };
 
 // Where column x of the image lies in its row.
@@ -99,18 +100,20 @@ __device__ inline void gather(T* a, const float* image /* under the pixel's firs
 template <class T>
 __device__ inline void stem_conv(const StemConvParams& p) {
   using S = Stem<T>;
+  using Tile = typename S::Tile;
   extern __shared__ __align__(16) unsigned char memory[];
   typename S::Shared& shared = *reinterpret_cast<typename S::Shared*>(memory);
   static_assert(sizeof(shared) == stem_gemm_bytes(sizeof(T)) + stem_a_bytes(sizeof(T)) + stem_image_bytes(sizeof(T)),
                 "what the host has reserved");
   T* weights = reinterpret_cast<T*>(memory + sizeof(shared));
-  const int blocks = ceil_div(p.weight.n_pad, GemmTile<T>::BN);
+  const int blocks = ceil_div(p.weight.n_pad, Tile::BN);
   const int tiles = p.n * ceil_div(p.h_out, kStemHigh) * ceil_div(p.w_out, S::kWide);
   const float* images = p.io->images;
 
-  for (int i = 0; i < blocks * S::kChunks; ++i)
-    fetch_chunk<T>(weights + i * GemmTile<T>::kChunk, p.weight, i / S::kChunks * GemmTile<T>::BN,
-                   i % S::kChunks * GemmTile<T>::BK);
+  for (int block = 0; block < blocks; ++block) {
+    WeightStream<Tile> stream(p.weight, block * Tile::BN, 0, weights);
+    for (int i = 0; i < S::kChunks; ++i) stream.fetch(block * S::kChunks + i);
+  }
   StemTile next = stem_tile<T>(p, blockIdx.x);
   if (int(blockIdx.x) < tiles) fetch_image<T>(shared.image[0], p, images, next);
   for (int at = blockIdx.x, turn = 0; at < tiles; at += gridDim.x, turn ^= 1) {
@@ -121,7 +124,7 @@ __device__ inline void stem_conv(const StemConvParams& p) {
       next = stem_tile<T>(p, at + gridDim.x);
       fetch_image<T>(shared.image[turn ^ 1], p, images, next);
     }
-    const int thread = thread_here(), pixel = thread % GemmTile<T>::BM, part = thread / GemmTile<T>::BM;
+    const int thread = thread_here(), pixel = thread % Tile::BM, part = thread / Tile::BM;
     const int in_image = pixel / S::kWide * 2 * S::kRow + pixel % S::kWide;
     const float* image = &shared.image[turn][0][0][0] + in_image;
     T* a = shared.a[pixel];
@@ -136,14 +139,14 @@ __device__ inline void stem_conv(const StemConvParams& p) {
     const int wide = p.w_out - tile.x, high = p.h_out - tile.y;
     T* out = static_cast<T*>(p.out) + ((int64_t(tile.sample) * p.h_out + tile.y) * p.w_out + tile.x) * p.weight.n;
     for (int block = 0; block < blocks; ++block) {
-      typename GemmTile<T>::Accumulators sums;
-      clear<T>(sums);
+      typename Tile::Accumulators sums;
+      clear(sums);
+      const PixelRows<Tile> rows(&shared.a[0][0], row_of_a<Tile>(kPadded));
 #pragma unroll
       for (int i = 0; i < S::kChunks; ++i)
-        multiply_chunk<T>(sums, &shared.a[0][i * GemmTile<T>::BK], row_of_a<T>(kPadded),
-                          weights + (block * S::kChunks + i) * GemmTile<T>::kChunk);
-      finish<T>(sums, shared.gemm);
-      for_results<T>(shared.gemm, p.weight, block * GemmTile<T>::BN, [&](int pixel, int channel, float (&values)[8]) {
+        multiply_chunk<Tile>(sums, rows, i * Tile::BK, weights + (block * S::kChunks + i) * Tile::kChunk);
+      finish<Tile>(sums, shared.gemm);
+      for_results<Tile>(shared.gemm, p.weight, block * Tile::BN, [&](int pixel, int channel, float (&values)[8]) {
         const int x = pixel % S::kWide, y = pixel / S::kWide;
         if (x >= wide || y >= high || channel >= p.weight.n) return;
         T* to = out + (y * p.w_out + x) * p.weight.n + channel;

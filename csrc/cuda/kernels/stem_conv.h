@@ -20,7 +20,7 @@ DYNROUTE_DEVICE_TOO constexpr int stem_image_row(int bytes) { return bytes == 4 
 DYNROUTE_DEVICE_TOO constexpr int stem_image_bytes(int bytes) {
   return round_up(2 * kStemPlanes * kStemRows * stem_image_row(bytes) * int(sizeof(float)), 16);
 }
-DYNROUTE_DEVICE_TOO constexpr int stem_gemm_bytes(int bytes) { return bytes == 4 ? 12288 : 18432; }
+DYNROUTE_DEVICE_TOO constexpr int stem_gemm_bytes(int bytes) { return bytes == 4 ? 12288 : 16384; }
 DYNROUTE_DEVICE_TOO constexpr int stem_a_bytes(int bytes) {
   return kStemHigh * stem_wide(bytes) * (padded(kStemInputs) * bytes + 16);
 }

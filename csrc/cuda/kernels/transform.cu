@@ -9,9 +9,11 @@
 
 namespace dynroute::cuda {
 
-template <class T, int Width>
+template <class Tile>
 __device__ inline void transform_item(const TransformParams& p, int sample, int item, void* memory) {
-  constexpr PointwiseTile tile = tile_of<T, Width>;
+  using T = typename Tile::T;
+  constexpr PointwiseTile tile = tile_of<Tile>;
+  static_assert(Tile::BM == tile.pixels && sizeof(GemmShared<Tile>) <= product_bytes(Tile::kCores), "the host knows");
   const Matrix& w = p.weight;
   const int all = p.h_out * p.w_out;
   const Cut part = cut(w, tile, ceil_div(all, tile.pixels));
@@ -22,7 +24,7 @@ __device__ inline void transform_item(const TransformParams& p, int sample, int 
 
   const auto fill = [&](T* a, int lda, int k, int count) {
     const auto groups = [&](auto&& each) {
-      for (int row = threadIdx.x / 8; row < GemmTile<T, Width>::BM; row += kThreads / 8)
+      for (int row = threadIdx.x / 8; row < Tile::BM; row += kThreads / 8)
         for (int i = threadIdx.x % 8 * kVector<T>; i < count; i += 8 * kVector<T>) each(row, i, a + row * lda + i);
     };
     groups([&](int row, int i, T* to) {
@@ -41,7 +43,7 @@ __device__ inline void transform_item(const TransformParams& p, int sample, int 
     });
   };
   const auto destination = [&](int row) { return row < pixels ? out + int64_t(row) * w.n : nullptr; };
-  pointwise_item<T, Width>(w, tile.slice, begin, end, memory, fill, destination);
+  pointwise_item<Tile>(w, tile.slice, begin, end, memory, product_bytes(Tile::kCores), fill, destination);
   __syncthreads();  // the next item writes what this one may still read
 }
 
@@ -52,7 +54,7 @@ __device__ inline void transform(const TransformParams& p) {
   for (int64_t at = blockIdx.x; at < int64_t(samples) * of_sample; at += gridDim.x) {
     const int listed = int(at / of_sample), item = int(at % of_sample);
     const int sample = p.open.count ? p.open.samples[listed] : listed;
-    with_width<T>(p.weight, [&](auto width) { transform_item<T, width.value>(p, sample, item, memory); });
+    with_tile<T>(p.weight, [&](auto tile) { transform_item<decltype(tile)>(p, sample, item, memory); });
   }
 }
 

@@ -188,7 +188,7 @@ def test_shape(dtype):
         )
     for limits in (SMALL, A100, H100):
         blocks, threads, shared = launch_shape("sepconv", params, dtype, limits)
-        assert threads == 128 and shared + 512 <= limits.shared_per_block
+        assert threads == 256 and shared + 512 <= limits.shared_per_block
         assert blocks == limits.multiprocessors * (limits.shared_per_multiprocessor // (shared + 1536))
     params.stage[0].h_out, params.stage[0].w_out = 1, 9  # two tiles for each sample
     for s in range(1, 4):

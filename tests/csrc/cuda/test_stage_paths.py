@@ -174,17 +174,17 @@ def test_odd_sizes(dtype: torch.dtype) -> None:
 
 def test_items_of_several_blocks() -> None:
     """A map of many tiles: an item takes several blocks of output channels, the last of a tile fewer."""
-    case = Case(1, 40, 256, 256, torch.float16, scales=2)
+    case = Case(1, 72, 256, 256, torch.float16, scales=2)
 
     def opened(sample: int, scale: int, path: int) -> bool:
         return path == DOWN
 
     *made, info = case.run(opened, counters=True)
     case.check(opened, *made)
-    # 3 blocks of 32 for 128 tiles of 128 pixels: 2 items per tile, each of which reads its pixels once
+    # a block of 128 and one of 32 for 256 tiles of 64 pixels: an item per tile, which reads its pixels once
     sites = info["memory_sites"]
     copied = sum(site["global_bytes"] for site in sites if site["opcode"].startswith("cp.async"))
-    assert copied == 2 * (128 * 128 * 40) * 2 + 128 * (96 * 64) * 2
+    assert copied == (128 * 128 * 72) * 2 + 256 * (160 * 96) * 2
 
 
 def test_nothing_open() -> None:
@@ -283,7 +283,6 @@ def test_memory_traffic(dtype: torch.dtype) -> None:
     *_, info = case.run(lambda sample, s, path: s == 0, counters=True)
     assert info["bank_conflict_ways"] <= 1.05
     assert info["gst_bytes"] == pytest.approx(info["gst_unique_bytes"], rel=0.01)
-    assert 32 * info["gld_sectors"] <= info["gld_bytes"]
+    assert 32 * info["gld_sectors"] <= 1.01 * info["gld_bytes"]  # scalars
     copied = sum(site["global_bytes"] for site in info["memory_sites"] if site["opcode"].startswith("cp.async"))
-    items_per_tile = {torch.float32: 4, torch.float16: 2}[dtype]  # few tiles: an item for each block of channels
-    assert copied == dtype.itemsize * (items_per_tile * 16 * 16 * 64 + 4 * 128 * 64)
+    assert copied == dtype.itemsize * (16 * 16 * 64 + 4 * 128 * 64)  # one block of channels: an item for each tile
