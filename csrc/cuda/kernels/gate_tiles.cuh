@@ -123,7 +123,7 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
     int fetch_n = 0, fetch_k = 0, fetch_slot = 0;
     const auto fetch = [&] {
       // made anew each time: it would be registers that X needs
-      if (fetch_n < gate.n_pad) WeightStream<Tile>(gate, fetch_n, fetch_k, ring).fetch(fetch_slot);
+      if (fetch_n < gate.n_pad) WeightStream<Tile>(gate, fetch_n, fetch_n + BN, fetch_k, BK, ring).fetch(fetch_slot);
       commit_copies();
       if (++fetch_slot == length) fetch_slot = 0;
       if ((fetch_k += BK) == gate.k_pad) fetch_k = 0, fetch_n += BN;

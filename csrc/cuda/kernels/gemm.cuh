@@ -4,12 +4,14 @@
 //
 // Unit of work: BM pixels x BN output channels. A tile of pixels A [BM][k_pad + kSkew] holds all of k, or a slice, and is
 // reused for every block of BN output channels.
-//   16-bit types: a warp has 32 pixels x 16 or 32 channels; k in chunks of 32, two mma.m16n8k16 steps each: at 32 x 32
-//   per step 8 mma for 4 ldmatrix.x4. float: on CUDA cores, 16 or 32 sums to a thread; k in chunks of 16.
-// The weights' chunks pass through a ring of buffers, filled by cp.async two or more chunks ahead, so that there is one
-// __syncthreads per chunk. Results go through shared memory once more, as floats, so that epilogues see 8 neighbouring
-// channels of a pixel and access global memory in groups of 16 bytes. No bank conflicts: rows of A are an odd multiple
-// of 16 bytes, and groups in a row of weights (`slot`) and of results (GemmShared) change places with the row's number.
+//   16-bit types: a warp has 32 or 16 pixels x 32 channels; k in chunks of 32, two mma.m16n8k16 steps each: at 32 x 32
+//   per step 8 mma for 4 ldmatrix.x4. Channels are dealt to mma's columns so that a lane ends with 8 neighbouring ones of
+//   each of its pixels. float: on CUDA cores, 4 neighbouring channels at a time; k in chunks of 16.
+// So results go from registers to global memory in groups of 16 bytes, and need no shared memory and no barrier.
+// The weights' chunks of all blocks pass through one ring of buffers, filled by cp.async two or more chunks ahead, with
+// one __syncthreads per chunk: the next block's are on their way while results are stored. No bank conflicts: rows of A
+// are an odd multiple of 16 bytes, and groups of 16 bytes in a row of weights change places with the row's number
+// (`slot`).
 // What a loop over chunks needs is computed before it: addresses in shared memory are 32 bits and go up by constants.
 // Long loops pass thread_here() as `thread`: what is made of it is then not kept while other phases need the registers.
 #pragma once
@@ -30,30 +32,28 @@ struct GemmTile {
   static constexpr int kGroups = kChunk / kVector<T> / kBlock;  // of 16 bytes, that a thread copies of a chunk
   static_assert(kGroups * kBlock * kVector<T> == kChunk, "every thread copies the same number of groups");
 
-  // The threads: on tensor cores warps of 32 rows x kWide columns, side by side first; on CUDA cores kAcross threads
-  // to a row, with 4 neighbouring columns at a time.
-  static constexpr int kWide = BM * BN / kBlock;
-  static constexpr int kAcross = kCores ? (BN / 4 < kBlock / 16 ? BN / 4 : kBlock / 16) : BN / kWide;
-  static constexpr int kDown = kBlock / kAcross;  // float: rows from one of a thread's to the next
-  static constexpr int kReads = kCores ? BM / kDown : 2;  // rows of A that a thread reads
-  static_assert(kCores || kWide == 16 || kWide == 32);
+  // The threads: on tensor cores warps of kTall rows x 32 columns, side by side first; on CUDA cores kAcross threads to
+  // a row, with 4 neighbouring columns at a time.
+  static constexpr int kTall = BM * BN / kBlock;
+  static constexpr int kAcross = kCores ? (BN / 4 < kBlock / 16 ? BN / 4 : kBlock / 16) : BN / 32;
+  static constexpr int kDown = kBlock / kAcross;                    // float: rows from one of a thread's to the next
+  static constexpr int kReads = kCores ? BM / kDown : kTall / 16;  // rows of A that a thread reads
+  static_assert(kCores || kTall == 16 || kTall == 32);
 
   // sums[i][j][e]. kRows x kColumns of them are one thread's, counted by row(i) and column(j).
-  using Accumulators = float[kReads][kCores ? BN / kAcross : kWide / 8][kCores ? 1 : 4];
-  static constexpr int kRows = kCores ? kReads : 4, kColumns = kCores ? BN / kAcross : kWide / 4;
-  static constexpr int kWarpRows = kCores ? kBlock / 32 : BM / 32;  // warps that hold different rows
-  static constexpr int kFirstLane = kCores ? kAcross : 4;  // lanes that differ from this bit on share columns
+  using Accumulators = float[kReads][kCores ? BN / kAcross : 4][kCores ? 1 : 4];
+  static constexpr int kRows = kCores ? kReads : 2 * kReads, kColumns = kCores ? BN / kAcross : 8;
+  static constexpr int kRowStep = kCores ? kDown : 8;              // from one of a thread's rows to the next
+  static constexpr int kWarpRows = kCores ? kBlock / 32 : BM / kTall;  // warps that hold different rows
+  static constexpr int kFirstLane = kCores ? kAcross : 4;          // lanes that differ from this bit on share columns
 
   static __device__ int warp_row(unsigned thread = threadIdx.x) { return thread / 32 / (kCores ? 1 : kAcross); }
-  static __device__ int warp_column(unsigned thread = threadIdx.x) {
-    return kCores ? 0 : thread / 32 % kAcross * kWide;
-  }
+  static __device__ int warp_column(unsigned thread = threadIdx.x) { return kCores ? 0 : thread / 32 % kAcross * 32; }
   static __device__ int row(int i, unsigned thread = threadIdx.x) {
-    return kCores ? thread / kAcross + kDown * i : warp_row(thread) * 32 + thread % 32 / 4 + 8 * i;
+    return (kCores ? thread / kAcross : warp_row(thread) * kTall + thread % 32 / 4) + kRowStep * i;
   }
   static __device__ int column(int j, unsigned thread = threadIdx.x) {
-    return kCores ? j / 4 * 4 * kAcross + thread % kAcross * 4 + j % 4
-                  : warp_column(thread) + j / 2 * 8 + thread % 4 * 2 + j % 2;
+    return kCores ? j / 4 * 4 * kAcross + thread % kAcross * 4 + j % 4 : warp_column(thread) + thread % 4 * 8 + j;
   }
   static __device__ float value(const Accumulators& sums, int i, int j) {
     return kCores ? sums[i][j][0] : sums[i / 2][j / 2][i % 2 * 2 + j % 2];
@@ -65,16 +65,8 @@ template <class T, int Width = 64>
 using SmallTile = GemmTile<T, (kIsFloat<T> ? 2048 : 4096) / Width, Width>;
 
 constexpr int kRing = 3;  // buffers of weights
-
 template <class Tile>
-struct alignas(16) GemmShared {
-  union {
-    typename Tile::T weights[kRing][Tile::kChunk];
-    float results[Tile::BM][Tile::BN];
-  };
-  // Where results of 8 channels of a pixel lie: channel / 8 == group.
-  static __device__ int place(int pixel, int group) { return (group ^ pixel % 4) * 8; }
-};
+constexpr int kRingBytes = kRing * Tile::kChunk * int(sizeof(typename Tile::T));
 
 // Values of A's row; and its bytes for a tile.
 template <class Tile>
@@ -94,40 +86,52 @@ __device__ inline void clear(float (&sums)[Rows][Columns][Values]) {
 }
 
 // Where 16-byte group `group` of row `row` of a chunk of 16-bit weights lies in its row.
-__device__ inline int slot(int row, int group) { return group ^ row / 2 % 4; }
+__device__ inline int slot(int row, int group) { return group ^ row / 8 % 4; }
 
-// A thread's part of the chunks of a block of output channels, one after another: from global memory, on their way.
+// A thread's part of a sequence of chunks, on their way from global memory: of output channels n to n_end, block by
+// block, each from k on k_count values.
 template <class Tile>
 struct WeightStream {
   using T = typename Tile::T;
   static constexpr int kPerRow = Tile::kRow / kVector<T>, kStep = Tile::kBlock / kPerRow;  // rows to the next group
   const T* from;
-  int step;      // in `from`, to the thread's next group
-  int advance;   // to the next chunk
-  unsigned to;   // shared address in the first buffer
-  int rows;      // 16-bit: n_pad less this thread's first row; float: 1 if its columns are there, else less
+  int step;             // in `from`, to the thread's next group
+  int advance, jump;    // to the next chunk; after a block's last one, to the next block
+  unsigned to;          // shared address in the first buffer
+  int valid;            // output channels that there are, less this thread's first
+  int of_block, chunks, more;  // chunks: of a block, still of this block, still of all
 
-  // Output channels from `n`, k from `k` on; `buffers`: of the ring.
-  __device__ WeightStream(const Matrix& w, int n, int k, const T* buffers, unsigned thread = threadIdx.x) {
+  __device__ WeightStream(const Matrix& w, int n, int n_end, int k, int k_count, const T* buffers,
+                          unsigned thread = threadIdx.x) {
     const int row = thread / kPerRow, column = thread % kPerRow * kVector<T>;
     const T* weight = static_cast<const T*>(w.weight);
     if constexpr (Tile::kCores) {
       from = weight + int64_t(k + row) * w.n_pad + n + column;
-      step = kStep * w.n_pad, advance = Tile::BK * w.n_pad, rows = n + column < w.n_pad ? 1 << 30 : 0;
+      step = kStep * w.n_pad, advance = Tile::BK * w.n_pad, jump = Tile::BN - k_count * w.n_pad;
+      valid = w.n_pad - n - column;
     } else {
       from = weight + int64_t(n + row) * w.k_pad + k + column;
-      step = kStep * w.k_pad, advance = Tile::BK, rows = w.n_pad - n - row;
+      step = kStep * w.k_pad, advance = Tile::BK, jump = Tile::BN * w.k_pad - k_count;
+      valid = w.n_pad - n - row;
     }
     const int place = Tile::kCores ? column : slot(row, column / kVector<T>) * kVector<T>;
     to = shared_address(buffers + row * Tile::kRow + place);
+    chunks = of_block = k_count / Tile::BK, more = ceil_div(n_end - n, Tile::BN) * of_block;
   }
-  // The next chunk into buffer `buffer`. What there is no weight for becomes zeros: nothing is read, whatever the address.
+  // The next chunk into buffer `buffer`, if there is one. What there is no weight for becomes zeros, and is not read.
   __device__ void fetch(int buffer) {
+    if (more <= 0) return;
 #pragma unroll
     for (int i = 0; i < Tile::kGroups; ++i)
       copy_async(to + unsigned(buffer * Tile::kChunk + i * kStep * Tile::kRow) * unsigned(sizeof(T)),
-                 from + i * step, i * kStep < rows);
+                 from + i * step, valid > (Tile::kCores ? 0 : i * kStep));
+    skip();
+  }
+  // What is on its way already.
+  __device__ void skip() {
     from += advance;
+    --more;
+    if (--chunks == 0) chunks = of_block, from += jump, valid -= Tile::BN;
   }
 };
 
@@ -138,7 +142,7 @@ struct PixelRows {
   unsigned first, step;
 
   __device__ PixelRows(const T* a, int lda, unsigned thread = threadIdx.x) {
-    const int row = Tile::kCores ? thread / Tile::kAcross : Tile::warp_row(thread) * 32 + thread % 16;
+    const int row = Tile::kCores ? thread / Tile::kAcross : Tile::warp_row(thread) * Tile::kTall + thread % 16;
     first = shared_address(a + row * lda) + (Tile::kCores ? 0 : thread % 32 / 16 * 16);
     step = (Tile::kCores ? Tile::kDown : 16) * lda * int(sizeof(T));
   }
@@ -175,102 +179,77 @@ __device__ inline void multiply_chunk(typename Tile::Accumulators& sums, const A
       }
     }
   } else {
-    const int lane = thread % 32, row = Tile::warp_column(thread) + lane / 16 * 8 + lane % 8;
+    // mma number t of 8 columns: column 2 q + b is channel 8 q + 2 t + b, which becomes value b of lane q of four
+    const int lane = thread % 32, row = Tile::warp_column(thread) + lane % 8 / 2 * 8 + lane % 2 + lane / 16 * 2;
     const unsigned from = shared_address(weights), in_row = row * Tile::kRow * unsigned(sizeof(T));
     const unsigned group = slot(row, lane / 8 % 2) * 16;
 #pragma unroll
     for (int k = 0; k < Tile::BK; k += 16) {
-      unsigned pixels[2][4], w[Tile::kWide / 16][4];
+      unsigned pixels[Tile::kReads][4], w[2][4];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) load_matrices(pixels[i], a(i, k_of_a + k));
+      for (int i = 0; i < Tile::kReads; ++i) load_matrices(pixels[i], a(i, k_of_a + k));
 #pragma unroll
-      for (int j = 0; j < Tile::kWide / 16; ++j)
-        load_matrices(w[j], from + in_row + (group ^ k * 2) + j * 16 * Tile::kRow * unsigned(sizeof(T)));
+      for (int j = 0; j < 2; ++j)
+        load_matrices(w[j], from + in_row + (group ^ k * 2) + j * 4 * Tile::kRow * unsigned(sizeof(T)));
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < Tile::kReads; ++i)
 #pragma unroll
-        for (int j = 0; j < Tile::kWide / 8; ++j) mma(sums[i][j], pixels[i], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1], T());
+        for (int j = 0; j < 4; ++j) mma(sums[i][j], pixels[i], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1], T());
     }
   }
 }
 
-// sums += a[BM][k_count] * weights[k_begin + k, n + column]; called by the whole block. k_begin and k_count are
-// multiples of 32. A must have been written by each thread, or be on its way by cp.async that this thread has
-// committed: the first wait for weights is one for A as well, and the barrier is here.
-// Behind the call the ring may still be read by other warps: the next call, or `finish`, begins with a barrier.
-template <class Tile, class A>
-__device__ inline void multiply(typename Tile::Accumulators& sums, const A& a, const Matrix& w, int n, int k_begin,
-                                int k_count, GemmShared<Tile>& shared, unsigned thread = threadIdx.x) {
-  const int chunks = k_count / Tile::BK;
-  WeightStream<Tile> stream(w, n, k_begin, shared.weights[0], thread);
-  __syncthreads();
+// The first chunks, on their way into the ring.
+template <class Tile>
+__device__ inline void begin_ring(WeightStream<Tile>& stream) {
 #pragma unroll
   for (int i = 0; i < kRing - 1; ++i) {
-    if (i < chunks) stream.fetch(i);
+    stream.fetch(i);
     commit_copies();
   }
-  int buffer = 0;
+}
+
+// sums += a * a block's weights, the next in the ring's sequence; called by the whole block, behind `begin_ring`. A must
+// have been written by each thread, or be on its way by cp.async that this thread has committed before the ring's
+// first: the first wait for weights is one for A as well, and the barrier is here. `buffer`: of the next chunk, 0 at
+// first. Behind the call ring and A may still be read by other warps.
+template <class Tile, class A>
+__device__ inline void multiply(typename Tile::Accumulators& sums, const A& a, WeightStream<Tile>& stream,
+                                const typename Tile::T* ring, int& buffer, unsigned thread = threadIdx.x) {
+  const int chunks = stream.of_block;
 #pragma unroll 1
   for (int i = 0; i < chunks; ++i) {
     wait_copies<kRing - 2>();
     __syncthreads();
-    if (i + kRing - 1 < chunks) stream.fetch(buffer == 0 ? kRing - 1 : buffer - 1);
+    stream.fetch(buffer == 0 ? kRing - 1 : buffer - 1);
     commit_copies();
-    multiply_chunk<Tile>(sums, a, i * Tile::BK, shared.weights[buffer], thread);
+    multiply_chunk<Tile>(sums, a, i * Tile::BK, ring + buffer * Tile::kChunk, thread);
     buffer = buffer == kRing - 1 ? 0 : buffer + 1;
   }
-  wait_copies<0>();
 }
 
-// Lays the sums out as shared.results[pixel][channel]; ends with a barrier.
-template <class Tile>
-__device__ inline void finish(const typename Tile::Accumulators& sums, GemmShared<Tile>& shared,
-                              unsigned thread = threadIdx.x) {
-  __syncthreads();
-  const int row = Tile::row(0, thread), column = Tile::column(0, thread);
-  float* const to = &shared.results[row][column % 8];  // other rows of this thread are swapped alike
-  static_assert(Tile::kCores ? Tile::kDown % 4 == 0 : true);
-  if constexpr (Tile::kCores) {
-#pragma unroll
-    for (int i = 0; i < Tile::kRows; ++i)
-#pragma unroll
-      for (int j = 0; j < Tile::kColumns; j += 4)
-        *reinterpret_cast<float4*>(to + Tile::kDown * i * Tile::BN +
-                                   shared.place(row, (column + j * Tile::kAcross) / 8)) = {
-            sums[i][j][0], sums[i][j + 1][0], sums[i][j + 2][0], sums[i][j + 3][0]};
-  } else {
-#pragma unroll
-    for (int i = 0; i < Tile::kRows; ++i)
-#pragma unroll
-      for (int j = 0; j < Tile::kColumns; j += 2)
-        *reinterpret_cast<float2*>(to + 8 * i * Tile::BN + shared.place(row, column / 8 + j / 2)) = {
-            Tile::value(sums, i, j), Tile::value(sums, i, j + 1)};
-  }
-  __syncthreads();
-}
-
-// Calls f(pixel, channel, values) for every pixel of the tile and every 8 channels from n on that are below w.n_pad;
-// values are the results with the shift added. Threads with neighbouring numbers get neighbouring channels.
+// Calls f(i, pixel, channel, values) for this thread's results, 16 bytes' values at a time, of channels from n on that
+// are below w.n_pad, with the shift added: 4 lanes (float: 8 or more) have a pixel's neighbouring channels. i: which of
+// the thread's pixels.
 template <class Tile, class F>
-__device__ inline void for_results(const GemmShared<Tile>& shared, const Matrix& w, int n, F&& f,
+__device__ inline void for_results(const typename Tile::Accumulators& sums, const Matrix& w, int n, F&& f,
                                    unsigned thread = threadIdx.x) {
-  constexpr int groups = Tile::BN / 8;
-  const int group = thread % groups, channel = n + group * 8;
-  if (channel >= w.n_pad) return;
-  const bool flip = thread % 8 >= 4;  // half of the threads read their second half first: no bank conflicts
-  float shift[8];
+  constexpr int V = kVector<typename Tile::T>;
 #pragma unroll
-  for (int i = 0; i < 8; i += 4)
-    *reinterpret_cast<float4*>(shift + i) = *reinterpret_cast<const float4*>(w.shift + channel + i);
-#pragma unroll 1
-  for (int pixel = thread / groups; pixel < Tile::BM; pixel += Tile::kBlock / groups) {
-    const float* from = &shared.results[pixel][shared.place(pixel, group)];
-    const float4 one = *reinterpret_cast<const float4*>(from + (flip ? 4 : 0));
-    const float4 two = *reinterpret_cast<const float4*>(from + (flip ? 0 : 4));
-    const float4 low = flip ? two : one, high = flip ? one : two;
-    float values[8] = {low.x + shift[0],  low.y + shift[1],  low.z + shift[2],  low.w + shift[3],
-                       high.x + shift[4], high.y + shift[5], high.z + shift[6], high.w + shift[7]};
-    f(pixel, channel, values);
+  for (int j = 0; j < Tile::kColumns; j += V) {
+    const int channel = n + Tile::column(j, thread);
+    if (channel >= w.n_pad) return;
+    float shift[V];
+#pragma unroll
+    for (int e = 0; e < V; e += 4)
+      *reinterpret_cast<float4*>(shift + e) = *reinterpret_cast<const float4*>(w.shift + channel + e);
+#pragma unroll
+    for (int i = 0; i < Tile::kRows; ++i) {
+      float values[V];
+#pragma unroll
+      for (int e = 0; e < V; ++e) values[e] = Tile::value(sums, i, j + e) + shift[e];
+      f(i, Tile::row(i, thread), channel, values);
+    }
   }
 }
 

@@ -45,7 +45,7 @@ __device__ inline void merge_item(const MergeParams& params, int item, int tiles
   constexpr int kVec = kVector<T>, kColumns = kMergeTileWidth, kLines = Tile::BM / kColumns;
   constexpr int kCoarseColumns = kColumns / 2 + 2, kCoarseLines = kLines / 2 + 2;
   static_assert(kCoarseColumns * kCoarseLines == merge_coarse_pixels(tile_of<Tile>), "what the host has reserved");
-  static_assert(sizeof(GemmShared<Tile>) <= product_bytes(Tile::kCores), "A lies behind");
+  static_assert(kRingBytes<Tile> <= product_bytes(Tile::kCores), "A lies behind");
   const Matrix& w = params.weight;
   const int h = params.maps.shape.h, width = params.maps.shape.w, c = params.maps.shape.c;
   const int begin = item % part.parts * part.channels, end = min(begin + part.channels, w.n);
@@ -124,8 +124,10 @@ __device__ inline void merge(const MergeParams& params) {
   const PointwiseTile tile = merge_tile(w, kIsFloat<T>);
   const int tiles = merge_tiles(params.maps.shape, tile);
   const Cut part = cut(w, tile, tiles);
-  for (int item = blockIdx.x; item < params.n * tiles * part.parts; item += gridDim.x)
+  for (int item = blockIdx.x; item < params.n * tiles * part.parts; item += gridDim.x) {
     with_tile<T>(w, [&](auto of) { merge_item<decltype(of)>(params, item, tiles, tile.slice, part, memory); });
+    __syncthreads();  // the next item writes what this one may still read
+  }
 }
 
 }  // namespace dynroute::cuda

@@ -78,7 +78,7 @@ __device__ inline void path_item(const StagePathsParams& params, const PathItem&
   using T = typename Tile::T;
   constexpr PointwiseTile tile = path_tile({nullptr, nullptr, 0, 0, 0, Tile::BN}, Tile::kCores);
   static_assert(Tile::BM == tile.pixels && Tile::BN == tile.width, "the host has the same tile in mind");
-  static_assert(sizeof(GemmShared<Tile>) <= kPathProductBytes, "A lies behind");
+  static_assert(kRingBytes<Tile> <= kPathRingBytes, "A lies behind");
   const ScaleMaps& maps = params.cells.maps[item.scale];
   // Within, copies of the item's fields: asynchronous copies are memory to the compiler, and would have it read again.
   const auto fill = [&](T* a, int lda, int k, int count) {
@@ -99,7 +99,7 @@ __device__ inline void path_item(const StagePathsParams& params, const PathItem&
   T* const out = static_cast<T*>(maps.halves) + item.sample_at + in_halves(item.down ? kDown : kUp, maps.shape.size());
   const int first = item.first_pixel, pixels = item.pixels;
   const auto destination = [&](int row) { return row < pixels ? out + int64_t(first + row) * w.n : nullptr; };
-  pointwise_item<Tile>(w, tile.slice, item.begin, item.end, memory, kPathProductBytes, fill,
+  pointwise_item<Tile>(w, tile.slice, item.begin, item.end, memory, kPathRingBytes, fill,
                        destination);
   if (threadIdx.x == 0)
     count(params.cells.io->node_macs + item.counter, int64_t(pixels) * maps.shape.c * (item.end - item.begin));

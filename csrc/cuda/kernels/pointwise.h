@@ -36,9 +36,8 @@ DYNROUTE_DEVICE_TOO inline Cut cut(const Matrix& w, const PointwiseTile& tile, i
   return {each * tile.width, ceil_div(blocks, each)};
 }
 
-// A block's shared memory: first what gemm.cuh uses, for either width, so that the pixels' slice lies in one place
-// whatever the width (threads that begin an item write it while others still read results of the item before).
-DYNROUTE_DEVICE_TOO constexpr int product_bytes(bool is_float) { return is_float ? 8192 : 16384; }
+// A block's shared memory: first the ring of weights, as long as for the larger width, then the pixels' slice.
+DYNROUTE_DEVICE_TOO constexpr int product_bytes(bool is_float) { return is_float ? 6144 : 12288; }
 inline int pixel_bytes(const Matrix& w, const PointwiseTile& tile, bool is_float) {
   return std::min(w.k_pad, tile.slice) * (is_float ? 4 : 2) + 16;
 }

@@ -19,11 +19,13 @@ __device__ inline void predictor(const PredictorParams& params) {
   constexpr int kColumns = kPredictorColumns, kLines = predictor_lines(kIsFloat<T>), kRow = kColumns + 2;
   using S = SmallTile<T, kWidth>;
   static_assert(S::BM == kLines * kColumns, "a tile of pixels");
-  static_assert(sizeof(GemmShared<S>) <= product_bytes(kIsFloat<T>), "the tile lies behind");
+  static_assert(kRingBytes<S> <= predictor_ring_bytes(kIsFloat<T>), "the tile lies behind");
+  static_assert(S::BM * (kWidth + 1) * 4 <= predictor_ring_bytes(kIsFloat<T>), "results lie there too");
 
   extern __shared__ __align__(16) unsigned char memory[];
-  GemmShared<S>& shared = *reinterpret_cast<GemmShared<S>*>(memory);
-  T* const tile = reinterpret_cast<T*>(memory + product_bytes(kIsFloat<T>));  // [kLines + 2][kRow][pitch]
+  T* const ring = reinterpret_cast<T*>(memory);
+  float* const results = reinterpret_cast<float*>(memory);  // [BM][kWidth + 1]
+  T* const tile = reinterpret_cast<T*>(memory + predictor_ring_bytes(kIsFloat<T>));  // [kLines + 2][kRow][pitch]
   const Matrix& w = params.weight;
   const int c = params.c, pitch = predictor_pitch(c, kVec);
   int* const offsets = reinterpret_cast<int*>(tile + (kLines + 2) * kRow * pitch);  // [k_pad / kVec]
@@ -53,7 +55,7 @@ __device__ inline void predictor(const PredictorParams& params) {
   unsigned rows[S::kReads];
 #pragma unroll
   for (int i = 0; i < S::kReads; ++i) {
-    const int pixel = S::kCores ? S::row(i) : S::warp_row() * 32 + lane % 16 + 16 * i;
+    const int pixel = S::kCores ? S::row(i) : S::warp_row() * S::kTall + lane % 16 + 16 * i;
     rows[i] = shared_address(tile + (pixel / kColumns * kRow + pixel % kColumns) * pitch);
   }
   const auto a = [&](int i, int k) {
@@ -63,15 +65,25 @@ __device__ inline void predictor(const PredictorParams& params) {
   for (int n = 0; n < w.n; n += kWidth) {
     typename S::Accumulators sums;
     clear(sums);
-    multiply<S>(sums, a, w, n, 0, w.k_pad, shared);
-    finish<S>(sums, shared);
+    if (n > 0) __syncthreads();  // results of the block before are read
+    WeightStream<S> stream(w, n, min(n + kWidth, w.n), 0, w.k_pad, ring);
+    begin_ring(stream);
+    int buffer = 0;
+    multiply<S>(sums, a, stream, ring, buffer);
+    // through shared memory: classes are any number, and a pixel's lie behind those of the one before
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < S::kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < S::kColumns; ++j) results[S::row(i) * (kWidth + 1) + S::column(j)] = S::value(sums, i, j);
+    __syncthreads();
     const int channel = threadIdx.x % 32;
     if (n + channel >= w.n) continue;
     const float shift = w.shift[n + channel];
     for (int pixel = threadIdx.x / 32; pixel < S::BM; pixel += kThreads / 32) {
       const int line = pixel / kColumns, column = pixel % kColumns;
       if (y0 + line < params.h && x0 + column < params.w)
-        out[(int64_t(line) * params.w + column) * w.n + n + channel] = shared.results[pixel][shared.place(pixel, channel / 8) + channel % 8] + shift;
+        out[(int64_t(line) * params.w + column) * w.n + n + channel] = results[pixel * (kWidth + 1) + channel] + shift;
     }
   }
   if (threadIdx.x == 0) {

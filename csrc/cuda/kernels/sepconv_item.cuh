@@ -28,8 +28,8 @@ struct Patch {  // output pixels of a thread
   static constexpr int kHigh = 2, kWide = kIsFloat<T> ? 1 : 2;
   static constexpr int kInRow = kSepconvWide / kWide;
   template <int Width>
-  static constexpr bool knows = sizeof(GemmShared<SepconvTile<T, Width>>) <= sepconv_gemm_bytes(Width, sizeof(T));
-  static_assert(knows<64> && knows<128>, "the host knows the product's memory");
+  static constexpr bool knows = kRingBytes<SepconvTile<T, Width>> == 3 * Width * 64;
+  static_assert(knows<64> && knows<128> && kRing == 3, "the host knows the ring's memory");
   static_assert(kSepconvWide * sepconv_high(sizeof(T)) / (kHigh * kWide) * kGroups == kSepconvThreads,
                 "every thread has one patch of a chunk");
   static_assert(bytes_of_a<SepconvTile<T, 64>>(64) == sepconv_a_bytes(64, sizeof(T)), "and A's");
@@ -66,7 +66,8 @@ struct SepconvItem {
   void* to;          // of the output
   int scale, sample, x, y;
   int first, last;  // output channels
-  int front;        // bytes before A
+  int second;       // bytes before the halo's second buffer,
+  int front;        // and before A
   int stay, fresh;  // weights stay, and have to be fetched first
   int number;       // of all the launch's items; -1: there are no more
 };
@@ -89,7 +90,7 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
     const bool plain = stage.from == kPlain;
     const bool all = plain && !p.row.counts;
     const int listed = all ? p.n : p.row.counts[kOpen * kScales + s], tiles = sepconv_tiles(stage, sizeof(T));
-    const int parts = sepconv_parts(listed * tiles, stage.pointwise.n_pad), here = listed * tiles * parts;
+    const int parts = sepconv_parts(listed * tiles, stage.pointwise), here = listed * tiles * parts;
     if (at >= here) {
       at -= here;
       continue;
@@ -98,7 +99,7 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
     const int part = at % parts, tile = at / parts % tiles, in_list = at / parts / tiles;
     const int sample = all ? in_list : p.row.samples[(kOpen * kScales + s) * p.n + in_list];
     const int x = tile % in_row * kSepconvWide, y = tile / in_row * sepconv_high(sizeof(T));
-    const int n = stage.pointwise.n, blocks = ceil_div(stage.pointwise.n_pad, 64);
+    const int n = stage.pointwise.n, blocks = sepconv_blocks(stage.pointwise), wide = sepconv_width(stage.pointwise);
     Node node = {};
     if (!plain) node = p.row.nodes[sample * kScales + s];
     const auto pixel = [&](void* map, int h, int w, int c, int stride) {
@@ -113,8 +114,9 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
     else if (stage.residual) added = stage_map(kX, nullptr, p.maps[s], node);
     item.add = added ? pixel(added, stage.h_out, stage.w_out, n, 1) : nullptr;
     item.scale = s, item.sample = sample, item.x = x, item.y = y;
-    item.first = blocks * part / parts * 64;
-    item.last = min(blocks * (part + 1) / parts * 64, n);
+    item.first = blocks * part / parts * wide;
+    item.last = min(blocks * (part + 1) / parts * wide, n);
+    item.second = sepconv_second(stage.pointwise, stage.stride, sizeof(T));
     item.front = sepconv_front(stage.pointwise, stage.stride, sizeof(T));
     item.stay = sepconv_weights_stay(stage.pointwise);
     item.fresh = item.stay && s != last_scale;
@@ -123,10 +125,18 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
   }
 }
 
-// A chunk of the tile's input, if there is one, on its way into `to` [halo pixels][64]. Within a tile 32-bit offsets
-// suffice; nothing is read outside the map, whatever the address.
+// Where a chunk of the halo lies: the last one in the second buffer, the one before in the first.
 template <class T, int kStride>
-__device__ inline void fetch_halo(T* to, const SepconvItem& item, int chunk) {
+__device__ inline T* halo_buffer(unsigned char* memory, const SepconvItem& item, int chunk) {
+  const bool second = sepconv_ahead(kStride) && (ceil_div(item.stage.pointwise.k_pad, kSepconvChannels) - chunk) % 2;
+  return reinterpret_cast<T*>(memory + (second ? item.second : 0));
+}
+
+// A chunk of the tile's input, if there is one, on its way into its buffer [halo pixels][64]. Within a tile 32-bit
+// offsets suffice; nothing is read outside the map, whatever the address.
+template <class T, int kStride>
+__device__ inline void fetch_halo(unsigned char* memory, const SepconvItem& item, int chunk) {
+  T* const to = halo_buffer<T, kStride>(memory, item, chunk);
   constexpr int wide = sepconv_halo(kSepconvWide, kStride), high = sepconv_halo(sepconv_high(sizeof(T)), kStride);
   constexpr int per_pixel = kSepconvChannels / kVector<T>;
   const int thread = thread_here();
@@ -151,21 +161,21 @@ __device__ inline void fetch_halo(T* to, const SepconvItem& item, int chunk) {
 }
 
 // A [BM][k_pad] = depthwise of the tile, whose first chunk is on its way. The block has to meet before A is read.
-template <class T, int kStride>
-__device__ inline void depthwise(unsigned char* memory, const SepconvItem& item) {
+// last(): what is asked for, in kRing - 1 groups of copies, while the last chunk is computed.
+template <class T, int kStride, class Last>
+__device__ inline void depthwise(unsigned char* memory, const SepconvItem& item, Last&& last) {
   using P = Patch<T>;
-  constexpr bool ahead = sepconv_buffers(kStride) == 2;
+  constexpr bool ahead = sepconv_ahead(kStride);
   constexpr int halo_wide = sepconv_halo(kSepconvWide, kStride);
-  constexpr int buffer = sepconv_halo(sepconv_high(sizeof(T)), kStride) * halo_wide * kSepconvChannels;
   const int thread = thread_here(), group = thread % kGroups * kGroup, patch = thread / kGroups;
   const int patch_x = patch % P::kInRow * P::kWide, patch_y = patch / P::kInRow * P::kHigh;
   const int& k_pad = item.stage.pointwise.k_pad;  // read where needed: a copy would be one more register
-  T* halo = reinterpret_cast<T*>(memory);
 #pragma unroll 1
   for (int chunk = 0; chunk * kSepconvChannels < k_pad; ++chunk) {
     const int channel = chunk * kSepconvChannels + group;  // of this thread the first
-    T* here = halo + (ahead ? chunk % 2 * buffer : 0);
-    if (ahead) fetch_halo<T, kStride>(halo + (chunk + 1) % 2 * buffer, item, chunk + 1);
+    const bool is_last = (chunk + 1) * kSepconvChannels >= k_pad;
+    if (ahead && !is_last) fetch_halo<T, kStride>(memory, item, chunk + 1);
+    if (ahead && is_last) last();
     float weight[9][kGroup];
     const int c = item.stage.c_in;
     const float* from_weight = item.stage.depthwise + channel;
@@ -174,8 +184,11 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item)
       const float4* four = reinterpret_cast<const float4*>(from_weight + tap * c);
       *reinterpret_cast<float4*>(weight[tap]) = channel < c ? __ldg(four) : float4{0, 0, 0, 0};
     }
-    wait_copies<ahead ? 1 : 0>();
+    if (!ahead) wait_copies<0>();
+    else if (is_last) wait_copies<kRing - 1>();
+    else wait_copies<1>();
     __syncthreads();
+    const T* const here = halo_buffer<T, kStride>(memory, item, chunk);
     if (channel < k_pad) {
       float sum[P::kHigh][P::kWide][kGroup] = {};
       const T* from = here + (patch_y * halo_wide + patch_x) * kStride * kSepconvChannels + group;
@@ -202,100 +215,48 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item)
 #pragma unroll
         for (int j = 0; j < P::kWide; ++j) store_four(to + (i * kSepconvWide + j) * lda, sum[i][j]);
     }
-    if ((chunk + 1) * kSepconvChannels < k_pad) __syncthreads();
-    if (!ahead) fetch_halo<T, kStride>(halo, item, chunk + 1);
+    if (is_last) continue;
+    __syncthreads();
+    if (!ahead) fetch_halo<T, kStride>(memory, item, chunk + 1);
   }
 }
 
-// What a thread stores of a block of output channels: 8 of them, of some of the pixels, which are rows apart.
-struct Own {
-  int channel;
-  int at, step;  // where the first pixel's values lie, from the tile's first ones on; how much further the next one's
-  int pixels;    // inside the map
-  bool flip;     // handles the second half of its channels first: no bank conflicts
-};
+// A thread's results of a block of output channels: shift, X, ReLU, stores. Its pixels lie below each other.
 template <class Tile>
-struct OwnPixels {
-  static constexpr int kGroups = Tile::BN / 8, kStep = Tile::kBlock / kGroups, kPixels = Tile::BM / kStep;
-  static constexpr int kWords = 8 / kVector<typename Tile::T>;  // groups of 16 bytes in 8 channels
-};
-template <class Tile>
-__device__ inline Own own_results(const SepconvItem& item, int n, int thread) {
-  using O = OwnPixels<Tile>;
-  constexpr int rows = O::kStep / kSepconvWide;
-  const int channel = n + thread % O::kGroups * 8, column = thread / O::kGroups % kSepconvWide,
-            row = thread / O::kGroups / kSepconvWide;
-  const int channels = item.stage.pointwise.n, w = item.stage.w_out, high = item.stage.h_out - item.y;
-  const bool any = channel < channels && item.x + column < w;
-  return {channel, (row * w + column) * channels + channel, rows * w * channels,
-          any ? min(ceil_div(high - row, rows), O::kPixels) : 0, thread % 8 >= 4};
-}
-
-__device__ inline uint4 halves_swapped(const uint4& group) { return {group.z, group.w, group.x, group.y}; }
-
-// X at a thread's results, on its way.
-template <class Tile>
-using Added = uint4[OwnPixels<Tile>::kPixels][OwnPixels<Tile>::kWords];
-template <class Tile>
-__device__ inline void load_added(Added<Tile>& x, const SepconvItem& item, const Own& own) {
+__device__ inline void store_results(const typename Tile::Accumulators& sums, const SepconvItem& item, int n,
+                                     int thread) {
   using T = typename Tile::T;
-  using O = OwnPixels<Tile>;
-  const T* from = static_cast<const T*>(item.add);
-  if (!from) return;
+  constexpr int V = kVector<T>, lines = Tile::kRowStep / kSepconvWide;
+  static_assert(lines * kSepconvWide == Tile::kRowStep);
+  const SepconvStage& stage = item.stage;
+  const int channels = stage.pointwise.n, first = Tile::row(0, thread), x = first % kSepconvWide,
+            y = first / kSepconvWide, pitch = stage.w_out * channels;
+  const int inside = item.x + x < stage.w_out ? ceil_div(stage.h_out - item.y - y, lines) : 0;  // of its pixels
+  const int at = y * pitch + x * channels + n + Tile::column(0, thread);
+  const T* const add = static_cast<const T*>(item.add);
+  const bool relu = stage.relu;
+  uint4 added[Tile::kColumns / V][Tile::kRows];
+  if (add)
 #pragma unroll
-  for (int i = 0; i < O::kPixels; ++i)
+    for (int j = 0; j < Tile::kColumns / V; ++j)
 #pragma unroll
-    for (int j = 0; j < O::kWords; ++j)
-      if (i < own.pixels)
-        x[i][j] = __ldcg(reinterpret_cast<const uint4*>(from + own.at + i * own.step) +
-                         (own.flip ? O::kWords - 1 - j : j));
-}
-
-// A thread's results: shift, X, ReLU, stores.
-template <class Tile>
-__device__ inline void store_results(const GemmShared<Tile>& shared, const SepconvItem& item, const Own& own,
-                                     const Added<Tile>& x, int thread) {
-  using T = typename Tile::T;
-  using O = OwnPixels<Tile>;
-  if (own.pixels == 0) return;
-  const int half[2] = {own.flip ? 4 : 0, own.flip ? 0 : 4};
-  float4 shift[2];
+      for (int i = 0; i < Tile::kRows; ++i)
+        if (i < inside && n + Tile::column(j * V, thread) < channels)
+          added[j][i] = __ldcg(reinterpret_cast<const uint4*>(add + at + i * lines * pitch + j * V * Tile::kAcross));
+  for_results<Tile>(sums, stage.pointwise, n, [&](int i, int, int channel, float (&values)[V]) {
+    if (i >= inside || channel >= channels) return;
+    const int j = Tile::kCores ? (channel - n) / (4 * Tile::kAcross) : 0;
+    if (add) {
+      float more[V];
+      unpack<T>(Tile::kCores && j > 0 ? added[Tile::kColumns / V - 1][i] : added[0][i], more);
 #pragma unroll
-  for (int h = 0; h < 2; ++h)
-    shift[h] = *reinterpret_cast<const float4*>(item.stage.pointwise.shift + own.channel + half[h]);
-  const bool add = item.add, relu = item.stage.relu;
-  const int pixel = thread / O::kGroups;  // the thread's others are swapped alike
-  const float* from = &shared.results[pixel][shared.place(pixel, thread % O::kGroups)];
-  static_assert(O::kStep % 4 == 0);
-#pragma unroll
-  for (int i = 0; i < O::kPixels; ++i) {
-    if (i >= own.pixels) return;
-    T* to = static_cast<T*>(item.to) + own.at + i * own.step;
-    const uint4 added = kIsFloat<T> || !own.flip ? x[i][0] : halves_swapped(x[i][0]);
-    uint2 packed[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float4 sums =
-          *reinterpret_cast<const float4*>(from + i * O::kStep * Tile::BN + half[h]);
-      float values[4] = {sums.x + shift[h].x, sums.y + shift[h].y, sums.z + shift[h].z, sums.w + shift[h].w};
-      if (add) {
-        float more[4];
-        if constexpr (kIsFloat<T>) unpack<T>(x[i][h], more);
-        else unpack_four<T>(h == 0 ? uint2{added.x, added.y} : uint2{added.z, added.w}, more);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) values[j] += more[j];
-      }
-      if (relu)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) values[j] = fmaxf(values[j], 0.f);
-      if constexpr (kIsFloat<T>) store_global(to + half[h], pack<T>(values));
-      else packed[h] = pack_four<T>(values);
+      for (int e = 0; e < V; ++e) values[e] += more[e];
     }
-    if constexpr (!kIsFloat<T>) {
-      const uint4 group = {packed[0].x, packed[0].y, packed[1].x, packed[1].y};
-      store_global(to, own.flip ? halves_swapped(group) : group);
-    }
-  }
+    if (relu)
+#pragma unroll
+      for (float& value : values) value = fmaxf(value, 0);
+    store_global(static_cast<T*>(item.to) + at + i * lines * pitch + j * V * Tile::kAcross, pack<T>(values));
+  }, thread);
 }
 
 template <class T>
@@ -314,29 +275,60 @@ __device__ inline T* weights_of(unsigned char* memory, const SepconvItem& item) 
   return reinterpret_cast<T*>(memory + item.front + sepconv_a_bytes(item.stage.pointwise.k_pad, sizeof(T)));
 }
 
-// Output channels from n on, of A.
+// All of the item's output channels, of A, whose first weights are on their way.
 template <class Tile>
-__device__ inline void pointwise(unsigned char* memory, const SepconvItem& item, int n) {
+__device__ inline void pointwise(unsigned char* memory, const SepconvItem& item, bool begun) {
   using T = typename Tile::T;
-  GemmShared<Tile>& shared = *reinterpret_cast<GemmShared<Tile>*>(memory);
   const Matrix w = item.stage.pointwise;
   const int thread = thread_here();
   const PixelRows<Tile> a(reinterpret_cast<T*>(memory + item.front), row_of_a<Tile>(w.k_pad), thread);
+  T* const ring = reinterpret_cast<T*>(memory);
+  WeightStream<Tile> stream(w, item.first, item.last, 0, w.k_pad, ring, thread);
+  if (begun) {
+    for (int i = 0; i < kRing - 1; ++i) stream.skip();
+  } else {
+    __syncthreads();  // the halo is read
+    begin_ring(stream);
+  }
+  int buffer = 0;
+#pragma unroll 1
+  for (int n = item.first; n < item.last; n += Tile::BN) {
+    typename Tile::Accumulators sums;
+    clear(sums);
+    multiply<Tile>(sums, a, stream, ring, buffer, thread);
+    store_results<Tile>(sums, item, n, thread);
+  }
+}
+
+// The same by weights that stay.
+template <class Tile>
+__device__ inline void pointwise_by_staying(unsigned char* memory, const SepconvItem& item) {
+  using T = typename Tile::T;
+  const int k_pad = item.stage.pointwise.k_pad, thread = thread_here();
+  const PixelRows<Tile> a(reinterpret_cast<T*>(memory + item.front), row_of_a<Tile>(k_pad), thread);
   typename Tile::Accumulators sums;
   clear(sums);
-  if (Tile::BN == 64 && item.stay) {
-    __syncthreads();
+  __syncthreads();
 #pragma unroll 1
-    for (int k = 0; k < w.k_pad; k += Tile::BK)
-      multiply_chunk<Tile>(sums, a, k, weights_of<T>(memory, item) + k * Tile::BN, thread);
-  } else {
-    multiply<Tile>(sums, a, w, n, 0, w.k_pad, shared, thread);
-  }
-  const Own own = own_results<Tile>(item, n, thread);
-  Added<Tile> x;
-  load_added<Tile>(x, item, own);  // on its way while the sums are laid out
-  finish<Tile>(sums, shared, thread);
-  store_results<Tile>(shared, item, own, x, thread);
+  for (int k = 0; k < k_pad; k += Tile::BK)
+    multiply_chunk<Tile>(sums, a, k, weights_of<T>(memory, item) + k * Tile::BN, thread);
+  store_results<Tile>(sums, item, 0, thread);
+}
+
+template <class T, int kStride, class Tile>
+__device__ inline void sepconv_by(unsigned char* memory, const SepconvItem& item) {
+  depthwise<T, kStride>(memory, item, [&] {
+    if (item.stay) {
+#pragma unroll
+      for (int i = 0; i < kRing - 1; ++i) commit_copies();
+      return;
+    }
+    WeightStream<Tile> stream(item.stage.pointwise, item.first, item.last, 0, item.stage.pointwise.k_pad,
+                              reinterpret_cast<T*>(memory), thread_here());
+    begin_ring(stream);
+  });
+  if (Tile::BN == 64 && item.stay) pointwise_by_staying<Tile>(memory, item);
+  else pointwise<Tile>(memory, item, sepconv_ahead(kStride));
 }
 
 // One item, by the whole block, which has met since it was found, and since the memory was last used. `ahead` is called
@@ -344,20 +336,23 @@ __device__ inline void pointwise(unsigned char* memory, const SepconvItem& item,
 template <class T, int kStride, class Ahead>
 __device__ inline void sepconv_item(const SepconvParams& p, const SepconvItem& item, unsigned char* memory,
                                     Ahead&& ahead) {
-  T* halo = reinterpret_cast<T*>(memory);
+  using Narrow = SepconvTile<T, 64>;
   if (item.fresh) {
-    WeightStream<SepconvTile<T, 64>> stream(item.stage.pointwise, 0, 0, weights_of<T>(memory, item), thread_here());
-    for (int k = 0; k < item.stage.pointwise.k_pad / SepconvTile<T, 64>::BK; ++k) stream.fetch(k);
+    const Matrix& w = item.stage.pointwise;
+    WeightStream<Narrow> stream(w, 0, w.n, 0, w.k_pad, weights_of<T>(memory, item), thread_here());
+    for (int k = 0; k < w.k_pad / Narrow::BK; ++k) stream.fetch(k);
   }
-  const bool one = kStride == 1 || item.stage.stride == 1;
-  if (one) fetch_halo<T, 1>(halo, item, 0);
-  else fetch_halo<T, kStride>(halo, item, 0);
+  const bool one = kStride == 1 || item.stage.stride == 1, narrow = sepconv_width(item.stage.pointwise) == 64;
+  if (one) fetch_halo<T, 1>(memory, item, 0);
+  else fetch_halo<T, kStride>(memory, item, 0);
   if (threadIdx.x == 0) ahead();
-  if (one) depthwise<T, 1>(memory, item);
-  else depthwise<T, kStride>(memory, item);
-  for (int n = item.first; n < item.last;)
-    if (sepconv_width(item.last - n) == 128) pointwise<SepconvTile<T, 128>>(memory, item, n), n += 128;
-    else pointwise<SepconvTile<T, 64>>(memory, item, n), n += 64;
+  if (one) {
+    if (narrow) sepconv_by<T, 1, Narrow>(memory, item);
+    else sepconv_by<T, 1, SepconvTile<T, 128>>(memory, item);
+  } else {
+    if (narrow) sepconv_by<T, kStride, Narrow>(memory, item);
+    else sepconv_by<T, kStride, SepconvTile<T, 128>>(memory, item);
+  }
   if (threadIdx.x == 0) count_item<T>(p, item);
 }
 

@@ -10,11 +10,11 @@ constexpr int kStagePathsStatic = 768;  // bytes of static shared memory, at mos
 
 // An item's tile: 64 x 128, or 128 x 64 where there are no 128 channels; float: 64 x 64 there.
 DYNROUTE_DEVICE_TOO constexpr PointwiseTile path_tile(const Matrix& w, bool is_float) {
-  if (w.n_pad > 64) return {128, 64, 128};
-  return is_float ? PointwiseTile{64, 64, 128} : PointwiseTile{64, 128, 64};
+  if (w.n_pad > 64) return {128, 64, is_float ? 256 : 512};
+  return is_float ? PointwiseTile{64, 64, 256} : PointwiseTile{64, 128, 256};
 }
-// Before A: the ring, or results.
-constexpr int kPathProductBytes = 32768;
+// Before A: the ring.
+constexpr int kPathRingBytes = 24576;
 
 // Output pixels of a path.
 DYNROUTE_DEVICE_TOO inline int path_pixels(const MapShape& map, bool down) {
@@ -41,7 +41,7 @@ inline LaunchShape stage_paths_shape(const StagePathsParams& params, DType type,
       if (of_sample == 0) continue;
       items += int64_t(params.cells.n) * of_sample;
       const PointwiseTile tile = path_tile(w, is_float);
-      shared = std::max(shared, kPathProductBytes + tile.pixels * pixel_bytes(w, tile, is_float));
+      shared = std::max(shared, kPathRingBytes + tile.pixels * pixel_bytes(w, tile, is_float));
     }
   return {resident_blocks(items, shared + kStagePathsStatic, kStagePathsResident, device), kSepconvThreads, shared};
 }

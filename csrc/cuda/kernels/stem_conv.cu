@@ -27,7 +27,6 @@ struct Stem {
   using Image = float[kStemPlanes][kStemRows][kRow];
 
   struct alignas(16) Shared {
-    GemmShared<Tile> gemm;
     T a[Tile::BM][row_of_a<Tile>(kPadded)];
     Image image[2];
   };
@@ -103,7 +102,7 @@ __device__ inline void stem_conv(const StemConvParams& p) {
   using Tile = typename S::Tile;
   extern __shared__ __align__(16) unsigned char memory[];
   typename S::Shared& shared = *reinterpret_cast<typename S::Shared*>(memory);
-  static_assert(sizeof(shared) == stem_gemm_bytes(sizeof(T)) + stem_a_bytes(sizeof(T)) + stem_image_bytes(sizeof(T)),
+  static_assert(sizeof(shared) == stem_a_bytes(sizeof(T)) + stem_image_bytes(sizeof(T)),
                 "what the host has reserved");
   T* weights = reinterpret_cast<T*>(memory + sizeof(shared));
   const int blocks = ceil_div(p.weight.n_pad, Tile::BN);
@@ -111,7 +110,7 @@ __device__ inline void stem_conv(const StemConvParams& p) {
   const float* images = p.io->images;
 
   for (int block = 0; block < blocks; ++block) {
-    WeightStream<Tile> stream(p.weight, block * Tile::BN, 0, weights);
+    WeightStream<Tile> stream(p.weight, block * Tile::BN, (block + 1) * Tile::BN, 0, kPadded, weights);
     for (int i = 0; i < S::kChunks; ++i) stream.fetch(block * S::kChunks + i);
   }
   StemTile next = stem_tile<T>(p, blockIdx.x);
@@ -145,18 +144,13 @@ __device__ inline void stem_conv(const StemConvParams& p) {
 #pragma unroll
       for (int i = 0; i < S::kChunks; ++i)
         multiply_chunk<Tile>(sums, rows, i * Tile::BK, weights + (block * S::kChunks + i) * Tile::kChunk);
-      finish<Tile>(sums, shared.gemm);
-      for_results<Tile>(shared.gemm, p.weight, block * Tile::BN, [&](int pixel, int channel, float (&values)[8]) {
+      for_results<Tile>(sums, p.weight, block * Tile::BN, [&](int, int pixel, int channel, float (&values)[kVector<T>]) {
         const int x = pixel % S::kWide, y = pixel / S::kWide;
         if (x >= wide || y >= high || channel >= p.weight.n) return;
         T* to = out + (y * p.w_out + x) * p.weight.n + channel;
 #pragma unroll
-        for (int i = 0; i < 8; i += kVector<T>) {
-          float (&group)[kVector<T>] = reinterpret_cast<float (&)[kVector<T>]>(values[i]);
-#pragma unroll
-          for (int j = 0; j < kVector<T>; ++j) group[j] = fmaxf(group[j], 0.f);
-          store_global(to + i, pack<T>(group));
-        }
+        for (float& value : values) value = fmaxf(value, 0);
+        store_global(to, pack<T>(values));
       });
     }
     if (threadIdx.x == 0)

@@ -20,7 +20,6 @@ DYNROUTE_DEVICE_TOO constexpr int stem_image_row(int bytes) { return bytes == 4 
 DYNROUTE_DEVICE_TOO constexpr int stem_image_bytes(int bytes) {
   return round_up(2 * kStemPlanes * kStemRows * stem_image_row(bytes) * int(sizeof(float)), 16);
 }
-DYNROUTE_DEVICE_TOO constexpr int stem_gemm_bytes(int bytes) { return bytes == 4 ? 12288 : 16384; }
 DYNROUTE_DEVICE_TOO constexpr int stem_a_bytes(int bytes) {
   return kStemHigh * stem_wide(bytes) * (padded(kStemInputs) * bytes + 16);
 }
@@ -29,7 +28,7 @@ inline LaunchShape stem_conv_shape(const StemConvParams& params, DType dtype, co
   const int bytes = bytes_of(dtype), wide = stem_wide(bytes);
   const int weights = round_up(params.weight.n_pad, 64) * padded(kStemInputs) * bytes;
   LaunchShape shape = {0, kThreads, 0};
-  shape.shared = stem_gemm_bytes(bytes) + stem_a_bytes(bytes) + stem_image_bytes(bytes) + weights;
+  shape.shared = stem_a_bytes(bytes) + stem_image_bytes(bytes) + weights;
   const int resident = std::min(kStemResident, limits.shared_per_multiprocessor / (shape.shared + kReservedShared));
   const int tiles = params.n * ceil_div(params.h_out, kStemHigh) * ceil_div(params.w_out, wide);
   shape.blocks = std::min(tiles, limits.multiprocessors * std::max(resident, 1));
