@@ -5,7 +5,7 @@
 // mma's operands can be permuted at will, its results, rounded, are at once the lane's part of the left operand: no
 // barrier and no shared memory between depthwise and product.
 #pragma once
-#include "primitives.cuh"
+#include "depthwise.cuh"
 
 namespace dynroute::cuda {
 
@@ -59,31 +59,32 @@ struct CellPanel<float, K, kRun> {
 template <class T, int K, int kRun, int kWidth>
 __device__ inline void cell_depthwise(CellPanel<T, K, kRun>& panel, const T* from, int column, const float* weights) {
   constexpr int V = kVector<T>;
-  const int quarter = threadIdx.x % 4;
+  const int quarter = thread_here() % 4;
 #pragma unroll
   for (int chunk = 0; chunk < CellPanel<T, K, kRun>::kChunks; ++chunk) {
     const int group = chunk * 4 + quarter;
-    float sums[kRun][V] = {};
+    Taps<T, V> sums[kRun];
 #pragma unroll 1
     for (int kx = 0; kx < 3; ++kx) {
-      float w[3][V];
+      Taps<T, V> w[3];
 #pragma unroll
-      for (int ky = 0; ky < 3; ++ky)
+      for (int ky = 0; ky < 3; ++ky) {
+        float values[V];
 #pragma unroll
         for (int i = 0; i < V; i += 4)
-          *reinterpret_cast<float4*>(&w[ky][i]) =
+          *reinterpret_cast<float4*>(&values[i]) =
               *reinterpret_cast<const float4*>(weights + (ky * 3 + kx) * K + group * V + i);
+        w[ky] = Taps<T, V>::of_floats(values);
+      }
       const T* x = from + kx * K + (group ^ cell_swap<K / V>(column + kx)) * V;
 #pragma unroll
       for (int row = 0; row < kRun + 2; ++row) {
-        float values[V];
-        unpack<T>(load_group(x + row * kWidth * K), values);
+        const uint4 words = load_group(x + row * kWidth * K);
+        const Taps<T, V> values = Taps<T, V>::of_words({words.x, words.y, words.z, words.w});
 #pragma unroll
         for (int ky = 0; ky < 3; ++ky) {
           const int out = row - ky;
-          if (out < 0 || out >= kRun) continue;
-#pragma unroll
-          for (int i = 0; i < V; ++i) sums[out][i] = fmaf(values[i], w[ky][i], sums[out][i]);
+          if (out >= 0 && out < kRun) sums[out].add(values, w[ky]);
         }
       }
     }
@@ -91,13 +92,10 @@ __device__ inline void cell_depthwise(CellPanel<T, K, kRun>& panel, const T* fro
     for (int out = 0; out < kRun; ++out) {
       if constexpr (kIsFloat<T>) {
 #pragma unroll
-        for (int i = 0; i < V; ++i) panel.a[chunk][out][i] = sums[out][i];
+        for (int i = 0; i < V; ++i) panel.a[chunk][out][i] = sums[out].value[i];
       } else {
-        const uint4 rounded = pack<T>(sums[out]);
-        panel.a[chunk][out / 2][0][out % 2] = rounded.x;
-        panel.a[chunk][out / 2][0][out % 2 + 2] = rounded.y;
-        panel.a[chunk][out / 2][1][out % 2] = rounded.z;
-        panel.a[chunk][out / 2][1][out % 2 + 2] = rounded.w;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) panel.a[chunk][out / 2][i / 2][out % 2 + i % 2 * 2] = sums[out].word(i);
       }
     }
   }

@@ -12,6 +12,7 @@
 // Halo and product share their memory. Global memory: the input 1.56 times (float 1.88; stride 2: 1.13 and 1.2), the
 // halo's share from L2; X, where added, from L2; the weights once per item, or once.
 #pragma once
+#include "depthwise.cuh"
 #include "gemm.cuh"
 #include "sepconv.h"
 
@@ -35,27 +36,21 @@ struct Patch {  // output pixels of a thread
   static_assert(bytes_of_a<SepconvTile<T, 64>>(64) == sepconv_a_bytes(64, sizeof(T)), "and A's");
 };
 
-// Four 16-bit values to and from floats.
-template <class T>
-__device__ inline void unpack_four(uint2 words, float (&values)[4]) {
-  const float2 low = to_float2(words.x, T()), high = to_float2(words.y, T());
-  values[0] = low.x, values[1] = low.y, values[2] = high.x, values[3] = high.y;
-}
-template <class T>
-__device__ inline uint2 pack_four(const float (&values)[4]) {
-  return {from_float2(values[0], values[1], T()), from_float2(values[2], values[3], T())};
-}
-
 // Four values in shared memory.
 template <class T>
-__device__ inline void load_four(const T* from, float (&values)[kGroup]) {
-  if constexpr (kIsFloat<T>) unpack<T>(load_group(from), values);
-  else unpack_four<T>(*reinterpret_cast<const uint2*>(from), values);
+__device__ inline Taps<T, kGroup> load_four(const T* from) {
+  if constexpr (kIsFloat<T>) {
+    const uint4 words = load_group(from);
+    return Taps<T, kGroup>::of_words({words.x, words.y, words.z, words.w});
+  } else {
+    const uint2 words = *reinterpret_cast<const uint2*>(from);
+    return Taps<T, kGroup>::of_words({words.x, words.y});
+  }
 }
 template <class T>
-__device__ inline void store_four(T* to, const float (&values)[kGroup]) {
-  if constexpr (kIsFloat<T>) store_group(to, pack<T>(values));
-  else *reinterpret_cast<uint2*>(to) = pack_four<T>(values);
+__device__ inline void store_four(T* to, const Taps<T, kGroup>& values) {
+  if constexpr (kIsFloat<T>) store_group(to, {values.word(0), values.word(1), values.word(2), values.word(3)});
+  else *reinterpret_cast<uint2*>(to) = {values.word(0), values.word(1)};
 }
 
 // A work item, in shared memory: what all threads know alike needs no registers of each.
@@ -176,13 +171,14 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item,
     const bool is_last = (chunk + 1) * kSepconvChannels >= k_pad;
     if (ahead && !is_last) fetch_halo<T, kStride>(memory, item, chunk + 1);
     if (ahead && is_last) last();
-    float weight[9][kGroup];
+    Taps<T, kGroup> weight[9];
     const int c = item.stage.c_in;
     const float* from_weight = item.stage.depthwise + channel;
 #pragma unroll
     for (int tap = 0; tap < 9; ++tap) {
       const float4* four = reinterpret_cast<const float4*>(from_weight + tap * c);
-      *reinterpret_cast<float4*>(weight[tap]) = channel < c ? __ldg(four) : float4{0, 0, 0, 0};
+      const float4 value = channel < c ? __ldg(four) : float4{0, 0, 0, 0};
+      weight[tap] = Taps<T, kGroup>::of_floats({value.x, value.y, value.z, value.w});
     }
     if (!ahead) wait_copies<0>();
     else if (is_last) wait_copies<kRing - 1>();
@@ -190,22 +186,20 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item,
     __syncthreads();
     const T* const here = halo_buffer<T, kStride>(memory, item, chunk);
     if (channel < k_pad) {
-      float sum[P::kHigh][P::kWide][kGroup] = {};
+      Taps<T, kGroup> sum[P::kHigh][P::kWide];
       const T* from = here + (patch_y * halo_wide + patch_x) * kStride * kSepconvChannels + group;
 #pragma unroll
       for (int y = 0; y < sepconv_halo(P::kHigh, kStride); ++y)
 #pragma unroll
         for (int x = 0; x < sepconv_halo(P::kWide, kStride); ++x) {
-          float value[kGroup];
-          load_four(from + (y * halo_wide + x) * kSepconvChannels, value);
+          const Taps<T, kGroup> value = load_four(from + (y * halo_wide + x) * kSepconvChannels);
 #pragma unroll
           for (int i = 0; i < P::kHigh; ++i)
 #pragma unroll
             for (int j = 0; j < P::kWide; ++j) {
               const int ky = y - i * kStride, kx = x - j * kStride;
               if (ky < 0 || ky > 2 || kx < 0 || kx > 2) continue;
-#pragma unroll
-              for (int k = 0; k < kGroup; ++k) sum[i][j][k] = fmaf(value[k], weight[ky * 3 + kx][k], sum[i][j][k]);
+              sum[i][j].add(value, weight[ky * 3 + kx]);
             }
         }
       const int lda = row_of_a<SepconvTile<T, 64>>(k_pad);
