@@ -124,8 +124,8 @@ __device__ inline void cell_fetch_x(T* to, const CellTile& tile, int rows) {
 // Describes tile number `at`; `last_scale` is that of the block's tile before.
 template <class T>
 __device__ inline void find_cell_tile(CellTile& to, const CellParams& p, int at, int last_scale) {
-  int bytes, totals[kScales];
-  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  int totals[kScales];
+  const int bytes = shared_bytes();
 #pragma unroll
   for (int s = 0; s < kScales; ++s)
     totals[s] = p.depthwise[s][0] ? cell_tiling(p.maps[s].shape, sizeof(T), bytes, int(blockDim.x)).total : 0;

@@ -10,20 +10,9 @@ namespace dynroute::cuda {
 // Chunks that there is room for from `ring` to the end of the block's dynamic shared memory.
 __device__ inline int ring_length(const void* ring) {
   extern __shared__ __align__(16) unsigned char memory[];
-  unsigned bytes;
-  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
-  const int room = int(bytes) - int(static_cast<const unsigned char*>(ring) - memory);
+  const int room = shared_bytes() - int(static_cast<const unsigned char*>(ring) - memory);
   return min(room / kAggregateChunk, kMaxChunks);
 }
-// wait_copies for a number that is not known before.
-__device__ inline void wait_for_oldest(int newest) {
-  static_assert(kMinChunks == 3 && kMaxChunks == 6);
-  if (newest == 1) wait_copies<1>();
-  else if (newest == 2) wait_copies<2>();
-  else if (newest == 3) wait_copies<3>();
-  else wait_copies<4>();
-}
-
 // Adds to totals[Tile::kWarpRows][n_pad] the columns from n on: ReLU(sum + shift) over rows whose bit in `rows` (bit i: row
 // Tile::row(i)) is set. Lanes that share columns halve them between each other, so 8 columns take 4 + 2 + 1
 // shuffles; each total is always the same thread's, so that no barrier is needed.

@@ -144,7 +144,7 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
     clear(sums);
     const PixelRows<Tile> at(a, lda, thread_here());
     for (int n = 0, k = 0, slot = 0; n < gate.n_pad;) {
-      wait_for_oldest(length - 2);
+      wait_copies(length - 2);
       __syncthreads();
       if (fetches) fetch();
       const bool busy = any && n + Tile::warp_column() < gate.n_pad;

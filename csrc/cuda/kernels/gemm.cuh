@@ -8,8 +8,8 @@
 //   per step 8 mma for 4 ldmatrix.x4. Channels are dealt to mma's columns so that a lane ends with 8 neighbouring ones of
 //   each of its pixels. float: on CUDA cores, 4 neighbouring channels at a time; k in chunks of 16.
 // So results go from registers to global memory in groups of 16 bytes, and need no shared memory and no barrier.
-// The weights' chunks of all blocks pass through one ring of buffers, filled by cp.async two or more chunks ahead, with
-// one __syncthreads per chunk: the next block's are on their way while results are stored. No bank conflicts: rows of A
+// The weights' chunks of all blocks pass through one ring of buffers, filled by cp.async two to six chunks ahead, as many
+// as there is memory for, with one __syncthreads per chunk: the next block's are on their way while results are stored. No bank conflicts: rows of A
 // are an odd multiple of 16 bytes, and groups of 16 bytes in a row of weights change places with the row's number
 // (`slot`).
 // What a loop over chunks needs is computed before it: addresses in shared memory are 32 bits and go up by constants.
@@ -64,9 +64,8 @@ struct GemmTile {
 template <class T, int Width = 64>
 using SmallTile = GemmTile<T, (kIsFloat<T> ? 2048 : 4096) / Width, Width>;
 
-constexpr int kRing = 3;  // buffers of weights
 template <class Tile>
-constexpr int kRingBytes = kRing * Tile::kChunk * int(sizeof(typename Tile::T));
+constexpr int kChunkBytes = Tile::kChunk * int(sizeof(typename Tile::T));
 
 // Values of A's row; and its bytes for a tile.
 template <class Tile>
@@ -201,30 +200,30 @@ __device__ inline void multiply_chunk(typename Tile::Accumulators& sums, const A
 
 // The first chunks, on their way into the ring.
 template <class Tile>
-__device__ inline void begin_ring(WeightStream<Tile>& stream) {
-#pragma unroll
-  for (int i = 0; i < kRing - 1; ++i) {
+__device__ inline void begin_ring(WeightStream<Tile>& stream, int ahead) {
+#pragma unroll 1
+  for (int i = 0; i < ahead; ++i) {
     stream.fetch(i);
     commit_copies();
   }
 }
 
-// sums += a * a block's weights, the next in the ring's sequence; called by the whole block, behind `begin_ring`. A must
+// sums += a * a block's weights, the next in the ring's sequence; called by the whole block, behind `begin_ring` with the same `ahead`. A must
 // have been written by each thread, or be on its way by cp.async that this thread has committed before the ring's
 // first: the first wait for weights is one for A as well, and the barrier is here. `buffer`: of the next chunk, 0 at
 // first. Behind the call ring and A may still be read by other warps.
 template <class Tile, class A>
 __device__ inline void multiply(typename Tile::Accumulators& sums, const A& a, WeightStream<Tile>& stream,
-                                const typename Tile::T* ring, int& buffer, unsigned thread = threadIdx.x) {
+                                const typename Tile::T* ring, int ahead, int& buffer, unsigned thread = threadIdx.x) {
   const int chunks = stream.of_block;
 #pragma unroll 1
   for (int i = 0; i < chunks; ++i) {
-    wait_copies<kRing - 2>();
+    wait_copies(ahead - 1);
     __syncthreads();
-    stream.fetch(buffer == 0 ? kRing - 1 : buffer - 1);
+    stream.fetch(buffer == 0 ? ahead : buffer - 1);
     commit_copies();
     multiply_chunk<Tile>(sums, a, i * Tile::BK, ring + buffer * Tile::kChunk, thread);
-    buffer = buffer == kRing - 1 ? 0 : buffer + 1;
+    buffer = buffer == ahead ? 0 : buffer + 1;
   }
 }
 

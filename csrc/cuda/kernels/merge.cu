@@ -45,7 +45,7 @@ __device__ inline void merge_item(const MergeParams& params, int item, int tiles
   constexpr int kVec = kVector<T>, kColumns = kMergeTileWidth, kLines = Tile::BM / kColumns;
   constexpr int kCoarseColumns = kColumns / 2 + 2, kCoarseLines = kLines / 2 + 2;
   static_assert(kCoarseColumns * kCoarseLines == merge_coarse_pixels(tile_of<Tile>), "what the host has reserved");
-  static_assert(kRingBytes<Tile> <= product_bytes(Tile::kCores), "A lies behind");
+  static_assert(kChunkBytes<Tile> == chunk_bytes(Tile::BN), "A lies behind");
   const Matrix& w = params.weight;
   const int h = params.maps.shape.h, width = params.maps.shape.w, c = params.maps.shape.c;
   const int begin = item % part.parts * part.channels, end = min(begin + part.channels, w.n);
@@ -109,7 +109,7 @@ __device__ inline void merge_item(const MergeParams& params, int item, int tiles
     const int y = y0 + pixel / kColumns, x = x0 + pixel % kColumns;
     return y < h && x < width ? out + (y * width + x) * w.n : nullptr;
   };
-  pointwise_item<Tile>(w, slice, begin, end, memory, product_bytes(Tile::kCores), fill, destination);
+  pointwise_item<Tile>(w, slice, begin, end, memory, kLeastAhead, fill, destination);
 
   if (threadIdx.x == 0) {
     const int64_t pixels = min(kLines, h - y0) * min(kColumns, width - x0);

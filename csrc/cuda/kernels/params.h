@@ -14,6 +14,9 @@
 
 namespace dynroute::cuda {
 
+// Of a product's ring of weights: how many chunks come before they are needed; it has one buffer more.
+constexpr int kLeastAhead = 2, kMostAhead = 6;
+
 constexpr int kThreads = 128;  // of every block, unless its kernel says otherwise
 
 // Channels of a matrix, with zeros beyond the true ones.

@@ -30,6 +30,7 @@ struct PathItem {
   int found, down, scale, map;  // two booleans; and which map H lies in
   int first_pixel, pixels;      // of the output
   int begin, end;               // output channels
+  int ahead;                    // chunks of weights
   int node, waits;              // whose stage it waits for, and how many items of it
   int64_t sample_at, counter;   // where the sample's values begin in its scale's buffers; which count of io->node_macs
 };
@@ -63,6 +64,7 @@ __device__ inline void find_path_item(const StagePathsParams& params, const Path
     item.pixels = min(tile.pixels, pixels - item.first_pixel);
     item.begin = number % part.parts * part.channels;
     item.end = min(item.begin + part.channels, w.n);
+    item.ahead = path_ahead(w, kIsFloat<T>, shared_bytes());
 
     item.sample_at = maps.shape.size() * sample;
     item.counter = node_index(sample, params.cells.rows, params.cells.row_index, scale) * kNodeParts +
@@ -78,7 +80,7 @@ __device__ inline void path_item(const StagePathsParams& params, const PathItem&
   using T = typename Tile::T;
   constexpr PointwiseTile tile = path_tile({nullptr, nullptr, 0, 0, 0, Tile::BN}, Tile::kCores);
   static_assert(Tile::BM == tile.pixels && Tile::BN == tile.width, "the host has the same tile in mind");
-  static_assert(kRingBytes<Tile> <= kPathRingBytes, "A lies behind");
+  static_assert(kChunkBytes<Tile> == chunk_bytes(Tile::BN) && bytes_of_a<Tile>(64) == path_a_bytes({nullptr, nullptr, 64, 0, 64, Tile::BN}, Tile::kCores), "and its memory");
   const ScaleMaps& maps = params.cells.maps[item.scale];
   // Within, copies of the item's fields: asynchronous copies are memory to the compiler, and would have it read again.
   const auto fill = [&](T* a, int lda, int k, int count) {
@@ -99,7 +101,7 @@ __device__ inline void path_item(const StagePathsParams& params, const PathItem&
   T* const out = static_cast<T*>(maps.halves) + item.sample_at + in_halves(item.down ? kDown : kUp, maps.shape.size());
   const int first = item.first_pixel, pixels = item.pixels;
   const auto destination = [&](int row) { return row < pixels ? out + int64_t(first + row) * w.n : nullptr; };
-  pointwise_item<Tile>(w, tile.slice, item.begin, item.end, memory, kPathRingBytes, fill,
+  pointwise_item<Tile>(w, tile.slice, item.begin, item.end, memory, item.ahead, fill,
                        destination);
   if (threadIdx.x == 0)
     count(params.cells.io->node_macs + item.counter, int64_t(pixels) * maps.shape.c * (item.end - item.begin));

@@ -29,13 +29,13 @@ __device__ inline uint4 pack_relu(float (&values)[kVector<T>]) {
 // fill(a, lda, k, count) starts to write values k to k + count of the tile's pixels into a[BM][lda], zeros beyond the
 // channels there are, and may leave behind copies that are committed and not waited for: all threads call it.
 // destination(pixel) is where output channel 0 of a pixel goes, or null.
-// The block has met since the memory was last used. `front`: bytes of the memory before A.
+// The block has met since the memory was last used. `ahead`: of the ring, which lies before A.
 template <class Tile, class Fill, class Destination>
-__device__ inline void pointwise_item(const Matrix& w, int slice, int begin, int end, void* memory, int front,
+__device__ inline void pointwise_item(const Matrix& w, int slice, int begin, int end, void* memory, int ahead,
                                       Fill&& fill, Destination&& destination) {
   using T = typename Tile::T;
   T* const ring = static_cast<T*>(memory);
-  T* const a = reinterpret_cast<T*>(static_cast<unsigned char*>(memory) + front);
+  T* const a = reinterpret_cast<T*>(static_cast<unsigned char*>(memory) + (ahead + 1) * kChunkBytes<Tile>);
   const int lda = row_of_a<Tile>(min(w.k_pad, slice));
   const auto store = [&](const typename Tile::Accumulators& sums, int n) {
     for_results<Tile>(sums, w, n, [&](int, int pixel, int channel, float (&values)[kVector<T>]) {
@@ -47,13 +47,13 @@ __device__ inline void pointwise_item(const Matrix& w, int slice, int begin, int
   if (w.k_pad <= slice) {
     fill(a, lda, 0, w.k_pad);
     WeightStream<Tile> stream(w, begin, end, 0, w.k_pad, ring);
-    begin_ring(stream);
+    begin_ring(stream, ahead);
     int buffer = 0;
 #pragma unroll 1
     for (int n = begin; n < end; n += Tile::BN) {
       typename Tile::Accumulators sums;
       clear(sums);
-      multiply<Tile>(sums, rows, stream, ring, buffer);
+      multiply<Tile>(sums, rows, stream, ring, ahead, buffer);
       store(sums, n);
     }
     return;
@@ -67,9 +67,9 @@ __device__ inline void pointwise_item(const Matrix& w, int slice, int begin, int
     if (k > 0) __syncthreads();  // the slice before may still be read
     fill(a, lda, k, count);
     WeightStream<Tile> stream(w, begin, end, k, count, ring);
-    begin_ring(stream);
+    begin_ring(stream, ahead);
     int buffer = 0;
-    multiply<Tile>(sums, rows, stream, ring, buffer);
+    multiply<Tile>(sums, rows, stream, ring, ahead, buffer);
   }
   store(sums, begin);
 }

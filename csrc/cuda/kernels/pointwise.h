@@ -36,13 +36,13 @@ DYNROUTE_DEVICE_TOO inline Cut cut(const Matrix& w, const PointwiseTile& tile, i
   return {each * tile.width, ceil_div(blocks, each)};
 }
 
-// A block's shared memory: first the ring of weights, as long as for the larger width, then the pixels' slice.
-DYNROUTE_DEVICE_TOO constexpr int product_bytes(bool is_float) { return is_float ? 6144 : 12288; }
-inline int pixel_bytes(const Matrix& w, const PointwiseTile& tile, bool is_float) {
-  return std::min(w.k_pad, tile.slice) * (is_float ? 4 : 2) + 16;
+// A block's shared memory: first the ring of weights, three chunks, then the pixels' slice.
+DYNROUTE_DEVICE_TOO constexpr int chunk_bytes(int width) { return width * 64; }
+DYNROUTE_DEVICE_TOO constexpr int pixel_bytes(const Matrix& w, const PointwiseTile& tile, bool is_float) {
+  return (w.k_pad < tile.slice ? w.k_pad : tile.slice) * (is_float ? 4 : 2) + 16;
 }
 inline int pointwise_shared(const Matrix& w, const PointwiseTile& tile, bool is_float) {
-  return product_bytes(is_float) + tile.pixels * pixel_bytes(w, tile, is_float);
+  return 3 * chunk_bytes(tile.width) + tile.pixels * pixel_bytes(w, tile, is_float);
 }
 
 // Blocks of a launch that walks over `items`: what can be resident.

@@ -19,7 +19,7 @@ __device__ inline void predictor(const PredictorParams& params) {
   constexpr int kColumns = kPredictorColumns, kLines = predictor_lines(kIsFloat<T>), kRow = kColumns + 2;
   using S = SmallTile<T, kWidth>;
   static_assert(S::BM == kLines * kColumns, "a tile of pixels");
-  static_assert(kRingBytes<S> <= predictor_ring_bytes(kIsFloat<T>), "the tile lies behind");
+  static_assert((kLeastAhead + 1) * kChunkBytes<S> <= predictor_ring_bytes(kIsFloat<T>), "the tile lies behind");
   static_assert(S::BM * (kWidth + 1) * 4 <= predictor_ring_bytes(kIsFloat<T>), "results lie there too");
 
   extern __shared__ __align__(16) unsigned char memory[];
@@ -67,9 +67,9 @@ __device__ inline void predictor(const PredictorParams& params) {
     clear(sums);
     if (n > 0) __syncthreads();  // results of the block before are read
     WeightStream<S> stream(w, n, min(n + kWidth, w.n), 0, w.k_pad, ring);
-    begin_ring(stream);
+    begin_ring(stream, kLeastAhead);
     int buffer = 0;
-    multiply<S>(sums, a, stream, ring, buffer);
+    multiply<S>(sums, a, stream, ring, kLeastAhead, buffer);
     // through shared memory: classes are any number, and a pixel's lie behind those of the one before
     __syncthreads();
 #pragma unroll

@@ -81,6 +81,13 @@ __device__ inline int thread_here() {
   return thread;
 }
 
+// Of the block, that the launch asked for.
+__device__ inline int shared_bytes() {
+  unsigned bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  return int(bytes);
+}
+
 __device__ inline unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
@@ -101,6 +108,19 @@ __device__ inline void wait_copies() {
 
 __device__ inline float4 load_shared(unsigned from) {
   return *static_cast<const float4*>(__cvta_shared_to_generic(from));
+}
+
+// The same for a number that is not known before, 0 to 6.
+__device__ inline void wait_copies(int newest) {
+  switch (newest) {
+    case 0: return wait_copies<0>();
+    case 1: return wait_copies<1>();
+    case 2: return wait_copies<2>();
+    case 3: return wait_copies<3>();
+    case 4: return wait_copies<4>();
+    case 5: return wait_copies<5>();
+    default: return wait_copies<6>();
+  }
 }
 
 // Four 8x8 matrices of 16-bit values: lane l gives the shared address of a row of matrix l / 8.

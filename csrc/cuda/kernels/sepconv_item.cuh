@@ -28,9 +28,8 @@ template <class T>
 struct Patch {  // output pixels of a thread
   static constexpr int kHigh = 2, kWide = kIsFloat<T> ? 1 : 2;
   static constexpr int kInRow = kSepconvWide / kWide;
-  template <int Width>
-  static constexpr bool knows = kRingBytes<SepconvTile<T, Width>> == 3 * Width * 64;
-  static_assert(knows<64> && knows<128> && kRing == 3, "the host knows the ring's memory");
+  static_assert(kChunkBytes<SepconvTile<T, 64>> == 64 * 64 && kChunkBytes<SepconvTile<T, 128>> == 128 * 64,
+                "the host knows the ring's memory");
   static_assert(kSepconvWide * sepconv_high(sizeof(T)) / (kHigh * kWide) * kGroups == kSepconvThreads,
                 "every thread has one patch of a chunk");
   static_assert(bytes_of_a<SepconvTile<T, 64>>(64) == sepconv_a_bytes(64, sizeof(T)), "and A's");
@@ -61,8 +60,9 @@ struct SepconvItem {
   void* to;          // of the output
   int scale, sample, x, y;
   int first, last;  // output channels
-  int second;       // bytes before the halo's second buffer,
-  int front;        // and before A
+  int room;         // bytes before the room for halo and ring,
+  int staying;      // and before the weights that stay
+  SepconvRoom in;   // the room
   int stay, fresh;  // weights stay, and have to be fetched first
   int number;       // of all the launch's items; -1: there are no more
 };
@@ -111,8 +111,9 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
     item.scale = s, item.sample = sample, item.x = x, item.y = y;
     item.first = blocks * part / parts * wide;
     item.last = min(blocks * (part + 1) / parts * wide, n);
-    item.second = sepconv_second(stage.pointwise, stage.stride, sizeof(T));
-    item.front = sepconv_front(stage.pointwise, stage.stride, sizeof(T));
+    item.room = sepconv_a_bytes(stage.pointwise.k_pad, sizeof(T));
+    item.staying = shared_bytes() - sepconv_staying_bytes(stage.pointwise, sizeof(T));
+    item.in = sepconv_room(stage.pointwise, stage.stride, sizeof(T), item.staying - item.room);
     item.stay = sepconv_weights_stay(stage.pointwise);
     item.fresh = item.stay && s != last_scale;
     item.number = number;
@@ -121,17 +122,17 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
 }
 
 // Where a chunk of the halo lies: the last one in the second buffer, the one before in the first.
-template <class T, int kStride>
+template <class T>
 __device__ inline T* halo_buffer(unsigned char* memory, const SepconvItem& item, int chunk) {
-  const bool second = sepconv_ahead(kStride) && (ceil_div(item.stage.pointwise.k_pad, kSepconvChannels) - chunk) % 2;
-  return reinterpret_cast<T*>(memory + (second ? item.second : 0));
+  const bool second = item.in.two && (ceil_div(item.stage.pointwise.k_pad, kSepconvChannels) - chunk) % 2;
+  return reinterpret_cast<T*>(memory + item.room + (second ? item.in.second : 0));
 }
 
-// A chunk of the tile's input, if there is one, on its way into its buffer [halo pixels][64]. Within a tile 32-bit
-// offsets suffice; nothing is read outside the map, whatever the address.
+// A chunk of the tile's input, if there is one, on its way into its buffer [halo pixels][64], and the depthwise weights
+// [9][64] behind it. Within a tile 32-bit offsets suffice; nothing is read outside the map, whatever the address.
 template <class T, int kStride>
 __device__ inline void fetch_halo(unsigned char* memory, const SepconvItem& item, int chunk) {
-  T* const to = halo_buffer<T, kStride>(memory, item, chunk);
+  T* const to = halo_buffer<T>(memory, item, chunk);
   constexpr int wide = sepconv_halo(kSepconvWide, kStride), high = sepconv_halo(sepconv_high(sizeof(T)), kStride);
   constexpr int per_pixel = kSepconvChannels / kVector<T>;
   const int thread = thread_here();
@@ -152,16 +153,21 @@ __device__ inline void fetch_halo(unsigned char* memory, const SepconvItem& item
       if (column >= wide - 1) column -= wide, ++row, offset += (w - wide) * c;
     }
   }
+  constexpr int fours = kSepconvChannels / 4;
+  if (thread < 9 * fours) {
+    const int tap = thread / fours, channel = chunk * kSepconvChannels + thread % fours * 4, c = item.stage.c_in;
+    copy_async(reinterpret_cast<float*>(to + wide * high * kSepconvChannels) + thread * 4,
+               item.stage.depthwise + tap * c + channel, channel < c);
+  }
   commit_copies();
 }
 
 // A [BM][k_pad] = depthwise of the tile, whose first chunk is on its way. The block has to meet before A is read.
-// last(): what is asked for, in kRing - 1 groups of copies, while the last chunk is computed.
+// last(): what is asked for, in the number of groups of copies that it returns, while the last chunk is computed.
 template <class T, int kStride, class Last>
 __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item, Last&& last) {
   using P = Patch<T>;
-  constexpr bool ahead = sepconv_ahead(kStride);
-  constexpr int halo_wide = sepconv_halo(kSepconvWide, kStride);
+  constexpr int halo_wide = sepconv_halo(kSepconvWide, kStride), halo_pixels = sepconv_halo_pixels(kStride, sizeof(T));
   const int thread = thread_here(), group = thread % kGroups * kGroup, patch = thread / kGroups;
   const int patch_x = patch % P::kInRow * P::kWide, patch_y = patch / P::kInRow * P::kHigh;
   const int& k_pad = item.stage.pointwise.k_pad;  // read where needed: a copy would be one more register
@@ -169,23 +175,20 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item,
   for (int chunk = 0; chunk * kSepconvChannels < k_pad; ++chunk) {
     const int channel = chunk * kSepconvChannels + group;  // of this thread the first
     const bool is_last = (chunk + 1) * kSepconvChannels >= k_pad;
+    const bool ahead = kStride == 1 && item.in.two;
     if (ahead && !is_last) fetch_halo<T, kStride>(memory, item, chunk + 1);
-    if (ahead && is_last) last();
-    Taps<T, kGroup> weight[9];
-    const int c = item.stage.c_in;
-    const float* from_weight = item.stage.depthwise + channel;
-#pragma unroll
-    for (int tap = 0; tap < 9; ++tap) {
-      const float4* four = reinterpret_cast<const float4*>(from_weight + tap * c);
-      const float4 value = channel < c ? __ldg(four) : float4{0, 0, 0, 0};
-      weight[tap] = Taps<T, kGroup>::of_floats({value.x, value.y, value.z, value.w});
-    }
-    if (!ahead) wait_copies<0>();
-    else if (is_last) wait_copies<kRing - 1>();
-    else wait_copies<1>();
+    const int newer = !ahead ? 0 : is_last ? last() : 1;
+    wait_copies(newer);
     __syncthreads();
-    const T* const here = halo_buffer<T, kStride>(memory, item, chunk);
+    const T* const here = halo_buffer<T>(memory, item, chunk);
     if (channel < k_pad) {
+      Taps<T, kGroup> weight[9];
+      const float* from_weight = reinterpret_cast<const float*>(here + halo_pixels * kSepconvChannels) + group;
+#pragma unroll
+      for (int tap = 0; tap < 9; ++tap) {
+        const float4 value = *reinterpret_cast<const float4*>(from_weight + tap * kSepconvChannels);
+        weight[tap] = Taps<T, kGroup>::of_floats({value.x, value.y, value.z, value.w});
+      }
       Taps<T, kGroup> sum[P::kHigh][P::kWide];
       const T* from = here + (patch_y * halo_wide + patch_x) * kStride * kSepconvChannels + group;
 #pragma unroll
@@ -203,7 +206,7 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item,
             }
         }
       const int lda = row_of_a<SepconvTile<T, 64>>(k_pad);
-      T* to = reinterpret_cast<T*>(memory + item.front) + (patch_y * kSepconvWide + patch_x) * lda + channel;
+      T* to = reinterpret_cast<T*>(memory) + (patch_y * kSepconvWide + patch_x) * lda + channel;
 #pragma unroll
       for (int i = 0; i < P::kHigh; ++i)
 #pragma unroll
@@ -263,10 +266,9 @@ __device__ inline void count_item(const SepconvParams& p, const SepconvItem& ite
   else if (p.stem) count(p.io->sample_macs + item.sample * kSampleParts + kStemPart, macs);
 }
 
-// Weights that stay lie behind A.
 template <class T>
 __device__ inline T* weights_of(unsigned char* memory, const SepconvItem& item) {
-  return reinterpret_cast<T*>(memory + item.front + sepconv_a_bytes(item.stage.pointwise.k_pad, sizeof(T)));
+  return reinterpret_cast<T*>(memory + item.staying);
 }
 
 // All of the item's output channels, of A, whose first weights are on their way.
@@ -275,21 +277,21 @@ __device__ inline void pointwise(unsigned char* memory, const SepconvItem& item,
   using T = typename Tile::T;
   const Matrix w = item.stage.pointwise;
   const int thread = thread_here();
-  const PixelRows<Tile> a(reinterpret_cast<T*>(memory + item.front), row_of_a<Tile>(w.k_pad), thread);
-  T* const ring = reinterpret_cast<T*>(memory);
+  const PixelRows<Tile> a(reinterpret_cast<T*>(memory), row_of_a<Tile>(w.k_pad), thread);
+  T* const ring = reinterpret_cast<T*>(memory + item.room);
   WeightStream<Tile> stream(w, item.first, item.last, 0, w.k_pad, ring, thread);
   if (begun) {
-    for (int i = 0; i < kRing - 1; ++i) stream.skip();
+    for (int i = 0; i < item.in.ahead; ++i) stream.skip();
   } else {
     __syncthreads();  // the halo is read
-    begin_ring(stream);
+    begin_ring(stream, item.in.ahead);
   }
   int buffer = 0;
 #pragma unroll 1
   for (int n = item.first; n < item.last; n += Tile::BN) {
     typename Tile::Accumulators sums;
     clear(sums);
-    multiply<Tile>(sums, a, stream, ring, buffer, thread);
+    multiply<Tile>(sums, a, stream, ring, item.in.ahead, buffer, thread);
     store_results<Tile>(sums, item, n, thread);
   }
 }
@@ -299,7 +301,7 @@ template <class Tile>
 __device__ inline void pointwise_by_staying(unsigned char* memory, const SepconvItem& item) {
   using T = typename Tile::T;
   const int k_pad = item.stage.pointwise.k_pad, thread = thread_here();
-  const PixelRows<Tile> a(reinterpret_cast<T*>(memory + item.front), row_of_a<Tile>(k_pad), thread);
+  const PixelRows<Tile> a(reinterpret_cast<T*>(memory), row_of_a<Tile>(k_pad), thread);
   typename Tile::Accumulators sums;
   clear(sums);
   __syncthreads();
@@ -312,17 +314,13 @@ __device__ inline void pointwise_by_staying(unsigned char* memory, const Sepconv
 template <class T, int kStride, class Tile>
 __device__ inline void sepconv_by(unsigned char* memory, const SepconvItem& item) {
   depthwise<T, kStride>(memory, item, [&] {
-    if (item.stay) {
-#pragma unroll
-      for (int i = 0; i < kRing - 1; ++i) commit_copies();
-      return;
-    }
     WeightStream<Tile> stream(item.stage.pointwise, item.first, item.last, 0, item.stage.pointwise.k_pad,
-                              reinterpret_cast<T*>(memory), thread_here());
-    begin_ring(stream);
+                              reinterpret_cast<T*>(memory + item.room), thread_here());
+    begin_ring(stream, item.in.ahead);
+    return item.in.ahead;
   });
   if (Tile::BN == 64 && item.stay) pointwise_by_staying<Tile>(memory, item);
-  else pointwise<Tile>(memory, item, sepconv_ahead(kStride));
+  else pointwise<Tile>(memory, item, kStride == 1 && item.in.two);
 }
 
 // One item, by the whole block, which has met since it was found, and since the memory was last used. `ahead` is called

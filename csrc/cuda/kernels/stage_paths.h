@@ -13,8 +13,15 @@ DYNROUTE_DEVICE_TOO constexpr PointwiseTile path_tile(const Matrix& w, bool is_f
   if (w.n_pad > 64) return {128, 64, is_float ? 256 : 512};
   return is_float ? PointwiseTile{64, 64, 256} : PointwiseTile{64, 128, 256};
 }
-// Before A: the ring.
-constexpr int kPathRingBytes = 24576;
+// Chunks of weights that come ahead in `shared` bytes.
+DYNROUTE_DEVICE_TOO constexpr int path_a_bytes(const Matrix& w, bool is_float) {
+  const PointwiseTile tile = path_tile(w, is_float);
+  return tile.pixels * pixel_bytes(w, tile, is_float);
+}
+DYNROUTE_DEVICE_TOO constexpr int path_ahead(const Matrix& w, bool is_float, int shared) {
+  const int fit = (shared - path_a_bytes(w, is_float)) / chunk_bytes(path_tile(w, is_float).width) - 1;
+  return fit < kMostAhead ? fit : kMostAhead;
+}
 
 // Output pixels of a path.
 DYNROUTE_DEVICE_TOO inline int path_pixels(const MapShape& map, bool down) {
@@ -41,9 +48,13 @@ inline LaunchShape stage_paths_shape(const StagePathsParams& params, DType type,
       if (of_sample == 0) continue;
       items += int64_t(params.cells.n) * of_sample;
       const PointwiseTile tile = path_tile(w, is_float);
-      shared = std::max(shared, kPathRingBytes + tile.pixels * pixel_bytes(w, tile, is_float));
+      shared = std::max(shared, 3 * chunk_bytes(tile.width) + path_a_bytes(w, is_float));
     }
-  return {resident_blocks(items, shared + kStagePathsStatic, kStagePathsResident, device), kSepconvThreads, shared};
+  const int resident =
+      std::max(1, std::min(kStagePathsResident, device.shared_per_multiprocessor / (shared + kStagePathsStatic + kReservedShared)));
+  const int most = shared + (kMostAhead - kLeastAhead) * chunk_bytes(128);
+  const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(items, int64_t(device.multiprocessors) * resident));
+  return {int(blocks), kSepconvThreads, filled_shared(shared, most, resident, kStagePathsStatic, device)};
 }
 
 }  // namespace dynroute::cuda

@@ -13,7 +13,7 @@ template <class Tile>
 __device__ inline void transform_item(const TransformParams& p, int sample, int item, void* memory) {
   using T = typename Tile::T;
   constexpr PointwiseTile tile = tile_of<Tile>;
-  static_assert(Tile::BM == tile.pixels && kRingBytes<Tile> <= product_bytes(Tile::kCores), "the host knows");
+  static_assert(Tile::BM == tile.pixels && kChunkBytes<Tile> == chunk_bytes(Tile::BN), "the host knows");
   const Matrix& w = p.weight;
   const int all = p.h_out * p.w_out;
   const Cut part = cut(w, tile, ceil_div(all, tile.pixels));
@@ -43,7 +43,7 @@ __device__ inline void transform_item(const TransformParams& p, int sample, int 
     });
   };
   const auto destination = [&](int row) { return row < pixels ? out + int64_t(row) * w.n : nullptr; };
-  pointwise_item<Tile>(w, tile.slice, begin, end, memory, product_bytes(Tile::kCores), fill, destination);
+  pointwise_item<Tile>(w, tile.slice, begin, end, memory, kLeastAhead, fill, destination);
   __syncthreads();  // the next item writes what this one may still read
 }
 
