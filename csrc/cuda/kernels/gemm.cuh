@@ -218,7 +218,7 @@ __device__ inline void multiply(typename Tile::Accumulators& sums, const A& a, W
   const int chunks = stream.of_block;
 #pragma unroll 1
   for (int i = 0; i < chunks; ++i) {
-    wait_copies(ahead - 1);
+    wait_copies_but(ahead - 1);
     __syncthreads();
     stream.fetch(buffer == 0 ? ahead : buffer - 1);
     commit_copies();

@@ -14,8 +14,10 @@
 
 namespace dynroute::cuda {
 
-// Of a product's ring of weights: how many chunks come before they are needed; it has one buffer more.
+// Of a product's ring of weights: how many chunks come before they are needed; it has one buffer more. 2, 3 or 6: what
+// wait_copies_but knows is one less.
 constexpr int kLeastAhead = 2, kMostAhead = 6;
+DYNROUTE_DEVICE_TOO constexpr int chunks_ahead(int fit) { return fit >= 6 ? 6 : fit >= 3 ? 3 : 2; }
 
 constexpr int kThreads = 128;  // of every block, unless its kernel says otherwise
 

@@ -84,17 +84,23 @@ __device__ inline void path_item(const StagePathsParams& params, const PathItem&
   const ScaleMaps& maps = params.cells.maps[item.scale];
   // Within, copies of the item's fields: asynchronous copies are memory to the compiler, and would have it read again.
   const auto fill = [&](T* a, int lda, int k, int count) {
-    const T* const x = static_cast<const T*>(maps.map[item.map]) + item.sample_at;
-    const int c = maps.shape.c, w_in = maps.shape.w, pixels = item.pixels, first = item.first_pixel;
+    const T* const x = static_cast<const T*>(maps.map[item.map]) + item.sample_at + k;
+    const int c = maps.shape.c, w_in = maps.shape.w, w_out = w_in / 2, pixels = item.pixels, first = item.first_pixel;
     const bool down = item.down;
-    for (int row = threadIdx.x / 8; row < Tile::BM; row += Tile::kBlock / 8) {
-      const int pixel = first + row, w_out = w_in / 2;
-      const int from = (down ? (pixel / w_out * w_in + pixel % w_out) * 2 : pixel) * c + k;
-      for (int i = threadIdx.x % 8 * kVector<T>; i < count; i += 8 * kVector<T>) {  // 128 bytes of a pixel at a time
-        const bool valid = row < pixels && k + i < c;
-        copy_async(a + row * lda + i, x + (valid ? from + i : 0), valid);
-      }
+    constexpr int kStep = Tile::kBlock / 8, kPixels = Tile::BM / kStep;  // from one pixel of a thread to the next
+    int from[kPixels];
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      const int pixel = first + threadIdx.x / 8 + i * kStep, line = down ? pixel / w_out : 0;
+      from[i] = (down ? 2 * (line * (w_in - w_out) + pixel) : pixel) * c;
     }
+    const unsigned to = shared_address(a + threadIdx.x / 8 * lda);
+#pragma unroll 1
+    for (int at = threadIdx.x % 8 * kVector<T>; at < count; at += 8 * kVector<T>)  // 128 bytes of a pixel at a time
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i)
+        copy_async(to + (i * kStep * lda + at) * unsigned(sizeof(T)), x + from[i] + at,
+                   int(threadIdx.x / 8) + i * kStep < pixels && k + at < c);
     commit_copies();
     if (k == 0 && threadIdx.x == 0) ahead();
   };

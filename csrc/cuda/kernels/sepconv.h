@@ -64,7 +64,7 @@ DYNROUTE_DEVICE_TOO constexpr SepconvRoom sepconv_room(const Matrix& pointwise, 
   const int second = two ? (room - sepconv_halo_bytes(stride, bytes)) / 128 * 128 : 0;
   const int chunk = sepconv_chunk_bytes(pointwise), fit = room / chunk - 1;
   const int ahead = two && second / chunk < fit ? second / chunk : fit;
-  return {two, second, ahead < kMostAhead ? ahead : kMostAhead};
+  return {two, second, chunks_ahead(ahead)};
 }
 // Shared memory of an item: at least, and as much as is of use.
 DYNROUTE_DEVICE_TOO constexpr int sepconv_bytes(const SepconvStage& stage, int bytes, bool two = false) {

@@ -128,44 +128,53 @@ __device__ inline T* halo_buffer(unsigned char* memory, const SepconvItem& item,
   return reinterpret_cast<T*>(memory + item.room + (second ? item.in.second : 0));
 }
 
-// A chunk of the tile's input, if there is one, on its way into its buffer [halo pixels][64], and the depthwise weights
-// [9][64] behind it. Within a tile 32-bit offsets suffice; nothing is read outside the map, whatever the address.
+// A thread's part of the copies of the tile's input, which are alike for all chunks of 64 channels: some pixels of the
+// halo, 16 bytes of each. Nothing is read outside the map, where zeros belong, whatever the address.
 template <class T, int kStride>
-__device__ inline void fetch_halo(unsigned char* memory, const SepconvItem& item, int chunk) {
-  T* const to = halo_buffer<T>(memory, item, chunk);
-  constexpr int wide = sepconv_halo(kSepconvWide, kStride), high = sepconv_halo(sepconv_high(sizeof(T)), kStride);
-  constexpr int per_pixel = kSepconvChannels / kVector<T>;
-  const int thread = thread_here();
-  const int in_chunk = thread % per_pixel * kVector<T>, at = chunk * kSepconvChannels + in_chunk;
-  if (at < item.stage.pointwise.k_pad) {
-    constexpr int step = kSepconvThreads / per_pixel, pixels = wide * high;
-    const T* from = static_cast<const T*>(item.from);
-    const int c = item.stage.c_in, w = item.stage.w_in, h = at < c ? item.stage.h_in : 0;
-    const int first = thread / per_pixel;
-    int column = first % wide - 1, row = first / wide - 1, offset = (row * w + column) * c + at;
+struct HaloCopies {
+  static constexpr int kWide = sepconv_halo(kSepconvWide, kStride), kPixels = sepconv_halo_pixels(kStride, sizeof(T));
+  static constexpr int kPerPixel = kSepconvChannels / kVector<T>, kStep = kSepconvThreads / kPerPixel;
+  static constexpr int kCopies = ceil_div(kPixels, kStep), kFours = kSepconvChannels / 4;
+  int offset[kCopies];  // within a tile 32 bits suffice
+  unsigned inside;      // a bit for each
+
+  __device__ explicit HaloCopies(const SepconvItem& item) {
+    const int thread = thread_here(), first = thread / kPerPixel, c = item.stage.c_in, w = item.stage.w_in;
+    int column = first % kWide - 1, row = first / kWide - 1;
     const int x0 = item.x * kStride, y0 = item.y * kStride;
+    inside = 0;
 #pragma unroll
-    for (int i = 0; i < ceil_div(pixels, step); ++i) {
-      const bool valid = unsigned(x0 + column) < unsigned(w) && unsigned(y0 + row) < unsigned(h);
-      if (first + i * step < pixels)
-        copy_async(to + (first + i * step) * kSepconvChannels + in_chunk, from + offset, valid);
-      column += step % wide, row += step / wide, offset += (step / wide * w + step % wide) * c;
-      if (column >= wide - 1) column -= wide, ++row, offset += (w - wide) * c;
+    for (int i = 0; i < kCopies; ++i) {
+      offset[i] = (row * w + column) * c + thread % kPerPixel * kVector<T>;
+      inside |= unsigned(unsigned(x0 + column) < unsigned(w) && unsigned(y0 + row) < unsigned(item.stage.h_in)) << i;
+      column += kStep % kWide, row += kStep / kWide;
+      if (column >= kWide - 1) column -= kWide, ++row;
     }
   }
-  constexpr int fours = kSepconvChannels / 4;
-  if (thread < 9 * fours) {
-    const int tap = thread / fours, channel = chunk * kSepconvChannels + thread % fours * 4, c = item.stage.c_in;
-    copy_async(reinterpret_cast<float*>(to + wide * high * kSepconvChannels) + thread * 4,
-               item.stage.depthwise + tap * c + channel, channel < c);
+  // A chunk on its way into its buffer [pixels][64], and its depthwise weights [9][64] behind it.
+  __device__ void fetch(unsigned char* memory, const SepconvItem& item, int chunk) const {
+    const int thread = thread_here(), channel = chunk * kSepconvChannels, c = item.stage.c_in;
+    const unsigned to = shared_address(halo_buffer<T>(memory, item, chunk));
+    const T* const from = static_cast<const T*>(item.from) + channel;
+    const bool any = channel + thread % kPerPixel * kVector<T> < c;
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i)
+      if ((i + 1) * kStep <= kPixels || thread / kPerPixel + i * kStep < kPixels)
+        copy_async(to + (thread + i * kSepconvThreads) * 16, from + offset[i], any && inside >> i & 1);
+    if (thread < 9 * kFours) {
+      const int at = channel + thread % kFours * 4;
+      copy_async(to + kPixels * kSepconvChannels * unsigned(sizeof(T)) + thread * 16,
+                 item.stage.depthwise + thread / kFours * c + at, at < c);
+    }
+    commit_copies();
   }
-  commit_copies();
-}
+};
 
 // A [BM][k_pad] = depthwise of the tile, whose first chunk is on its way. The block has to meet before A is read.
 // last(): what is asked for, in the number of groups of copies that it returns, while the last chunk is computed.
 template <class T, int kStride, class Last>
-__device__ inline void depthwise(unsigned char* memory, const SepconvItem& item, Last&& last) {
+__device__ inline void depthwise(unsigned char* memory, const SepconvItem& item, const HaloCopies<T, kStride>& copies,
+                                 Last&& last) {
   using P = Patch<T>;
   constexpr int halo_wide = sepconv_halo(kSepconvWide, kStride), halo_pixels = sepconv_halo_pixels(kStride, sizeof(T));
   const int thread = thread_here(), group = thread % kGroups * kGroup, patch = thread / kGroups;
@@ -176,7 +185,7 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item,
     const int channel = chunk * kSepconvChannels + group;  // of this thread the first
     const bool is_last = (chunk + 1) * kSepconvChannels >= k_pad;
     const bool ahead = kStride == 1 && item.in.two;
-    if (ahead && !is_last) fetch_halo<T, kStride>(memory, item, chunk + 1);
+    if (ahead && !is_last) copies.fetch(memory, item, chunk + 1);
     const int newer = !ahead ? 0 : is_last ? last() : 1;
     wait_copies(newer);
     __syncthreads();
@@ -214,7 +223,7 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item,
     }
     if (is_last) continue;
     __syncthreads();
-    if (!ahead) fetch_halo<T, kStride>(memory, item, chunk + 1);
+    if (!ahead) copies.fetch(memory, item, chunk + 1);
   }
 }
 
@@ -312,8 +321,9 @@ __device__ inline void pointwise_by_staying(unsigned char* memory, const Sepconv
 }
 
 template <class T, int kStride, class Tile>
-__device__ inline void sepconv_by(unsigned char* memory, const SepconvItem& item) {
-  depthwise<T, kStride>(memory, item, [&] {
+__device__ inline void sepconv_by(unsigned char* memory, const SepconvItem& item,
+                                  const HaloCopies<T, kStride>& copies) {
+  depthwise<T, kStride>(memory, item, copies, [&] {
     WeightStream<Tile> stream(item.stage.pointwise, item.first, item.last, 0, item.stage.pointwise.k_pad,
                               reinterpret_cast<T*>(memory + item.room), thread_here());
     begin_ring(stream, item.in.ahead);
@@ -323,28 +333,29 @@ __device__ inline void sepconv_by(unsigned char* memory, const SepconvItem& item
   else pointwise<Tile>(memory, item, kStride == 1 && item.in.two);
 }
 
-// One item, by the whole block, which has met since it was found, and since the memory was last used. `ahead` is called
-// by one thread while the halo is on its way. kStride: the largest that stages have.
+// `ahead` is called by one thread while the halo is on its way.
+template <class T, int kStride, class Ahead>
+__device__ inline void sepconv_strided(unsigned char* memory, const SepconvItem& item, Ahead&& ahead) {
+  const HaloCopies<T, kStride> copies(item);
+  copies.fetch(memory, item, 0);
+  if (threadIdx.x == 0) ahead();
+  if (sepconv_width(item.stage.pointwise) == 64) sepconv_by<T, kStride, SepconvTile<T, 64>>(memory, item, copies);
+  else sepconv_by<T, kStride, SepconvTile<T, 128>>(memory, item, copies);
+}
+
+// One item, by the whole block, which has met since it was found, and since the memory was last used. kStride: the
+// largest that stages have.
 template <class T, int kStride, class Ahead>
 __device__ inline void sepconv_item(const SepconvParams& p, const SepconvItem& item, unsigned char* memory,
                                     Ahead&& ahead) {
-  using Narrow = SepconvTile<T, 64>;
   if (item.fresh) {
+    using Tile = SepconvTile<T, 64>;
     const Matrix& w = item.stage.pointwise;
-    WeightStream<Narrow> stream(w, 0, w.n, 0, w.k_pad, weights_of<T>(memory, item), thread_here());
-    for (int k = 0; k < w.k_pad / Narrow::BK; ++k) stream.fetch(k);
+    WeightStream<Tile> stream(w, 0, w.n, 0, w.k_pad, weights_of<T>(memory, item), thread_here());
+    for (int k = 0; k < w.k_pad / Tile::BK; ++k) stream.fetch(k);
   }
-  const bool one = kStride == 1 || item.stage.stride == 1, narrow = sepconv_width(item.stage.pointwise) == 64;
-  if (one) fetch_halo<T, 1>(memory, item, 0);
-  else fetch_halo<T, kStride>(memory, item, 0);
-  if (threadIdx.x == 0) ahead();
-  if (one) {
-    if (narrow) sepconv_by<T, 1, Narrow>(memory, item);
-    else sepconv_by<T, 1, SepconvTile<T, 128>>(memory, item);
-  } else {
-    if (narrow) sepconv_by<T, kStride, Narrow>(memory, item);
-    else sepconv_by<T, kStride, SepconvTile<T, 128>>(memory, item);
-  }
+  if (kStride == 1 || item.stage.stride == 1) sepconv_strided<T, 1>(memory, item, ahead);
+  else sepconv_strided<T, kStride>(memory, item, ahead);
   if (threadIdx.x == 0) count_item<T>(p, item);
 }
 

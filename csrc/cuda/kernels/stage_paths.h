@@ -19,8 +19,7 @@ DYNROUTE_DEVICE_TOO constexpr int path_a_bytes(const Matrix& w, bool is_float) {
   return tile.pixels * pixel_bytes(w, tile, is_float);
 }
 DYNROUTE_DEVICE_TOO constexpr int path_ahead(const Matrix& w, bool is_float, int shared) {
-  const int fit = (shared - path_a_bytes(w, is_float)) / chunk_bytes(path_tile(w, is_float).width) - 1;
-  return fit < kMostAhead ? fit : kMostAhead;
+  return chunks_ahead((shared - path_a_bytes(w, is_float)) / chunk_bytes(path_tile(w, is_float).width) - 1);
 }
 
 // Output pixels of a path.
@@ -38,9 +37,10 @@ DYNROUTE_DEVICE_TOO inline int path_items(const Matrix& w, const MapShape& map, 
 
 inline LaunchShape stage_paths_shape(const StagePathsParams& params, DType type, const DeviceLimits& device) {
   const bool is_float = type == DType::kFloat;
-  const LaunchShape stages = sepconv_shape(params.cells, type, device);
-  int64_t items = stages.blocks;  // all of them, or more than there will be room for below
-  int shared = stages.shared;
+  int64_t items = sepconv_shape(params.cells, type, device).blocks;  // all, or more than there will be room for below
+  int shared = 0;
+  for (const SepconvStage& stage : params.cells.stage)
+    if (stage.depthwise) shared = std::max(shared, sepconv_bytes(stage, bytes_of(type)));
   for (int s = 0; s < kScales; ++s)
     for (bool down : {false, true}) {
       const Matrix& w = down ? params.down[s] : params.up[s];
