@@ -227,9 +227,9 @@ __device__ inline void multiply(typename Tile::Accumulators& sums, const A& a, W
   }
 }
 
-// Calls f(i, pixel, channel, values) for this thread's results, 16 bytes' values at a time, of channels from n on that
-// are below w.n_pad, with the shift added: 4 lanes (float: 8 or more) have a pixel's neighbouring channels. i: which of
-// the thread's pixels.
+// Calls f(i, j, pixel, channel, values) for this thread's results, 16 bytes' values at a time, of channels from n on that
+// are below w.n_pad, with the shift added: 4 lanes (float: 8 or more) have a pixel's neighbouring channels. i, j: which
+// of the thread's pixels, and which 16 bytes of one.
 template <class Tile, class F>
 __device__ inline void for_results(const typename Tile::Accumulators& sums, const Matrix& w, int n, F&& f,
                                    unsigned thread = threadIdx.x) {
@@ -247,7 +247,7 @@ __device__ inline void for_results(const typename Tile::Accumulators& sums, cons
       float values[V];
 #pragma unroll
       for (int e = 0; e < V; ++e) values[e] = Tile::value(sums, i, j + e) + shift[e];
-      f(i, Tile::row(i, thread), channel, values);
+      f(i, j / V, Tile::row(i, thread), channel, values);
     }
   }
 }

@@ -38,7 +38,7 @@ __device__ inline void pointwise_item(const Matrix& w, int slice, int begin, int
   T* const a = reinterpret_cast<T*>(static_cast<unsigned char*>(memory) + (ahead + 1) * kChunkBytes<Tile>);
   const int lda = row_of_a<Tile>(min(w.k_pad, slice));
   const auto store = [&](const typename Tile::Accumulators& sums, int n) {
-    for_results<Tile>(sums, w, n, [&](int, int pixel, int channel, float (&values)[kVector<T>]) {
+    for_results<Tile>(sums, w, n, [&](int, int, int pixel, int channel, float (&values)[kVector<T>]) {
       T* to = destination(pixel);
       if (to && channel < w.n) store_global(to + channel, pack_relu<T>(values));
     });

@@ -227,41 +227,62 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item,
   }
 }
 
-// A thread's results of a block of output channels: shift, X, ReLU, stores. Its pixels lie below each other.
+// A thread's results of a block of output channels. Its pixels lie below each other.
 template <class Tile>
-__device__ inline void store_results(const typename Tile::Accumulators& sums, const SepconvItem& item, int n,
-                                     int thread) {
+struct OwnResults {
   using T = typename Tile::T;
-  constexpr int V = kVector<T>, lines = Tile::kRowStep / kSepconvWide;
-  static_assert(lines * kSepconvWide == Tile::kRowStep);
-  const SepconvStage& stage = item.stage;
-  const int channels = stage.pointwise.n, first = Tile::row(0, thread), x = first % kSepconvWide,
-            y = first / kSepconvWide, pitch = stage.w_out * channels;
-  const int inside = item.x + x < stage.w_out ? ceil_div(stage.h_out - item.y - y, lines) : 0;  // of its pixels
-  const int at = y * pitch + x * channels + n + Tile::column(0, thread);
-  const T* const add = static_cast<const T*>(item.add);
-  const bool relu = stage.relu;
-  uint4 added[Tile::kColumns / V][Tile::kRows];
-  if (add)
+  static constexpr int V = kVector<T>, kGroups = Tile::kColumns / V, kLines = Tile::kRowStep / kSepconvWide;
+  static_assert(kLines * kSepconvWide == Tile::kRowStep);
+  int at, pitch;  // from the tile's first value to the thread's, and to its next pixel's
+  int channels;   // that there are, less the thread's first
+  int inside;     // of its pixels
+
+  __device__ OwnResults(const SepconvItem& item, int n, int thread) {
+    const SepconvStage& stage = item.stage;
+    const int first = Tile::row(0, thread), x = first % kSepconvWide, y = first / kSepconvWide, c = stage.pointwise.n;
+    inside = item.x + x < stage.w_out ? ceil_div(stage.h_out - item.y - y, kLines) : 0;
+    channels = c - n - Tile::column(0, thread);
+    at = (y * stage.w_out + x) * c + n + Tile::column(0, thread), pitch = kLines * stage.w_out * c;
+  }
+  // Of the i-th pixel the j-th 16 bytes.
+  __device__ bool is(int i, int j) const { return i < inside && j * V * Tile::kAcross < channels; }
+  __device__ int offset(int i, int j) const { return at + i * pitch + j * V * Tile::kAcross; }
+};
+
+// X where the results go, asked for before the product, so that it is there behind it.
+template <class Tile>
+using Added = uint4[OwnResults<Tile>::kGroups][Tile::kRows];
+template <class Tile>
+__device__ inline void load_added(Added<Tile>& added, const OwnResults<Tile>& own, const SepconvItem& item) {
+  const auto* const add = static_cast<const typename Tile::T*>(item.add);
+  if (!add) return;
 #pragma unroll
-    for (int j = 0; j < Tile::kColumns / V; ++j)
+  for (int j = 0; j < OwnResults<Tile>::kGroups; ++j)
 #pragma unroll
-      for (int i = 0; i < Tile::kRows; ++i)
-        if (i < inside && n + Tile::column(j * V, thread) < channels)
-          added[j][i] = __ldcg(reinterpret_cast<const uint4*>(add + at + i * lines * pitch + j * V * Tile::kAcross));
-  for_results<Tile>(sums, stage.pointwise, n, [&](int i, int, int channel, float (&values)[V]) {
-    if (i >= inside || channel >= channels) return;
-    const int j = Tile::kCores ? (channel - n) / (4 * Tile::kAcross) : 0;
+    for (int i = 0; i < Tile::kRows; ++i)
+      if (own.is(i, j)) added[j][i] = __ldcg(reinterpret_cast<const uint4*>(add + own.offset(i, j)));
+}
+
+// shift, X, ReLU, stores.
+template <class Tile>
+__device__ inline void store_results(const typename Tile::Accumulators& sums, const Added<Tile>& added,
+                                     const SepconvItem& item, int n, int thread) {
+  using T = typename Tile::T;
+  constexpr int V = kVector<T>;
+  const OwnResults<Tile> own(item, n, thread);
+  const bool add = item.add, relu = item.stage.relu;
+  for_results<Tile>(sums, item.stage.pointwise, n, [&](int i, int j, int, int, float (&values)[V]) {
+    if (!own.is(i, j)) return;
     if (add) {
       float more[V];
-      unpack<T>(Tile::kCores && j > 0 ? added[Tile::kColumns / V - 1][i] : added[0][i], more);
+      unpack<T>(added[j][i], more);
 #pragma unroll
       for (int e = 0; e < V; ++e) values[e] += more[e];
     }
     if (relu)
 #pragma unroll
       for (float& value : values) value = fmaxf(value, 0);
-    store_global(static_cast<T*>(item.to) + at + i * lines * pitch + j * V * Tile::kAcross, pack<T>(values));
+    store_global(static_cast<T*>(item.to) + own.offset(i, j), pack<T>(values));
   }, thread);
 }
 
@@ -300,8 +321,10 @@ __device__ inline void pointwise(unsigned char* memory, const SepconvItem& item,
   for (int n = item.first; n < item.last; n += Tile::BN) {
     typename Tile::Accumulators sums;
     clear(sums);
+    Added<Tile> added;
+    load_added<Tile>(added, OwnResults<Tile>(item, n, thread), item);
     multiply<Tile>(sums, a, stream, ring, item.in.ahead, buffer, thread);
-    store_results<Tile>(sums, item, n, thread);
+    store_results<Tile>(sums, added, item, n, thread);
   }
 }
 
@@ -313,11 +336,13 @@ __device__ inline void pointwise_by_staying(unsigned char* memory, const Sepconv
   const PixelRows<Tile> a(reinterpret_cast<T*>(memory), row_of_a<Tile>(k_pad), thread);
   typename Tile::Accumulators sums;
   clear(sums);
+  Added<Tile> added;
+  load_added<Tile>(added, OwnResults<Tile>(item, 0, thread), item);
   __syncthreads();
 #pragma unroll 1
   for (int k = 0; k < k_pad; k += Tile::BK)
     multiply_chunk<Tile>(sums, a, k, weights_of<T>(memory, item) + k * Tile::BN, thread);
-  store_results<Tile>(sums, item, 0, thread);
+  store_results<Tile>(sums, added, item, 0, thread);
 }
 
 template <class T, int kStride, class Tile>

@@ -144,7 +144,7 @@ __device__ inline void stem_conv(const StemConvParams& p) {
 #pragma unroll
       for (int i = 0; i < S::kChunks; ++i)
         multiply_chunk<Tile>(sums, rows, i * Tile::BK, weights + (block * S::kChunks + i) * Tile::kChunk);
-      for_results<Tile>(sums, p.weight, block * Tile::BN, [&](int, int pixel, int channel, float (&values)[kVector<T>]) {
+      for_results<Tile>(sums, p.weight, block * Tile::BN, [&](int, int, int pixel, int channel, float (&values)[kVector<T>]) {
         const int x = pixel % S::kWide, y = pixel / S::kWide;
         if (x >= wide || y >= high || channel >= p.weight.n) return;
         T* to = out + (y * p.w_out + x) * p.weight.n + channel;

@@ -32,7 +32,9 @@ bool gates_are_computed(const CallSpec& call) { return Activation(call.config.ac
 // Are the cells of this scale done by `cell`?
 bool is_fused(const CallSpec& call, int scale) {
   if (call.fusion == Fusion::kStaged || call.config.cell_stacks != 2) return false;
-  return (call.fusion == Fusion::kFused ? cell_fits : cell_pays)(shape_of(call, scale).c, call.dtype, call.limits);
+  const MapShape map = shape_of(call, scale);
+  return call.fusion == Fusion::kFused ? cell_fits(map.c, call.dtype, call.limits)
+                                       : cell_pays(map, call.dtype, call.limits);
 }
 
 // What blocks of a row count together: per node, aggregate_route's tasks and stage_paths' stage items; in all,
