@@ -18,6 +18,7 @@ from torch import Tensor
 import dynroute
 from benchmarks.gpu_clock import Gpu
 from benchmarks.gpu_counters import counters
+from benchmarks.gpu_operators import operators
 from benchmarks.harness import SEED
 from benchmarks.network import CLASSES, TINY_NET, executed, settled
 from benchmarks.peers import DenseNetwork, relative_error
@@ -46,7 +47,7 @@ class Scale:
         self.dry = gpu.device == "cpu"
         self.shapes = TINY_SHAPES if self.dry else QUICK_SHAPES if quick else SHAPES
         self.trained = TINY_SHAPES if self.dry else TRAINED[:1] if quick else TRAINED
-        self.rounds = 3 if self.dry else 20 if quick else 60
+        self.rounds = 3 if self.dry else 20 if quick else 30
         self.dtypes = (torch.float32,) if self.dry else (torch.float16,) if quick else tuple(ERROR)
 
     def network(self, name: str) -> DynamicNetwork:
@@ -67,7 +68,8 @@ def noise(gpu: Gpu, n: int, h: int, w: int) -> Tensor:
 
 
 def speed(gpu: Gpu, quick: bool) -> Iterator[Document]:
-    """Ours against eager PyTorch, all open, each type; random patterns against our own all open; kernel by kernel."""
+    """Ours against eager PyTorch, all open, each type; random patterns against our own all open; kernel by kernel; the
+    operators by themselves."""
     scale = Scale(gpu, quick)
     document: Document = {"copy": copy_rate(gpu), "all_open": [], "routed": [], "kernels": []}
     for shape in scale.shapes:
@@ -83,6 +85,8 @@ def speed(gpu: Gpu, quick: bool) -> Iterator[Document]:
     document["kernels"].append(
         {"shape": [shape[0], 3, *shape[1:]], "dtype": str(scale.dtypes[0]), "of_a_call": kernels}
     )
+    yield document
+    document["operators"] = list(operators(gpu, scale.dtypes[0], scale.rounds))
     yield document
     document["counters"] = {"absent": "a dry run"} if scale.dry else counters()
     yield document

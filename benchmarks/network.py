@@ -36,8 +36,8 @@ def network(name: str, tiny: bool) -> tuple[DynamicNetwork, Runtime]:
 
 
 def settled(net: DynamicNetwork) -> DynamicNetwork:
-    """The network, in evaluation, with the running statistics of noise: values keep their size through all layers, as in
-    a trained network; with those of a new one they grow past what float16 holds."""
+    """The network, in evaluation, with the running statistics of noise: values keep their size through all layers, as
+    in a trained network; with those of a new one they grow past what float16 holds."""
     norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -17,8 +17,8 @@ from dynroute.version import __version__
 def provenance(seed: int | None = None) -> dict[str, Any]:
     """What is needed to run something again; JSON-able.
 
-    Keys: `seed`, `versions` (python, torch, dynroute), `machine` (cpu, cores, threads, gpu), `command`, `commit` (what the
-    variable DYNROUTE_COMMIT says; else of the git checkout, with a `+` where tracked files were changed; else None).
+    Keys: `seed`, `versions` (python, torch, dynroute), `machine` (cpu, cores, threads, gpu), `command`, `commit` (what
+    the variable DYNROUTE_COMMIT says; else of the git checkout, with a `+` where tracked files were changed; or None).
     """
     return {
         "seed": seed,

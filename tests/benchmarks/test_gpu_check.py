@@ -43,6 +43,8 @@ def test_a_dry_run_of_each_stage(stage: str, tmp_path: Path) -> None:
         assert all(set(row["ms"][how]) == {"ours", "eager", "eager_graph"} for how in ("warm", "cold", "call"))
         assert document["routed"][0]["patterns"]["0.5"]["macs"]["value"] < row["macs"]
         assert kinds(document) == {"stand-in", "counted"}
+        assert [row["operator"] for row in document["operators"]] == ["cell", "transform down", "gate", "aggregate"]
+        assert all(max(row["errors"].values()) < 1e-5 for row in document["operators"])
     if stage == "train":
         assert [step["autocast"] for step in document["training"]] == [None, "bfloat16"]
         assert all(set(step["ms"]) == {"auto", "reference"} for step in document["training"])
