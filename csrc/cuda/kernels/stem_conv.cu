@@ -137,13 +137,15 @@ __device__ inline void stem_conv(const StemConvParams& p) {
     __syncthreads();
     const int wide = p.w_out - tile.x, high = p.h_out - tile.y;
     T* out = static_cast<T*>(p.out) + ((int64_t(tile.sample) * p.h_out + tile.y) * p.w_out + tile.x) * p.weight.n;
+#pragma unroll 1
     for (int block = 0; block < blocks; ++block) {
+      const int thread = thread_here();
       typename Tile::Accumulators sums;
       clear(sums);
-      const PixelRows<Tile> rows(&shared.a[0][0], row_of_a<Tile>(kPadded));
+      const PixelRows<Tile> rows(&shared.a[0][0], row_of_a<Tile>(kPadded), thread);
 #pragma unroll
       for (int i = 0; i < S::kChunks; ++i)
-        multiply_chunk<Tile>(sums, rows, i * Tile::BK, weights + (block * S::kChunks + i) * Tile::kChunk);
+        multiply_chunk<Tile>(sums, rows, i * Tile::BK, weights + (block * S::kChunks + i) * Tile::kChunk, thread);
       for_results<Tile>(sums, p.weight, block * Tile::BN, [&](int, int, int pixel, int channel, float (&values)[kVector<T>]) {
         const int x = pixel % S::kWide, y = pixel / S::kWide;
         if (x >= wide || y >= high || channel >= p.weight.n) return;
@@ -151,7 +153,7 @@ __device__ inline void stem_conv(const StemConvParams& p) {
 #pragma unroll
         for (float& value : values) value = fmaxf(value, 0);
         store_global(to, pack<T>(values));
-      });
+      }, thread);
     }
     if (threadIdx.x == 0)
       count(p.io->sample_macs + tile.sample * kSampleParts + kStemPart,
