@@ -19,7 +19,7 @@ DYNROUTE_DEVICE_TOO constexpr int path_a_bytes(const Matrix& w, bool is_float) {
   return tile.pixels * pixel_bytes(w, tile, is_float);
 }
 DYNROUTE_DEVICE_TOO constexpr int path_ahead(const Matrix& w, bool is_float, int shared) {
-  return chunks_ahead((shared - path_a_bytes(w, is_float)) / chunk_bytes(path_tile(w, is_float).width) - 1);
+  return kLeastAhead;
 }
 
 // Output pixels of a path.
@@ -52,7 +52,7 @@ inline LaunchShape stage_paths_shape(const StagePathsParams& params, DType type,
     }
   const int resident =
       std::max(1, std::min(kStagePathsResident, device.shared_per_multiprocessor / (shared + kStagePathsStatic + kReservedShared)));
-  const int most = shared + (kMostAhead - kLeastAhead) * chunk_bytes(128);
+  const int most = shared;
   const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(items, int64_t(device.multiprocessors) * resident));
   return {int(blocks), kSepconvThreads, filled_shared(shared, most, resident, kStagePathsStatic, device)};
 }
