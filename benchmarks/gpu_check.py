@@ -106,8 +106,10 @@ class Run:
                 lines.append(line.rstrip())
         process.wait()
         timer.cancel()
+        # without folders that only this machine has
+        shown = " ".join(command).replace(sys.executable, "python").replace(str(ROOT), ".")
         return {
-            "command": " ".join(command), "status": "cut" if cut.is_set() else process.returncode,
+            "command": shown.replace(tempfile.gettempdir(), "TMP"), "status": "cut" if cut.is_set() else process.returncode,
             "seconds": round(time.monotonic() - started, 1), "tail": list(lines),
         }  # fmt: skip
 

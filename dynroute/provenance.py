@@ -37,13 +37,14 @@ def provenance(seed: int | None = None) -> dict[str, Any]:
 def _command() -> list[str]:
     """The command line, without folders that only this machine has."""
     program = Path(sys.argv[0])
+    arguments = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     if program.name != "__main__.py":
-        return [program.name, *sys.argv[1:]]
+        return [program.name, *arguments]
     folder = program.parent
     package: list[str] = []
     while (folder / "__init__.py").exists():
         folder, package = folder.parent, [folder.name, *package]
-    return ["python -m " + ".".join(package), *sys.argv[1:]]
+    return ["python -m " + ".".join(package), *arguments]
 
 
 def _cpu_name() -> str:

@@ -3,11 +3,11 @@
 // row's aggregate pulls them.
 //
 // An item is 64 pixels x 128 output channels or several such blocks, on 256 threads; 128 x 64 where there are no 128
-// channels (float: 64 x 64). Fine scales have tiles enough and an item does all
-// output channels of its pixels; coarse scales have few tiles and wide outputs, which go to different blocks.
+// channels (float: 64 x 64). Fine scales have tiles enough and an item does all output channels of its pixels; coarse
+// scales have few tiles and wide outputs, which go to different blocks.
 // Memory: each item reads its pixels once, of a down path's map only the quarter it needs: 16 bytes a thread and 128
-// contiguous bytes of a pixel per 8 threads. Weights stream from L2 through a ring of three chunks. Shared memory: 20
-// KB XX
+// contiguous bytes of a pixel per 8 threads. Weights stream from L2 through a ring of three chunks. Shared memory: 24 KB
+// for the ring, and all of a pixel's channels: 67 KB at 512 (float: a slice of 256).
 #pragma once
 #include "pointwise.cuh"
 #include "stage_paths.h"
@@ -30,7 +30,6 @@ struct PathItem {
   int found, down, scale, map;  // two booleans; and which map H lies in
   int first_pixel, pixels;      // of the output
   int begin, end;               // output channels
-  int ahead;                    // chunks of weights
   int node, waits;              // whose stage it waits for, and how many items of it
   int64_t sample_at, counter;   // where the sample's values begin in its scale's buffers; which count of io->node_macs
 };
@@ -64,7 +63,6 @@ __device__ inline void find_path_item(const StagePathsParams& params, const Path
     item.pixels = min(tile.pixels, pixels - item.first_pixel);
     item.begin = number % part.parts * part.channels;
     item.end = min(item.begin + part.channels, w.n);
-    item.ahead = path_ahead(w, kIsFloat<T>, shared_bytes());
 
     item.sample_at = maps.shape.size() * sample;
     item.counter = node_index(sample, params.cells.rows, params.cells.row_index, scale) * kNodeParts +
@@ -107,7 +105,7 @@ __device__ inline void path_item(const StagePathsParams& params, const PathItem&
   T* const out = static_cast<T*>(maps.halves) + item.sample_at + in_halves(item.down ? kDown : kUp, maps.shape.size());
   const int first = item.first_pixel, pixels = item.pixels;
   const auto destination = [&](int row) { return row < pixels ? out + int64_t(first + row) * w.n : nullptr; };
-  pointwise_item<Tile>(w, tile.slice, item.begin, item.end, memory, item.ahead, fill,
+  pointwise_item<Tile>(w, tile.slice, item.begin, item.end, memory, kLeastAhead, fill,
                        destination);
   if (threadIdx.x == 0)
     count(params.cells.io->node_macs + item.counter, int64_t(pixels) * maps.shape.c * (item.end - item.begin));

@@ -1,8 +1,8 @@
 // One depthwise 3x3 + pointwise stage, over the open samples of up to four scales, or over all samples (the stem).
 //
-// Work: items are tiles of pixels (sepconv_item.cuh), on blocks of 128 threads that take every gridDim.x-th one, coarse
-// scales first. 5 blocks to a multiprocessor (96 registers; 35 KB at 64 channels of 16 bits, 2 blocks at 512) hide what
-// one waits for, and an item is found, through three dependent loads, while the halo of the one before is on its way.
+// Work: items are tiles of pixels (sepconv_item.cuh), on blocks of 256 threads that take every gridDim.x-th one, coarse
+// scales first. Two blocks to a multiprocessor (128 registers; half of its shared memory each) hide what one waits for,
+// and an item is found, through three dependent loads, while the halo of the one before is on its way.
 // The stem's stages, and of a row's cells all but the last, which `stage_paths` does.
 #include "sepconv_item.cuh"
 

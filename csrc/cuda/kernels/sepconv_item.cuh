@@ -3,13 +3,13 @@
 // 8 x 8 output pixels (float: 8 x 4), which are the matrix product's BM, of one sample, and all output channels; where
 // a scale has too few tiles for the machine, part of the channels.
 //   depthwise: the tile's input with its halo, zeros outside the map, comes in chunks of 64 channels through cp.async
-//     into two buffers, one chunk ahead. A thread makes 2 x 4 pixels (float: 2 x 2) of 4 channels: 24 shared reads of 4
-//     channels serve 8 pixels' 72 taps, with the 9 x 4 weights in registers. (4 pixels of 8 channels, read 16 bytes at
-//     a time, would read and convert half as much again.) The sums, rounded, are the rows of A. Lanes lie along
-//     channels: no bank conflicts.
-//   pointwise: per block of 64 output channels the product (gemm.cuh), shift, X, ReLU, stores. A stays; weights of up
-//     to 64 x 64 stay too, as long as the scale does; others stream.
-// Halo and product share their memory. Global memory: the input 1.56 times (float 1.88; stride 2: 1.13 and 1.2), the
+//     into two buffers, one chunk ahead. A thread makes 2 x 2 pixels (float: 2 x 1) of 4 channels: 16 shared reads of 4
+//     channels serve 4 pixels' 36 taps, with the 9 x 4 weights in registers. The sums, rounded, are the rows of A. Lanes
+//     lie along channels: no bank conflicts.
+//   pointwise: per block of 128 output channels (64 where there are no more) the product (gemm.cuh), shift, X, ReLU,
+//     stores. A stays; weights of up to 64 x 64 stay too, as long as the scale does; others stream, and begin to come
+//     while the last chunk of the depthwise is computed.
+// Halo and ring share their memory. Global memory: the input 1.56 times (float 1.88; stride 2: 1.13 and 1.2), the
 // halo's share from L2; X, where added, from L2; the weights once per item, or once.
 #pragma once
 #include "depthwise.cuh"

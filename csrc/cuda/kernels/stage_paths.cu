@@ -11,8 +11,8 @@
 // waiting themselves. That ends however many blocks are resident: one does it all alone, and none needs to be started.
 // The halves, where a stage may read what the one before has left, are written by the node's paths only after that.
 // H is read past L1 (cp.async.cg; arrival.cuh says why that is enough).
-// Machine: 128 threads, at most 96 registers: 5 blocks to a multiprocessor; the shared memory is the larger of both
-// kinds' (16-bit: 37 KB for paths alone; 92 KB with a stage of 512 channels: two blocks on H100, one on A100).
+// Machine: 256 threads, at most 128 registers, two blocks to a multiprocessor; the shared memory is the larger of both
+// kinds' (16-bit: 89 KB with 512 channels: two blocks on H100, one on A100).
 #include "arrival.cuh"
 #include "path_item.cuh"
 #include "sepconv_item.cuh"

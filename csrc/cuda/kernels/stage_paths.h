@@ -13,13 +13,9 @@ DYNROUTE_DEVICE_TOO constexpr PointwiseTile path_tile(const Matrix& w, bool is_f
   if (w.n_pad > 64) return {128, 64, is_float ? 256 : 512};
   return is_float ? PointwiseTile{64, 64, 256} : PointwiseTile{64, 128, 256};
 }
-// Chunks of weights that come ahead in `shared` bytes.
 DYNROUTE_DEVICE_TOO constexpr int path_a_bytes(const Matrix& w, bool is_float) {
   const PointwiseTile tile = path_tile(w, is_float);
   return tile.pixels * pixel_bytes(w, tile, is_float);
-}
-DYNROUTE_DEVICE_TOO constexpr int path_ahead(const Matrix& w, bool is_float, int shared) {
-  return kLeastAhead;
 }
 
 // Output pixels of a path.
@@ -50,11 +46,8 @@ inline LaunchShape stage_paths_shape(const StagePathsParams& params, DType type,
       const PointwiseTile tile = path_tile(w, is_float);
       shared = std::max(shared, 3 * chunk_bytes(tile.width) + path_a_bytes(w, is_float));
     }
-  const int resident =
-      std::max(1, std::min(kStagePathsResident, device.shared_per_multiprocessor / (shared + kStagePathsStatic + kReservedShared)));
-  const int most = shared;
-  const int64_t blocks = std::max<int64_t>(1, std::min<int64_t>(items, int64_t(device.multiprocessors) * resident));
-  return {int(blocks), kSepconvThreads, filled_shared(shared, most, resident, kStagePathsStatic, device)};
+  // no more memory than is needed: longer rings are no faster here, as paths have few chunks (measured on an H100)
+  return {resident_blocks(items, shared + kStagePathsStatic, kStagePathsResident, device), kSepconvThreads, shared};
 }
 
 }  // namespace dynroute::cuda
