@@ -109,7 +109,8 @@ class Run:
         # without folders that only this machine has
         shown = " ".join(command).replace(sys.executable, "python").replace(str(ROOT), ".")
         return {
-            "command": shown.replace(tempfile.gettempdir(), "TMP"), "status": "cut" if cut.is_set() else process.returncode,
+            "command": shown.replace(tempfile.gettempdir(), "TMP"),
+            "status": "cut" if cut.is_set() else process.returncode,
             "seconds": round(time.monotonic() - started, 1), "tail": list(lines),
         }  # fmt: skip
 
