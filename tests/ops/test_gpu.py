@@ -135,3 +135,18 @@ def test_streams_and_no_wait(name: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
     stream.synchronize()
     assert torch.equal(got, wanted)
+
+
+@each
+def test_export(name: str) -> None:
+    """An exported program computes the same bits, on the device."""
+    op, args = calls()[name]
+    args = to(args, "cuda")
+
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return getattr(ops, op)(x, *args[1:])
+
+    exported = torch.export.export(Model(), (args[0],))
+    assert any(f"dynroute.{op}" in str(node.target) for node in exported.graph.nodes)
+    assert torch.equal(exported.module()(args[0]), Model()(args[0]))
