@@ -150,4 +150,25 @@ inline AggregateShape check_aggregate(const std::optional<Tensor>& down, const s
   return {type, n, c, h, w};
 }
 
+constexpr int kOfDown = 0, kOfKeep = 1, kOfUp = 2, kOfAlphas = 3, kGradients = 4;  // of `wanted`
+inline ScalarType check_aggregate_backward(const Tensor& grad, const std::optional<Tensor>& down,
+                                           const std::optional<Tensor>& keep, const std::optional<Tensor>& up,
+                                           const std::optional<Tensor>& alphas, const std::vector<bool>& wanted,
+                                           const OpRules& rules) {
+  const std::string op = "aggregate_backward";
+  const ScalarType type = check_map(op + ": grad", grad, rules);
+  const int64_t n = grad.size(0), c = grad.size(1), h = grad.size(2), w = grad.size(3);
+  check_channels(op + ": grad", c, rules.channels);
+  require(wanted.size() == kGradients, op + ": wanted: wanted 4 booleans, got " + std::to_string(wanted.size()));
+  require(alphas || !wanted[kOfAlphas], op + ": alphas: wanted a tensor where their gradient is, got none");
+  if (alphas) check(op + ": alphas", *alphas, type, {n, kPaths}, rules.device);
+  if (down) check(op + ": down", *down, type, {n, c, h, w}, rules.device);
+  if (keep) check(op + ": keep", *keep, type, {n, c, h, w}, rules.device);
+  if (up || wanted[kOfUp])
+    require(h % 2 == 0 && w % 2 == 0,
+            op + ": grad: wanted an even size for up, got " + std::to_string(h) + "x" + std::to_string(w));
+  if (up) check(op + ": up", *up, type, {n, c, h / 2, w / 2}, rules.device);
+  return type;
+}
+
 }  // namespace dynroute

@@ -104,6 +104,9 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def(
       "cuda_aggregate_call(Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, int[] device) -> (Tensor[] outs, "
       "Tensor[] held, Tensor launches)");
+  m.def(
+      "cuda_aggregate_backward_call(Tensor grad, Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, bool[] wanted, "
+      "int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
 
   m.def("set_gather(int address) -> ()");
 

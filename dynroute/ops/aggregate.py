@@ -43,15 +43,6 @@ def aggregate(
     return backends.operator("aggregate", backend, first)(down, keep, up, alphas)
 
 
-def _by_reference(grad: Tensor, given: list[Tensor | None], wanted: list[bool]) -> tuple:
-    """The gradients of what is wanted by PyTorch's own, where there is no kernel for them."""
-    with torch.enable_grad():
-        leaves = [None if v is None else v.detach().requires_grad_(wants) for v, wants in zip(given, wanted)]
-        out = reference.aggregate(*leaves)
-    grads = iter(torch.autograd.grad(out, [v for v, wants in zip(leaves, wanted) if wants and v is not None], grad))
-    return tuple(next(grads) if wants and v is not None else None for v, wants in zip(leaves, wanted))
-
-
 def _register() -> None:
     @torch.library.register_fake("dynroute::aggregate")
     def _(down, keep, up, alphas):  # type: ignore[no-untyped-def]
@@ -71,15 +62,13 @@ def _register() -> None:
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         *sources, alphas = inputs
-        if not autograd.needs(ctx)[3] and output.device.type == "cpu":
+        if not autograd.needs(ctx)[3]:
             sources = [None] * 3  # read for the alphas' gradients alone
         ctx.save_for_backward(*sources, alphas)
 
     def backward(ctx: Any, grad: Tensor) -> tuple:
         *sources, alphas = ctx.saved_tensors
         wanted = list(autograd.needs(ctx))
-        if grad.device.type != "cpu":
-            return _by_reference(grad, [*sources, alphas], wanted)
         if alphas is not None:
             grads = torch.ops.dynroute.aggregate_backward(grad, *sources, alphas, wanted)
             return tuple(of if wants else None for of, wants in zip(grads, wanted))

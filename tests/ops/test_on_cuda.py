@@ -9,7 +9,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dynroute import ops
 from dynroute.native import library
 from dynroute.ops import backends
-from dynroute.ops.aggregate import _by_reference
 from tests.support import cases
 
 pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
@@ -59,25 +58,6 @@ def test_who_is_refused(op: str) -> None:
     with pytest.raises(RuntimeError, match="backend 'cuda' cannot be used"):
         backends.operator(op, "cuda", x)
     assert [backend.name for backend in backends.registered(op)] == ["cuda", "cpu", "reference"]
-
-
-@pytest.mark.parametrize("sources", ["dku", "du", "k", "u"])
-@pytest.mark.parametrize("weighted", [True, False])
-def test_gradients_without_a_kernel(sources: str, weighted: bool) -> None:
-    """What CUDA's aggregate takes for its backward is what the CPU's kernels make."""
-    *maps, alphas = cases.aggregate(2, 8, 6, 4, sources)
-    given = [*maps, alphas if weighted else None]
-    grad = cases.normal(2, 8, 6, 4, seed=9)
-    for wanted in ([True] * 4, [False, True, True, False], [True, False, False, True]):
-        wanted = [wants and v is not None for wants, v in zip(wanted, given)]
-        if not any(wanted):
-            continue
-        found = _by_reference(grad, given, wanted)
-        made = torch.ops.dynroute.aggregate_backward(grad, *given, wanted)
-        for a, b, wants in zip(found, made, wanted):
-            assert (a is not None) == wants
-            if wants:
-                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_the_public_functions_say_what_they_take() -> None:

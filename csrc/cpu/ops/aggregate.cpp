@@ -58,10 +58,6 @@ Tensor run_aggregate(const Maybe& down, const Maybe& keep, const Maybe& up, cons
   return out;
 }
 
-void check_alphas(const std::string& op, const Maybe& alphas, ScalarType type, int64_t n) {
-  if (alphas) check(op + ": alphas", *alphas, type, {n, kPaths});
-}
-
 Tensor aggregate(const Maybe& down, const Maybe& keep, const Maybe& up, const Maybe& alphas) {
   const AggregateShape shape = check_aggregate(down, keep, up, alphas, kOnCpu);
   return with_type(shape.type, [&](auto t) {
@@ -70,7 +66,6 @@ Tensor aggregate(const Maybe& down, const Maybe& keep, const Maybe& up, const Ma
 }
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-constexpr int kOfDown = 0, kOfKeep = 1, kOfUp = 2, kOfAlphas = 3, kGradients = 4;  // of `wanted`
 
 template <class T>
 Gradients run_backward(const Tensor& grad_in, const Maybe& down, const Maybe& keep, const Maybe& up,
@@ -119,21 +114,7 @@ Gradients run_backward(const Tensor& grad_in, const Maybe& down, const Maybe& ke
 
 Gradients aggregate_backward(const Tensor& grad, const Maybe& down, const Maybe& keep, const Maybe& up,
                              const Maybe& alphas, const std::vector<bool>& wanted) {
-  const std::string op = "aggregate_backward";
-  const ScalarType type = check_floating(op + ": grad", grad);
-  check(op + ": grad", grad, type, {-1, -1, -1, -1});
-  const int64_t n = grad.size(0), c = grad.size(1), h = grad.size(2), w = grad.size(3);
-  check_channels(op + ": grad", c, 4);
-  require(h > 0 && w > 0, op + ": grad: wanted a map of at least 1x1, got " + shape_text(grad.sizes()));
-  require(wanted.size() == kGradients, op + ": wanted: wanted 4 booleans, got " + std::to_string(wanted.size()));
-  require(alphas || !wanted[kOfAlphas], op + ": alphas: wanted a tensor where their gradient is, got none");
-  check_alphas(op, alphas, type, n);
-  if (down) check(op + ": down", *down, type, {n, c, h, w});
-  if (keep) check(op + ": keep", *keep, type, {n, c, h, w});
-  if (up || wanted[kOfUp])
-    require(h % 2 == 0 && w % 2 == 0,
-            op + ": grad: wanted an even size for up, got " + std::to_string(h) + "x" + std::to_string(w));
-  if (up) check(op + ": up", *up, type, {n, c, h / 2, w / 2});
+  const ScalarType type = check_aggregate_backward(grad, down, keep, up, alphas, wanted, kOnCpu);
   const auto run = [&](auto t) { return run_backward<decltype(t)>(grad, down, keep, up, alphas, wanted); };
   return type == ScalarType::Double ? run(double{}) : run(float{});
 }

@@ -1,5 +1,5 @@
 // What the kernels are told that serve operators alone: `prepare`, which makes of a call's tensors what the kernels of
-// the network want, then `sepconv` (params.h), `gate`, `route`, `transform`, `aggregate`.
+// the network want, then `sepconv` (params.h), `gate`, `route`, `transform`, `aggregate` and its backward.
 #pragma once
 #include "params.h"
 
@@ -83,6 +83,18 @@ struct AggregateParams {
   const void *down, *keep, *up;  // [n][h * w * c], up [n][h/2 * w/2 * c]; null: none
   const void* alphas;            // T [n][3], or null: all 1
   void* out;
+  int n, h, w, c;
+};
+
+// aggregate_backward: gradients of what went into X; a null pointer: not wanted.
+struct AggregateBackwardParams {
+  const void* grad;              // [n][h * w * c]
+  const void *down, *keep, *up;  // as above; null where there is none, or no gradient of alphas is wanted
+  const void* alphas;            // T [n][3], or null: all 1
+  void *grad_down, *grad_keep, *grad_up;
+  void* grad_alphas;  // T [n][3]
+  double* partials;   // [n][tasks][3], where alphas have a gradient
+  int* arrivals;      // [n], zero
   int n, h, w, c;
 };
 

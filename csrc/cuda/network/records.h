@@ -16,11 +16,11 @@ struct Launch {
 };
 
 struct Record {
-  char kernel[16];  // its name, a zero at least behind
+  char kernel[32];  // its name, a zero at least behind
   LaunchShape shape;
   int params;  // bytes that follow the header, padding to the next record's 8-byte boundary included
 };
-static_assert(sizeof(Record) == 32, "dynroute/runtime/cuda/launch_list.py reads it");
+static_assert(sizeof(Record) == 48, "dynroute/runtime/cuda/launch_list.py reads it");
 
 inline std::vector<unsigned char> as_records(const std::vector<Launch>& launches) {
   std::vector<unsigned char> bytes;

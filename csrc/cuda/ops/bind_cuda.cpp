@@ -36,6 +36,15 @@ Tensor aggregate_op(Maybe down, Maybe keep, Maybe up, Maybe alphas) {
   })[0];
 }
 
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+Gradients aggregate_backward_op(const Tensor& grad, Maybe down, Maybe keep, Maybe up, Maybe alphas,
+                                std::vector<bool> wanted) {
+  const Tensors outs = run("aggregate_backward", grad, [&](const Device& device, const DeviceLimits& limits) {
+    return aggregate_backward_call(grad, down, keep, up, alphas, wanted, device, limits);
+  });
+  return {outs[0], outs[1], outs[2], outs[3]};
+}
+
 Tensor gate_op(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, const Tensor& fc_weight,
                const Tensor& fc_bias, std::string activation, bool small, Maybe present) {
   return run("gate", x, [&](const Device& device, const DeviceLimits& limits) {
@@ -59,4 +68,5 @@ STABLE_TORCH_LIBRARY_IMPL(dynroute, CUDA, m) {
   m.impl("gate", TORCH_BOX(&dynroute::cuda::gate_op));
   m.impl("route", TORCH_BOX(&dynroute::cuda::route_op));
   m.impl("aggregate", TORCH_BOX(&dynroute::cuda::aggregate_op));
+  m.impl("aggregate_backward", TORCH_BOX(&dynroute::cuda::aggregate_backward_op));
 }

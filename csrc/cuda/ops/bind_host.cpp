@@ -36,6 +36,11 @@ Call aggregate_op(Maybe down, Maybe keep, Maybe up, Maybe alphas, std::vector<in
   return as_call(aggregate_call(down, keep, up, alphas, kHost, limits_of(device)));
 }
 
+Call aggregate_backward_op(const Tensor& grad, Maybe down, Maybe keep, Maybe up, Maybe alphas, std::vector<bool> wanted,
+                           std::vector<int64_t> device) {
+  return as_call(aggregate_backward_call(grad, down, keep, up, alphas, wanted, kHost, limits_of(device)));
+}
+
 Call gate_op(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, const Tensor& fc_weight,
              const Tensor& fc_bias, std::string activation, bool small, Maybe present, std::vector<int64_t> device) {
   return as_call(gate_call(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present, kHost,
@@ -55,4 +60,5 @@ STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) {
   m.impl("cuda_gate_call", TORCH_BOX(&dynroute::cuda::gate_op));
   m.impl("cuda_route_call", TORCH_BOX(&dynroute::cuda::route_op));
   m.impl("cuda_aggregate_call", TORCH_BOX(&dynroute::cuda::aggregate_op));
+  m.impl("cuda_aggregate_backward_call", TORCH_BOX(&dynroute::cuda::aggregate_backward_op));
 }

@@ -10,6 +10,7 @@
 
 #include "bindings/op_checks.h"
 #include "cuda/kernels/aggregate.h"
+#include "cuda/kernels/aggregate_backward.h"
 #include "cuda/kernels/gate.h"
 #include "cuda/kernels/prepare.h"
 #include "cuda/kernels/route.h"
@@ -195,6 +196,39 @@ inline OpCall aggregate_call(const Maybe& down, const Maybe& keep, const Maybe& 
   p.out = out;
   p.n = int(shape.n), p.h = int(shape.h), p.w = int(shape.w), p.c = int(shape.c);
   build.launch("aggregate", "aggregate", aggregate_shape, p);
+  return build.take();
+}
+
+// outs: the gradients of down, keep, up and alphas, of no samples where not wanted.
+inline OpCall aggregate_backward_call(const Tensor& grad, const Maybe& down, const Maybe& keep, const Maybe& up,
+                                      const Maybe& alphas, const std::vector<bool>& wanted, const Device& device,
+                                      const DeviceLimits& limits) {
+  const ScalarType type = check_aggregate_backward(grad, down, keep, up, alphas, wanted, on_gpu(device));
+  const int64_t n = grad.size(0), c = grad.size(1), h = grad.size(2), w = grad.size(3);
+  check_size("aggregate_backward: grad", n, c, h, w);
+  CallBuilder build(device, limits, type);
+  const auto gradient = [&](int which, int64_t rows, int64_t columns) {
+    const bool wants = wanted[size_t(which)];
+    void* const to = build.out({wants ? n : 0, c, rows, columns});
+    return wants ? to : nullptr;
+  };
+  AggregateBackwardParams p = {};
+  p.grad_down = gradient(kOfDown, h, w), p.grad_keep = gradient(kOfKeep, h, w), p.grad_up = gradient(kOfUp, h / 2, w / 2);
+  void* const grad_alphas = build.out({wanted[kOfAlphas] ? n : 0, kPaths}, type);
+  if (n == 0) return build.take();
+  p.n = int(n), p.h = int(h), p.w = int(w), p.c = int(c);
+  p.grad = build.map(grad);
+  p.alphas = alphas ? build.values(*alphas) : nullptr;
+  if (wanted[kOfAlphas]) {
+    const auto source = [&](const Maybe& map) { return map ? build.map(*map) : nullptr; };
+    p.down = source(down), p.keep = source(keep), p.up = source(up);
+    p.grad_alphas = grad_alphas;
+    const int64_t tasks = aggregate_backward_tasks(p, bytes_of(dtype_of(type)));
+    p.partials = static_cast<double*>(build.scratch(n * tasks * kPaths * int64_t(sizeof(double))));
+    p.arrivals = build.zeros(p.n);
+    build.launch_prepare("aggregate_backward");
+  }
+  build.launch("aggregate_backward", "aggregate_backward", aggregate_backward_shape, p);
   return build.take();
 }
 

@@ -16,7 +16,7 @@ from dynroute.native.contract import ConfigNumbers
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FUSIONS = ("auto", "fused", "staged")
 # struct Record of csrc/cuda/network/records.h: name, blocks, threads, shared bytes, bytes of parameters
-_RECORD = struct.Struct("16siiii")
+_RECORD = struct.Struct("32siiii")
 
 
 class DeviceLimits(NamedTuple):

@@ -212,3 +212,39 @@ def test_errors() -> None:
     with pytest.raises(RuntimeError, match=r"sepconv: these channels need \d+ bytes of shared memory per block"):
         small = DeviceLimits(80, 108, 40 << 10, 64 << 10)
         emulated("sepconv", *sepconv_args(1, 512, 4, 4, 1, 512, torch.float32), None, 1, True, True, limits=small)
+
+
+@types
+@pytest.mark.parametrize("sources", ["dku", "du", "k", "u"])
+@pytest.mark.parametrize("size", [(2, 8, 2, 2), (3, 24, 6, 10), (1, 64, 34, 44)], ids=str)
+def test_aggregate_backward(size: tuple[int, int, int, int], sources: str, dtype: torch.dtype) -> None:
+    """Against float64, in one pass; a source that is closed for a sample gets zeros, and so does its alpha."""
+    *maps, alphas = to(cases.aggregate(*size, sources), dtype)
+    alphas[-1, :2] = 0
+    grad = to(cases.normal(*size, seed=9), dtype).contiguous(memory_format=torch.channels_last)
+    for weighted, of_alphas in ((True, True), (True, False), (False, False)):
+        given = [*maps, alphas if weighted else None]
+        wanted = [v is not None for v in maps] + [of_alphas]
+        got = emulated("aggregate_backward", grad, *given, wanted)
+        leaves = [None if v is None else v.double().requires_grad_() for v in given]
+        exact = torch.autograd.grad(
+            reference.aggregate(*leaves), [v for v, wants in zip(leaves, wanted) if wants], grad.double()
+        )
+        for found, true in zip((g for g, wants in zip(got, wanted) if wants), exact, strict=True):
+            assert found.shape == true.shape and not found.isnan().any()
+            step = 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
+            assert (found.double() - true).abs().max() <= step * true.abs().max(), (weighted, of_alphas)
+        assert all(g.shape[0] == 0 for g, wants in zip(got, wanted) if not wants)
+
+
+def test_aggregate_backward_is_the_same_alone_and_in_any_order() -> None:
+    *maps, alphas = cases.aggregate(2, 16, 40, 36)
+    grad = cases.normal(2, 16, 40, 36, seed=9)
+    grad, *maps = (v.contiguous(memory_format=torch.channels_last) for v in (grad, *maps))
+    wanted = [True] * 4
+    whole = emulated("aggregate_backward", grad, *maps, alphas, wanted)
+    for limits, order in ((ADA, "rand"), (H100, "rev")):
+        again = emulated("aggregate_backward", grad, *maps, alphas, wanted, limits=limits, order=order)
+        assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+    alone = emulated("aggregate_backward", *(v[1:] for v in (grad, *maps, alphas)), wanted)
+    assert all(torch.equal(a[1:], b) for a, b in zip(whole, alone, strict=True))
