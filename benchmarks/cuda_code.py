@@ -165,6 +165,7 @@ class Device:
         simt: float32 FLOP/s.
         bandwidth: of device memory, bytes/s.
         l2: bytes.
+        clock: boost, cycles/s; a multiprocessor issues four warps' instructions in each.
     """
 
     name: str
@@ -179,12 +180,13 @@ class Device:
     simt: float
     bandwidth: float
     l2: int
+    clock: float
 
 
 DEVICES = (
-    Device("H200", 90, 132, 65536, 228 << 10, 227 << 10, 64, 32, 989e12, 67e12, 4.8e12, 50 << 20),
-    Device("A100", 80, 108, 65536, 164 << 10, 163 << 10, 64, 32, 312e12, 19.5e12, 2.0e12, 40 << 20),
-    Device("RTX 4090", 89, 128, 65536, 100 << 10, 99 << 10, 48, 24, 165e12, 82.6e12, 1.008e12, 72 << 20),
+    Device("H200", 90, 132, 65536, 228 << 10, 227 << 10, 64, 32, 989e12, 67e12, 4.8e12, 50 << 20, 1.98e9),
+    Device("A100", 80, 108, 65536, 164 << 10, 163 << 10, 64, 32, 312e12, 19.5e12, 2.0e12, 40 << 20, 1.41e9),
+    Device("RTX 4090", 89, 128, 65536, 100 << 10, 99 << 10, 48, 24, 165e12, 82.6e12, 1.008e12, 72 << 20, 2.52e9),
 )
 RESERVED_SHARED = 1 << 10  # of each block, by the system
 

@@ -2,7 +2,8 @@
 
   static     registers, spills, instructions, occupancy: read off what nvcc and ptxas made for sm_80 and sm_90
   emulated   bytes, sectors, bank conflicts, tensor-core work: counted by tools/ptxsim while a network ran
-  estimated  microseconds by roofline, from shapes and data sheets: max(bytes / bandwidth, work / peak) and a launch
+  estimated  microseconds by roofline, from shapes and data sheets: max(bytes / bandwidth, work / peak) and a launch;
+             and what the emulated instructions, as many for each multiply-accumulate, take to issue
 
 Nothing here is a measurement of a GPU; `make gpu-check` makes those.
 """
@@ -123,10 +124,18 @@ class Work:
     simt_macs: float = 0
     bytes: float = 0
 
+    @property
+    def macs(self) -> float:
+        return self.tensor_macs + self.simt_macs
+
     def seconds(self, device: Device) -> float:
         return LAUNCH_SECONDS + max(
             self.bytes / device.bandwidth, 2 * self.tensor_macs / device.tensor, 2 * self.simt_macs / device.simt
         )
+
+    def issue_seconds(self, device: Device, instructions: dict[str, float]) -> float:
+        """By issue slots: a warp's instruction for each 32 threads', four a cycle on each multiprocessor."""
+        return self.macs * instructions[self.kernel] / 32 / (4 * device.multiprocessors * device.clock)
 
 
 def network_work(config: NetworkConfig, h: int, w: int, fused: set[int], size: int = HALF) -> Iterator[Work]:
@@ -173,26 +182,43 @@ def network_work(config: NetworkConfig, h: int, w: int, fused: set[int], size: i
     yield Work("upsample", 0, h * w * config.num_classes * 4, (pixels[0] + h * w) * config.num_classes * 4)
 
 
-def estimate() -> dict[str, Any]:
+def instructions_per_mac(run: dict[str, Any]) -> dict[str, float]:
+    """Threads' instructions for each multiply-accumulate, by kernel, of what `emulated` ran: more than on large maps."""
+    config = dynroute.create_model("dynamic_raw_l16", layers=EMULATED["layers"], num_classes=CLASSES).config
+    macs: dict[str, float] = {}
+    for one in network_work(config, *EMULATED["image"][1:], fused={0}):  # type: ignore[index]
+        macs[one.kernel] = macs.get(one.kernel, 0) + one.macs
+    return {kernel: run["kernels"][kernel]["instructions"] / total for kernel, total in macs.items()}
+
+
+def estimate(instructions: dict[str, float]) -> dict[str, Any]:
     """Roofline of the network at IMAGE in float16, per kernel, on the GPUs of DEVICES; launches, work and bytes are the
-    first one's."""
+    first one's. instructions: of `instructions_per_mac`."""
     config = dynroute.create_model("dynamic_raw_l16", num_classes=CLASSES).config
     by_kernel: dict[str, dict[str, Any]] = {}
     seconds = dict.fromkeys((device.name for device in DEVICES), 0.0)
+    bounded = dict(seconds)
     for device in DEVICES:
         # 128 channels are fused where the shared memory has room for tiles (cell_pays)
         for one in network_work(config, *IMAGE[1:], fused={0, 1} if device.shared_per_block > 200 << 10 else {0}):
             total = by_kernel.setdefault(one.kernel, {"launches": 0, "gmacs": 0.0, "mbytes": 0.0, "microseconds": {}})
+            issue = total.setdefault("issue_microseconds", {})
             if device is DEVICES[0]:
                 total["launches"] += 1
-                total["gmacs"] += (one.tensor_macs + one.simt_macs) * 1e-9
+                total["gmacs"] += one.macs * 1e-9
                 total["mbytes"] += one.bytes * 1e-6
             total["microseconds"][device.name] = total["microseconds"].get(device.name, 0) + one.seconds(device) * 1e6
+            slots = one.issue_seconds(device, instructions)
+            issue[device.name] = issue.get(device.name, 0) + slots * 1e6
             seconds[device.name] += one.seconds(device)
+            bounded[device.name] += max(one.seconds(device), LAUNCH_SECONDS + slots)
     return {
         "assumptions": f"data-sheet peaks, nothing stays in L2, {LAUNCH_SECONDS * 1e6:g} us a launch, perfect overlap",
         "image": [IMAGE[0], 3, *IMAGE[1:]], "dtype": "float16", "kernels": by_kernel,
         "network_milliseconds": {name: number("estimated", 1e3 * value) for name, value in seconds.items()},
+        "network_milliseconds_with_issue_slots": {
+            name: number("estimated", 1e3 * value) for name, value in bounded.items()
+        },
     }  # fmt: skip
 
 
@@ -203,6 +229,7 @@ def main() -> None:
     reason = emulator.why_not()
     if reason is not None:
         parser.error(f"cannot compile or emulate here: {reason}")
+    runs = [emulated(dtype) for dtype in (torch.float16, torch.float32)]
     document = {
         "provenance": provenance(SEED),
         "static": {"kind": "static", "architectures": ARCHITECTURES, "kernels": static()},
@@ -210,9 +237,9 @@ def main() -> None:
             "kind": "computed", "image": [IMAGE[0], 3, *IMAGE[1:]], "dtype": "float16",
             "devices": {device.name: launches(device, torch.float16) for device in DEVICES},
         },
-        "emulated": {"kind": "emulated", "runs": [emulated(dtype) for dtype in (torch.float16, torch.float32)]},
+        "emulated": {"kind": "emulated", "runs": runs},
         "operators": operators(limits(DEVICES[0])),
-        "roofline": {"kind": "estimated", **estimate()},
+        "roofline": {"kind": "estimated", **estimate(instructions_per_mac(runs[0]))},
     }  # fmt: skip
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(document, indent=1))
