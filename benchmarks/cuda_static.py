@@ -183,7 +183,7 @@ def network_work(config: NetworkConfig, h: int, w: int, fused: set[int], size: i
 
 
 def instructions_per_mac(run: dict[str, Any]) -> dict[str, float]:
-    """Threads' instructions for each multiply-accumulate, by kernel, of what `emulated` ran: more than on a large map."""
+    """Of what `emulated` ran: threads' instructions for each multiply-accumulate; a large map takes fewer."""
     config = dynroute.create_model("dynamic_raw_l16", layers=EMULATED["layers"], num_classes=CLASSES).config
     macs: dict[str, float] = {}
     for one in network_work(config, *EMULATED["image"][1:], fused={0}):  # type: ignore[index]
