@@ -129,9 +129,9 @@ def test_broken_lists_are_refused(runtime: FakeRuntime) -> None:
     unknown = launches.clone()
     unknown[0] = ord("I")
     empty = launches.clone()
-    empty[16:20] = 0  # blocks
+    empty[32:36] = 0  # blocks, behind the name
     for broken, message in (
-        (launches[:40], "the list ends within a record"),
+        (launches[:56], "the list ends within a record"),
         (launches[:20], "the list ends within a record"),
         (unknown, "there is no kernel Init_call"),
         (empty, "init_call, 0 blocks of 128 threads, 0 bytes of shared memory: invalid argument"),
