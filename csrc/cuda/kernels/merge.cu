@@ -7,7 +7,7 @@
 // behind it: all by cp.async, at once, 128 contiguous bytes of a pixel per 8 threads. Then A is made in place: of two
 // pixels side by side a thread mixes 2 lines x 3 columns of coarse ones, in float and in the CPU engine's order, and
 // rounds the sum once. A map is read once per item of a tile, a coarse one 2.25 times, mostly from L2; weights stream.
-// Shared memory at C = 64, 128, 256, 512 of 16 bits: 34, 47, 72 and 53 KB, the last one without a coarse map and with k
+// Shared memory at C = 64, 128, 256, 512 of 16 bits: 26, 39, 63 and 45 KB, the last one without a coarse map and with k
 // in two slices. At most 128 registers: four blocks per multiprocessor on H100 but at C = 256, three.
 #include "merge.h"
 #include "pointwise.cuh"
