@@ -18,11 +18,11 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       "aggregate_backward(Tensor grad, Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, bool[] wanted) -> "
       "(Tensor down, Tensor keep, Tensor up, Tensor alphas)");
 
-  // Training: BatchNorm with the batch's statistics. raw: the stages' outputs before it, [stages * N, C, H, W]; stats: of
-  // each BatchNorm [3, C] mean, inverse deviation, unbiased variance. A backward's `wanted`: gradients of x and of
+  // Training: BatchNorm with the batch's statistics. raw: the stages' outputs before it, [stages * N, C, H, W]; stats:
+  // of each BatchNorm [3, C] mean, inverse deviation, unbiased variance. A backward's `wanted`: gradients of x and of
   // weights; its `weights`: those gradients one after the other, each laid out as its weight, those of BatchNorms last.
-  // `group`: the processes whose BatchNorms see one batch, by the name that the function of `set_gather` knows; "": none.
-  // `narrow`: raw outputs are kept in bfloat16 beside float32 maps.
+  // `group`: the processes whose BatchNorms see one batch, by the name that the function of `set_gather` knows; "":
+  // none. `narrow`: raw outputs are kept in bfloat16 beside float32 maps.
   m.def(
       "sepconv_train(Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] gamma, Tensor[] beta, "
       "Tensor[] running_mean, Tensor[] running_var, Tensor? open, int stride, bool residual, bool final_relu, "
@@ -86,8 +86,8 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def("cuda_hold(Tensor tensor) -> ()");
   m.def("cuda_limits(int device) -> int[]");
 
-  // The operators' calls on CUDA as data, made of tensors on the CPU: the results, which the launches compute; what else
-  // they touch; the launches.
+  // The operators' calls on CUDA as data, made of tensors on the CPU: the results, which the launches compute; what
+  // else they touch; the launches.
   m.def(
       "cuda_sepconv_call(Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] scale, Tensor[] shift, "
       "Tensor? open, int stride, bool residual, bool final_relu, int[] device) -> (Tensor[] outs, Tensor[] held, "
@@ -105,7 +105,8 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       "cuda_aggregate_call(Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, int[] device) -> (Tensor[] outs, "
       "Tensor[] held, Tensor launches)");
   m.def(
-      "cuda_aggregate_backward_call(Tensor grad, Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, bool[] wanted, "
+      "cuda_aggregate_backward_call(Tensor grad, Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, bool[] "
+      "wanted, "
       "int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
 
   m.def("set_gather(int address) -> ()");

@@ -1,17 +1,16 @@
 // aggregate_backward: gradients of X's sources, and of the alphas, in one pass over X's gradient G:
 //   keep, down: alpha G;   up: alpha (the bilinear x2's adjoint) G;   an alpha: sum of G times what it weighs.
-// The adjoint is a gather: pixel i of up is read by the output pixels 2i - 1 to 2i + 2 of each dimension with the weights
-// 1/4, 3/4, 3/4, 1/4, where an index beyond the border means the border, which the x2 repeats. So no atomics, and the
-// same bits in any batch, on any device. A source whose alpha is 0 is not read; its gradients are 0.
+// The adjoint is a gather: pixel i of up is read by the output pixels 2i - 1 to 2i + 2 of each dimension with the
+// weights 1/4, 3/4, 3/4, 1/4, where an index beyond the border means the border, which the x2 repeats. So no atomics,
+// and the same bits in any batch, on any device. A source whose alpha is 0 is not read; its gradients are 0.
 //
-// Work: a thread makes 2 x 2 pixels of keep and down and one of up, of a 16-byte group of channels, neighbouring threads
-// neighbouring groups; it loads 4 x 4 pixels of G, of which the middle four are its own. A task is kAggregateBackwardRun
-// such units of each of a block's threads.
-// Memory: G once and its neighbours' 12 of 16 loads from L1 and L2; each source once, each gradient once.
-// Alphas: a thread's sums are float, over a few hundred products; threads', and then tasks', are added up in double, as
-// the sum is small beside its parts; the last block to finish a sample does the latter, in the tasks' order.
+// Work: a thread makes 2 x 2 pixels of keep and down and one of up, of a 16-byte group of channels, neighbouring
+// threads neighbouring groups; it loads 4 x 4 pixels of G, of which the middle four are its own. A task is
+// kAggregateBackwardRun such units of each of a block's threads. Memory: G once and its neighbours' 12 of 16 loads from
+// L1 and L2; each source once, each gradient once. Alphas: a thread's sums are float, over a few hundred products;
+// threads', and then tasks', are added up in double, as the sum is small beside its parts; the last block to finish a
+// sample does the latter, in the tasks' order.
 #include "aggregate_backward.h"
-
 #include "arrival.cuh"
 #include "primitives.cuh"
 
@@ -67,8 +66,8 @@ __device__ inline void backward_unit(const AggregateBackwardParams& p, int64_t s
     for (int k = 0; k < V; ++k) {
       if (i == 1 || i == 2) own[2 * i - 2][k] = values[1][k], own[2 * i - 1][k] = values[2][k];
       if (of_up)
-        blended[k] = fmaf(share, fmaf(0.75f, values[1][k] + values[2][k], 0.25f * (values[0][k] + values[3][k])),
-                          blended[k]);
+        blended[k] =
+            fmaf(share, fmaf(0.75f, values[1][k] + values[2][k], 0.25f * (values[0][k] + values[3][k])), blended[k]);
     }
   }
   int at[4];

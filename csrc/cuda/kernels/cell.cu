@@ -9,12 +9,12 @@
 // block loads while the multiprocessor's other block computes. One thread finds the next tile meanwhile.
 // 256 threads, two blocks per multiprocessor, or 512 and one (cell_shape); 128 registers.
 //
-// Measured on an H100: 29 us for 512 tiles of 16 x 16 x 64 channels in float16, some 13000 cycles of a multiprocessor for
-// each. Estimated before, from SASS and the emulator, with the depthwise still in float: shared memory 7400 (128 bytes per cycle; depthwise 4700, of which taps 2200 and pixels
-// 2500; weights 960, the rest 1800), instructions 7000 (4 per cycle), FMA 2700, mma 2400 (1024 per cycle), global
-// memory 5800 (84 KB at 14.4 bytes per cycle; 4600 if L2 serves the halo). So wide runs pay most: 6 pixels in stage 1
-// as registers allow; in stage 2 4, as that gives 8 warps a unit each. Bytes: 1.28 of X and the result alone, 1.21 with
-// the weights once per tile on both sides.
+// Measured on an H100: 29 us for 512 tiles of 16 x 16 x 64 channels in float16, some 13000 cycles of a multiprocessor
+// for each. Estimated before, from SASS and the emulator, with the depthwise still in float: shared memory 7400 (128
+// bytes per cycle; depthwise 4700, of which taps 2200 and pixels 2500; weights 960, the rest 1800), instructions 7000
+// (4 per cycle), FMA 2700, mma 2400 (1024 per cycle), global memory 5800 (84 KB at 14.4 bytes per cycle; 4600 if L2
+// serves the halo). So wide runs pay most: 6 pixels in stage 1 as registers allow; in stage 2 4, as that gives 8 warps
+// a unit each. Bytes: 1.28 of X and the result alone, 1.21 with the weights once per tile on both sides.
 #include <type_traits>
 
 #include "cell.h"

@@ -78,9 +78,10 @@ inline CellBlocks cell_blocks(int channels, int value_bytes, const DeviceLimits&
 }
 
 // Whether they should be. On tensor cores up to 64 channels the halo costs less to compute than what lies between the
-// stages to store and read again (measured on an H100). Else a tile has to be large enough: float computes on CUDA cores,
-// for much longer, so stage 1 may make less than 1.35 times the pixels that are wanted; 128 channels leave one block to a
-// multiprocessor, which a sample's tiles have to fill: then 1.4 times pay (an H100 at 1024 x 2048: 7% of the network).
+// stages to store and read again (measured on an H100). Else a tile has to be large enough: float computes on CUDA
+// cores, for much longer, so stage 1 may make less than 1.35 times the pixels that are wanted; 128 channels leave one
+// block to a multiprocessor, which a sample's tiles have to fill: then 1.4 times pay (an H100 at 1024 x 2048: 7% of the
+// network).
 inline bool cell_pays(const MapShape& map, DType dtype, const DeviceLimits& limits) {
   if (!cell_fits(map.c, dtype, limits)) return false;
   if (map.c <= (dtype == DType::kFloat ? 32 : 64)) return true;
@@ -88,8 +89,7 @@ inline bool cell_pays(const MapShape& map, DType dtype, const DeviceLimits& limi
   const CellBlocks block = cell_blocks(channels, bytes, limits);
   const int made = cell_run(channels, bytes) * cell_bands(channels, bytes, block.shared, block.threads, kAnyHeight);
   const bool large = made * kMidWidth < (map.c > 64 ? 1.4 : 1.35) * (made - 2) * kCellWidth;
-  return large &&
-         (map.c <= 64 || cell_tiling(map, bytes, block.shared, block.threads).total >= limits.multiprocessors);
+  return large && (map.c <= 64 || cell_tiling(map, bytes, block.shared, block.threads).total >= limits.multiprocessors);
 }
 
 inline LaunchShape cell_shape(const CellParams& p, DType dtype, const DeviceLimits& limits) {

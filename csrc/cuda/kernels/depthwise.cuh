@@ -1,5 +1,5 @@
-// Values as the depthwise computes with them: float16 in pairs, two to an instruction, each step rounded; bfloat16, whose
-// eight bits would not bear that, and float in float.
+// Values as the depthwise computes with them: float16 in pairs, two to an instruction, each step rounded; bfloat16,
+// whose eight bits would not bear that, and float in float.
 #pragma once
 #include "primitives.cuh"
 

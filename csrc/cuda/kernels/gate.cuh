@@ -13,8 +13,8 @@ __device__ inline int ring_length(const void* ring) {
   const int room = shared_bytes() - int(static_cast<const unsigned char*>(ring) - memory);
   return min(room / kAggregateChunk, kMaxChunks);
 }
-// Adds to totals[Tile::kWarpRows][n_pad] the columns from n on: ReLU(sum + shift) over rows whose bit in `rows` (bit i: row
-// Tile::row(i)) is set. Lanes that share columns halve them between each other, so 8 columns take 4 + 2 + 1
+// Adds to totals[Tile::kWarpRows][n_pad] the columns from n on: ReLU(sum + shift) over rows whose bit in `rows` (bit i:
+// row Tile::row(i)) is set. Lanes that share columns halve them between each other, so 8 columns take 4 + 2 + 1
 // shuffles; each total is always the same thread's, so that no barrier is needed.
 template <class Tile>
 __device__ inline void add_columns(const typename Tile::Accumulators& sums, unsigned rows, int n, int n_pad,
@@ -27,7 +27,8 @@ __device__ inline void add_columns(const typename Tile::Accumulators& sums, unsi
     const float here = at < n_pad ? shift[at] : 0;
     column[i] = 0;
 #pragma unroll
-    for (int row = 0; row < Tile::kRows; ++row) column[i] += rows >> row & 1 ? fmaxf(Tile::value(sums, row, i) + here, 0) : 0;
+    for (int row = 0; row < Tile::kRows; ++row)
+      column[i] += rows >> row & 1 ? fmaxf(Tile::value(sums, row, i) + here, 0) : 0;
   }
   int first = 0;  // of the columns that this lane keeps
 #pragma unroll

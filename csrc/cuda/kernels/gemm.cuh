@@ -2,15 +2,16 @@
 // Every product of these kernels is this one, but the fused cell's, whose left operand never leaves registers
 // (cell_stage.cuh).
 //
-// Unit of work: BM pixels x BN output channels. A tile of pixels A [BM][k_pad + kSkew] holds all of k, or a slice, and is
-// reused for every block of BN output channels.
+// Unit of work: BM pixels x BN output channels. A tile of pixels A [BM][k_pad + kSkew] holds all of k, or a slice, and
+// is reused for every block of BN output channels.
 //   16-bit types: a warp has 32 or 16 pixels x 32 channels; k in chunks of 32, two mma.m16n8k16 steps each: at 32 x 32
-//   per step 8 mma for 4 ldmatrix.x4. Channels are dealt to mma's columns so that a lane ends with 8 neighbouring ones of
-//   each of its pixels. float: on CUDA cores, 4 neighbouring channels at a time; k in chunks of 16.
+//   per step 8 mma for 4 ldmatrix.x4. Channels are dealt to mma's columns so that a lane ends with 8 neighbouring ones
+//   of each of its pixels. float: on CUDA cores, 4 neighbouring channels at a time; k in chunks of 16.
 // So results go from registers to global memory in groups of 16 bytes, and need no shared memory and no barrier.
-// The weights' chunks of all blocks pass through one ring of buffers, filled by cp.async two to six chunks ahead, as many
-// as there is memory for, with one __syncthreads per chunk: the next block's are on their way while results are stored. No bank conflicts: rows of A
-// are an odd multiple of 16 bytes, and groups of 16 bytes in a row of weights change places with the row's number
+// The weights' chunks of all blocks pass through one ring of buffers, filled by cp.async two to six chunks ahead, as
+// many as there is memory for, with one __syncthreads per chunk: the next block's are on their way while results are
+// stored. No bank conflicts: rows of A are an odd multiple of 16 bytes, and groups of 16 bytes in a row of weights
+// change places with the row's number
 // (`slot`).
 // What a loop over chunks needs is computed before it: addresses in shared memory are 32 bits and go up by constants.
 // Long loops pass thread_here() as `thread`: what is made of it is then not kept while other phases need the registers.
@@ -26,9 +27,9 @@ struct GemmTile {
   static constexpr int BM = BM_, BN = BN_, kBlock = kBlock_;
   static constexpr bool kCores = kIsFloat<T>;  // CUDA cores; else tensor cores
   static constexpr int BK = kCores ? 16 : 32;
-  static constexpr int kSkew = kCores ? 4 : 8;      // values that a row of A is longer than k_pad
-  static constexpr int kRow = kCores ? BN : BK;     // of a chunk of weights: [BK][BN]; 16-bit: [BN][BK]
-  static constexpr int kChunk = BN * BK;            // values
+  static constexpr int kSkew = kCores ? 4 : 8;                  // values that a row of A is longer than k_pad
+  static constexpr int kRow = kCores ? BN : BK;                 // of a chunk of weights: [BK][BN]; 16-bit: [BN][BK]
+  static constexpr int kChunk = BN * BK;                        // values
   static constexpr int kGroups = kChunk / kVector<T> / kBlock;  // of 16 bytes, that a thread copies of a chunk
   static_assert(kGroups * kBlock * kVector<T> == kChunk, "every thread copies the same number of groups");
 
@@ -36,16 +37,16 @@ struct GemmTile {
   // a row, with 4 neighbouring columns at a time.
   static constexpr int kTall = BM * BN / kBlock;
   static constexpr int kAcross = kCores ? (BN / 4 < kBlock / 16 ? BN / 4 : kBlock / 16) : BN / 32;
-  static constexpr int kDown = kBlock / kAcross;                    // float: rows from one of a thread's to the next
+  static constexpr int kDown = kBlock / kAcross;                   // float: rows from one of a thread's to the next
   static constexpr int kReads = kCores ? BM / kDown : kTall / 16;  // rows of A that a thread reads
   static_assert(kCores || kTall == 16 || kTall == 32);
 
   // sums[i][j][e]. kRows x kColumns of them are one thread's, counted by row(i) and column(j).
   using Accumulators = float[kReads][kCores ? BN / kAcross : 4][kCores ? 1 : 4];
   static constexpr int kRows = kCores ? kReads : 2 * kReads, kColumns = kCores ? BN / kAcross : 8;
-  static constexpr int kRowStep = kCores ? kDown : 8;              // from one of a thread's rows to the next
+  static constexpr int kRowStep = kCores ? kDown : 8;                  // from one of a thread's rows to the next
   static constexpr int kWarpRows = kCores ? kBlock / 32 : BM / kTall;  // warps that hold different rows
-  static constexpr int kFirstLane = kCores ? kAcross : 4;          // lanes that differ from this bit on share columns
+  static constexpr int kFirstLane = kCores ? kAcross : 4;  // lanes that differ from this bit on share columns
 
   static __device__ int warp_row(unsigned thread = threadIdx.x) { return thread / 32 / (kCores ? 1 : kAcross); }
   static __device__ int warp_column(unsigned thread = threadIdx.x) { return kCores ? 0 : thread / 32 % kAcross * 32; }
@@ -94,10 +95,10 @@ struct WeightStream {
   using T = typename Tile::T;
   static constexpr int kPerRow = Tile::kRow / kVector<T>, kStep = Tile::kBlock / kPerRow;  // rows to the next group
   const T* from;
-  int step;             // in `from`, to the thread's next group
-  int advance, jump;    // to the next chunk; after a block's last one, to the next block
-  unsigned to;          // shared address in the first buffer
-  int valid;            // output channels that there are, less this thread's first
+  int step;                    // in `from`, to the thread's next group
+  int advance, jump;           // to the next chunk; after a block's last one, to the next block
+  unsigned to;                 // shared address in the first buffer
+  int valid;                   // output channels that there are, less this thread's first
   int of_block, chunks, more;  // chunks: of a block, still of this block, still of all
 
   __device__ WeightStream(const Matrix& w, int n, int n_end, int k, int k_count, const T* buffers,
@@ -122,8 +123,8 @@ struct WeightStream {
     if (more <= 0) return;
 #pragma unroll
     for (int i = 0; i < Tile::kGroups; ++i)
-      copy_async(to + unsigned(buffer * Tile::kChunk + i * kStep * Tile::kRow) * unsigned(sizeof(T)),
-                 from + i * step, valid > (Tile::kCores ? 0 : i * kStep));
+      copy_async(to + unsigned(buffer * Tile::kChunk + i * kStep * Tile::kRow) * unsigned(sizeof(T)), from + i * step,
+                 valid > (Tile::kCores ? 0 : i * kStep));
     skip();
   }
   // What is on its way already.
@@ -208,10 +209,10 @@ __device__ inline void begin_ring(WeightStream<Tile>& stream, int ahead) {
   }
 }
 
-// sums += a * a block's weights, the next in the ring's sequence; called by the whole block, behind `begin_ring` with the same `ahead`. A must
-// have been written by each thread, or be on its way by cp.async that this thread has committed before the ring's
-// first: the first wait for weights is one for A as well, and the barrier is here. `buffer`: of the next chunk, 0 at
-// first. Behind the call ring and A may still be read by other warps.
+// sums += a * a block's weights, the next in the ring's sequence; called by the whole block, behind `begin_ring` with
+// the same `ahead`. A must have been written by each thread, or be on its way by cp.async that this thread has
+// committed before the ring's first: the first wait for weights is one for A as well, and the barrier is here.
+// `buffer`: of the next chunk, 0 at first. Behind the call ring and A may still be read by other warps.
 template <class Tile, class A>
 __device__ inline void multiply(typename Tile::Accumulators& sums, const A& a, WeightStream<Tile>& stream,
                                 const typename Tile::T* ring, int ahead, int& buffer, unsigned thread = threadIdx.x) {
@@ -227,9 +228,9 @@ __device__ inline void multiply(typename Tile::Accumulators& sums, const A& a, W
   }
 }
 
-// Calls f(i, j, pixel, channel, values) for this thread's results, 16 bytes' values at a time, of channels from n on that
-// are below w.n_pad, with the shift added: 4 lanes (float: 8 or more) have a pixel's neighbouring channels. i, j: which
-// of the thread's pixels, and which 16 bytes of one.
+// Calls f(i, j, pixel, channel, values) for this thread's results, 16 bytes' values at a time, of channels from n on
+// that are below w.n_pad, with the shift added: 4 lanes (float: 8 or more) have a pixel's neighbouring channels. i, j:
+// which of the thread's pixels, and which 16 bytes of one.
 template <class Tile, class F>
 __device__ inline void for_results(const typename Tile::Accumulators& sums, const Matrix& w, int n, F&& f,
                                    unsigned thread = threadIdx.x) {

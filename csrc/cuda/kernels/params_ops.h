@@ -15,8 +15,8 @@ struct OpenSamples {
 // samples; zeros for the others' outputs.
 constexpr int kMostMatrices = 3;
 struct PackedMatrix {
-  const void* weight;          // T [n][k]; null: there is none
-  const void *scale, *shift;   // [n] T
+  const void* weight;         // T [n][k]; null: there is none
+  const void *scale, *shift;  // [n] T
   Matrix to;
 };
 struct PackedDepthwise {
@@ -37,7 +37,7 @@ struct PrepareParams {
   int zeroed_count;
   const uint8_t* open;  // [n] 0 or 1; null: all take part, and there is no list
   OpenSamples list;
-  void* out;           // [n][out_size] T
+  void* out;  // [n][out_size] T
   int64_t out_size;
   int n;
 };

@@ -6,8 +6,8 @@
 // channels (float: 64 x 64). Fine scales have tiles enough and an item does all output channels of its pixels; coarse
 // scales have few tiles and wide outputs, which go to different blocks.
 // Memory: each item reads its pixels once, of a down path's map only the quarter it needs: 16 bytes a thread and 128
-// contiguous bytes of a pixel per 8 threads. Weights stream from L2 through a ring of three chunks. Shared memory: 24 KB
-// for the ring, and all of a pixel's channels: 67 KB at 512 (float: a slice of 256).
+// contiguous bytes of a pixel per 8 threads. Weights stream from L2 through a ring of three chunks. Shared memory: 24
+// KB for the ring, and all of a pixel's channels: 67 KB at 512 (float: a slice of 256).
 #pragma once
 #include "pointwise.cuh"
 #include "stage_paths.h"
@@ -78,7 +78,9 @@ __device__ inline void path_item(const StagePathsParams& params, const PathItem&
   using T = typename Tile::T;
   constexpr PointwiseTile tile = path_tile({nullptr, nullptr, 0, 0, 0, Tile::BN}, Tile::kCores);
   static_assert(Tile::BM == tile.pixels && Tile::BN == tile.width, "the host has the same tile in mind");
-  static_assert(kChunkBytes<Tile> == chunk_bytes(Tile::BN) && bytes_of_a<Tile>(64) == path_a_bytes({nullptr, nullptr, 64, 0, 64, Tile::BN}, Tile::kCores), "and its memory");
+  static_assert(kChunkBytes<Tile> == chunk_bytes(Tile::BN) &&
+                    bytes_of_a<Tile>(64) == path_a_bytes({nullptr, nullptr, 64, 0, 64, Tile::BN}, Tile::kCores),
+                "and its memory");
   const ScaleMaps& maps = params.cells.maps[item.scale];
   // Within, copies of the item's fields: asynchronous copies are memory to the compiler, and would have it read again.
   const auto fill = [&](T* a, int lda, int k, int count) {
@@ -105,8 +107,7 @@ __device__ inline void path_item(const StagePathsParams& params, const PathItem&
   T* const out = static_cast<T*>(maps.halves) + item.sample_at + in_halves(item.down ? kDown : kUp, maps.shape.size());
   const int first = item.first_pixel, pixels = item.pixels;
   const auto destination = [&](int row) { return row < pixels ? out + int64_t(first + row) * w.n : nullptr; };
-  pointwise_item<Tile>(w, tile.slice, item.begin, item.end, memory, kLeastAhead, fill,
-                       destination);
+  pointwise_item<Tile>(w, tile.slice, item.begin, item.end, memory, kLeastAhead, fill, destination);
   if (threadIdx.x == 0)
     count(params.cells.io->node_macs + item.counter, int64_t(pixels) * maps.shape.c * (item.end - item.begin));
 }

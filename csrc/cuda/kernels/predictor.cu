@@ -7,7 +7,8 @@
 // as channels are a multiple of 8, and a table in shared memory says how far from the pixel: any number of channels is
 // one loop. Where k_pad is more than 9 c, the table points at the zeros behind a pixel's channels.
 // A mma's 16 rows of A are one line of the tile, at one distance: an odd multiple of 16 bytes, no bank conflicts.
-// At 64 channels 42 KB of shared memory (17 ring or results, 26 tile): four blocks per multiprocessor on H100, two on sm_86.
+// At 64 channels 42 KB of shared memory (17 ring or results, 26 tile): four blocks per multiprocessor on H100, two on
+// sm_86.
 #include "pointwise.cuh"
 #include "predictor.h"
 
@@ -24,7 +25,7 @@ __device__ inline void predictor(const PredictorParams& params) {
 
   extern __shared__ __align__(16) unsigned char memory[];
   T* const ring = reinterpret_cast<T*>(memory);
-  float* const results = reinterpret_cast<float*>(memory);  // [BM][kWidth + 1]
+  float* const results = reinterpret_cast<float*>(memory);                           // [BM][kWidth + 1]
   T* const tile = reinterpret_cast<T*>(memory + predictor_ring_bytes(kIsFloat<T>));  // [kLines + 2][kRow][pitch]
   const Matrix& w = params.weight;
   const int c = params.c, pitch = predictor_pitch(c, kVec);
@@ -58,9 +59,7 @@ __device__ inline void predictor(const PredictorParams& params) {
     const int pixel = S::kCores ? S::row(i) : S::warp_row() * S::kTall + lane % 16 + 16 * i;
     rows[i] = shared_address(tile + (pixel / kColumns * kRow + pixel % kColumns) * pitch);
   }
-  const auto a = [&](int i, int k) {
-    return rows[i] + offsets[k / kVec + group_of_lane] * unsigned(sizeof(T));
-  };
+  const auto a = [&](int i, int k) { return rows[i] + offsets[k / kVec + group_of_lane] * unsigned(sizeof(T)); };
   float* const out = params.out + (int64_t(sample) * params.h + y0) * params.w * w.n + int64_t(x0) * w.n;
   for (int n = 0; n < w.n; n += kWidth) {
     typename S::Accumulators sums;

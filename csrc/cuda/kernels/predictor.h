@@ -18,7 +18,8 @@ inline int predictor_shared(const PredictorParams& params, DType type) {
   const bool is_float = type == DType::kFloat;
   const int size = is_float ? 4 : 2, vector = 16 / size;
   const int border = (predictor_lines(is_float) + 2) * (kPredictorColumns + 2);
-  return predictor_ring_bytes(is_float) + border * predictor_pitch(params.c, vector) * size + params.weight.k_pad / vector * 4;
+  return predictor_ring_bytes(is_float) + border * predictor_pitch(params.c, vector) * size +
+         params.weight.k_pad / vector * 4;
 }
 
 // A block for each tile. All channels of a tile lie in shared memory: up to 232 (16-bit) or 200 (float) where a block

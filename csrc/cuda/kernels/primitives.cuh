@@ -113,13 +113,20 @@ __device__ inline float4 load_shared(unsigned from) {
 // The same for a number that is not known before, 0 to 6.
 __device__ inline void wait_copies(int newest) {
   switch (newest) {
-    case 0: return wait_copies<0>();
-    case 1: return wait_copies<1>();
-    case 2: return wait_copies<2>();
-    case 3: return wait_copies<3>();
-    case 4: return wait_copies<4>();
-    case 5: return wait_copies<5>();
-    default: return wait_copies<6>();
+    case 0:
+      return wait_copies<0>();
+    case 1:
+      return wait_copies<1>();
+    case 2:
+      return wait_copies<2>();
+    case 3:
+      return wait_copies<3>();
+    case 4:
+      return wait_copies<4>();
+    case 5:
+      return wait_copies<5>();
+    default:
+      return wait_copies<6>();
   }
 }
 // The same, quicker, for 1, 2 or 5; of others for the next less.

@@ -29,9 +29,9 @@ DYNROUTE_DEVICE_TOO constexpr bool sepconv_weights_stay(const Matrix& pointwise)
 
 // Shared memory: A; then room for the halo's chunks, each with its depthwise weights, and, afterwards, the ring, to the
 // end of what the launch has, so that items of narrow scales have long rings; at the end weights that stay.
-// At stride 1, and where there is room, the halo comes one chunk ahead, into two buffers, of which the last chunk has the
-// second, as far back as there is room: the ring's first buffers lie before it, so that their weights come while that
-// chunk is computed. Not at stride 2: more than one chunk is rare there, and wide stems shall fit.
+// At stride 1, and where there is room, the halo comes one chunk ahead, into two buffers, of which the last chunk has
+// the second, as far back as there is room: the ring's first buffers lie before it, so that their weights come while
+// that chunk is computed. Not at stride 2: more than one chunk is rare there, and wide stems shall fit.
 DYNROUTE_DEVICE_TOO constexpr int sepconv_a_bytes(int k_pad, int bytes) {
   return kSepconvWide * sepconv_high(bytes) * (k_pad * bytes + 16);
 }
@@ -116,8 +116,8 @@ inline LaunchShape sepconv_shape(const SepconvParams& params, DType dtype, const
     shape.shared = std::max(shape.shared, sepconv_bytes(stage, bytes));
     useful = std::max(useful, sepconv_useful_bytes(stage, bytes));
   }
-  const int resident = std::max(
-      1, std::min(kSepconvResident, limits.shared_per_multiprocessor / (shape.shared + kSepconvStatic + kReservedShared)));
+  const int resident = std::max(1, std::min(kSepconvResident, limits.shared_per_multiprocessor /
+                                                                  (shape.shared + kSepconvStatic + kReservedShared)));
   shape.shared = filled_shared(shape.shared, useful, resident, kSepconvStatic, limits);
   shape.blocks = std::min(shape.blocks, limits.multiprocessors * resident);
   return shape;

@@ -4,8 +4,8 @@
 // a scale has too few tiles for the machine, part of the channels.
 //   depthwise: the tile's input with its halo, zeros outside the map, comes in chunks of 64 channels through cp.async
 //     into two buffers, one chunk ahead. A thread makes 2 x 2 pixels (float: 2 x 1) of 4 channels: 16 shared reads of 4
-//     channels serve 4 pixels' 36 taps, with the 9 x 4 weights in registers. The sums, rounded, are the rows of A. Lanes
-//     lie along channels: no bank conflicts.
+//     channels serve 4 pixels' 36 taps, with the 9 x 4 weights in registers. The sums, rounded, are the rows of A.
+//     Lanes lie along channels: no bank conflicts.
 //   pointwise: per block of 128 output channels (64 where there are no more) the product (gemm.cuh), shift, X, ReLU,
 //     stores. A stays; weights of up to 64 x 64 stay too, as long as the scale does; others stream, and begin to come
 //     while the last chunk of the depthwise is computed.
@@ -271,19 +271,22 @@ __device__ inline void store_results(const typename Tile::Accumulators& sums, co
   constexpr int V = kVector<T>;
   const OwnResults<Tile> own(item, n, thread);
   const bool add = item.add, relu = item.stage.relu;
-  for_results<Tile>(sums, item.stage.pointwise, n, [&](int i, int j, int, int, float (&values)[V]) {
-    if (!own.is(i, j)) return;
-    if (add) {
-      float more[V];
-      unpack<T>(added[j][i], more);
+  for_results<Tile>(
+      sums, item.stage.pointwise, n,
+      [&](int i, int j, int, int, float (&values)[V]) {
+        if (!own.is(i, j)) return;
+        if (add) {
+          float more[V];
+          unpack<T>(added[j][i], more);
 #pragma unroll
-      for (int e = 0; e < V; ++e) values[e] += more[e];
-    }
-    if (relu)
+          for (int e = 0; e < V; ++e) values[e] += more[e];
+        }
+        if (relu)
 #pragma unroll
-      for (float& value : values) value = fmaxf(value, 0);
-    store_global(static_cast<T*>(item.to) + own.offset(i, j), pack<T>(values));
-  }, thread);
+          for (float& value : values) value = fmaxf(value, 0);
+        store_global(static_cast<T*>(item.to) + own.offset(i, j), pack<T>(values));
+      },
+      thread);
 }
 
 template <class T>

@@ -102,8 +102,7 @@ __device__ inline void stem_conv(const StemConvParams& p) {
   using Tile = typename S::Tile;
   extern __shared__ __align__(16) unsigned char memory[];
   typename S::Shared& shared = *reinterpret_cast<typename S::Shared*>(memory);
-  static_assert(sizeof(shared) == stem_a_bytes(sizeof(T)) + stem_image_bytes(sizeof(T)),
-                "what the host has reserved");
+  static_assert(sizeof(shared) == stem_a_bytes(sizeof(T)) + stem_image_bytes(sizeof(T)), "what the host has reserved");
   T* weights = reinterpret_cast<T*>(memory + sizeof(shared));
   const int blocks = ceil_div(p.weight.n_pad, Tile::BN);
   const int tiles = p.n * ceil_div(p.h_out, kStemHigh) * ceil_div(p.w_out, S::kWide);
@@ -146,14 +145,17 @@ __device__ inline void stem_conv(const StemConvParams& p) {
 #pragma unroll
       for (int i = 0; i < S::kChunks; ++i)
         multiply_chunk<Tile>(sums, rows, i * Tile::BK, weights + (block * S::kChunks + i) * Tile::kChunk, thread);
-      for_results<Tile>(sums, p.weight, block * Tile::BN, [&](int, int, int pixel, int channel, float (&values)[kVector<T>]) {
-        const int x = pixel % S::kWide, y = pixel / S::kWide;
-        if (x >= wide || y >= high || channel >= p.weight.n) return;
-        T* to = out + (y * p.w_out + x) * p.weight.n + channel;
+      for_results<Tile>(
+          sums, p.weight, block * Tile::BN,
+          [&](int, int, int pixel, int channel, float (&values)[kVector<T>]) {
+            const int x = pixel % S::kWide, y = pixel / S::kWide;
+            if (x >= wide || y >= high || channel >= p.weight.n) return;
+            T* to = out + (y * p.w_out + x) * p.weight.n + channel;
 #pragma unroll
-        for (float& value : values) value = fmaxf(value, 0);
-        store_global(to, pack<T>(values));
-      }, thread);
+            for (float& value : values) value = fmaxf(value, 0);
+            store_global(to, pack<T>(values));
+          },
+          thread);
     }
     if (threadIdx.x == 0)
       count(p.io->sample_macs + tile.sample * kSampleParts + kStemPart,

@@ -3,9 +3,8 @@
 // Work: items of pixels x output channels as a row's paths have them (pointwise.h), one after the other to each block.
 // Memory: as there; the input is not ReLU'd yet, so each thread does that in shared memory with the groups that it
 // copied itself, before the product begins.
-#include "transform.h"
-
 #include "pointwise.cuh"
+#include "transform.h"
 
 namespace dynroute::cuda {
 

@@ -12,20 +12,20 @@ namespace dynroute::cuda {
 
 // Defined, by DYNROUTE_KERNEL, in the file of each.
 #define DYNROUTE_KERNELS(X)                \
-  X(init_call, InitCallParams)                   \
-  X(stem_conv, StemConvParams)                   \
-  X(sepconv, SepconvParams)                      \
-  X(cell, CellParams)                            \
-  X(aggregate_route, AggregateRouteParams)       \
-  X(stage_paths, StagePathsParams)               \
-  X(merge, MergeParams)                          \
-  X(predictor, PredictorParams)                  \
-  X(upsample, UpsampleParams)                    \
-  X(prepare, PrepareParams)                      \
-  X(transform, TransformParams)                  \
-  X(gate, GateParams)                            \
-  X(route, RouteParams)                          \
-  X(aggregate, AggregateParams)                  \
+  X(init_call, InitCallParams)             \
+  X(stem_conv, StemConvParams)             \
+  X(sepconv, SepconvParams)                \
+  X(cell, CellParams)                      \
+  X(aggregate_route, AggregateRouteParams) \
+  X(stage_paths, StagePathsParams)         \
+  X(merge, MergeParams)                    \
+  X(predictor, PredictorParams)            \
+  X(upsample, UpsampleParams)              \
+  X(prepare, PrepareParams)                \
+  X(transform, TransformParams)            \
+  X(gate, GateParams)                      \
+  X(route, RouteParams)                    \
+  X(aggregate, AggregateParams)            \
   X(aggregate_backward, AggregateBackwardParams)
 
 #define DYNROUTE_DECLARE(name, Params)                 \
@@ -84,9 +84,9 @@ void ready(int device, DType dtype) {
     check(cudaFuncGetAttributes(&found, function), where);
     const int dynamic = most - int(found.sharedSizeBytes);
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic), where);
-    check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
-                               cudaSharedmemCarveoutMaxShared),
-          where);
+    check(
+        cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        where);
   }
   is_done.store(true, std::memory_order_release);
 }

@@ -43,8 +43,8 @@ Call aggregate_backward_op(const Tensor& grad, Maybe down, Maybe keep, Maybe up,
 
 Call gate_op(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, const Tensor& fc_weight,
              const Tensor& fc_bias, std::string activation, bool small, Maybe present, std::vector<int64_t> device) {
-  return as_call(gate_call(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present, kHost,
-                           limits_of(device)));
+  return as_call(
+      gate_call(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present, kHost, limits_of(device)));
 }
 Call route_op(const Tensor& alphas, const Tensor& present, const Tensor& path_exists, const Tensor& slots,
               std::vector<int64_t> device) {

@@ -129,8 +129,7 @@ inline OpRules on_gpu(const Device& device) { return {device, true, 8}; }
 inline OpCall sepconv_call(const Tensor& x, const Tensors& depthwise, const Tensors& pointwise, const Tensors& scale,
                            const Tensors& shift, const Maybe& open, int64_t stride, bool residual, bool final_relu,
                            const Device& device, const DeviceLimits& limits) {
-  const ScalarType type =
-      check_sepconv(x, depthwise, pointwise, scale, shift, open, stride, residual, on_gpu(device));
+  const ScalarType type = check_sepconv(x, depthwise, pointwise, scale, shift, open, stride, residual, on_gpu(device));
   const int64_t n = x.size(0), h = strided(int(x.size(2)), int(stride)), w = strided(int(x.size(3)), int(stride));
   const size_t stages = depthwise.size();
   check_size("sepconv: x", n, x.size(1), x.size(2), x.size(3));
@@ -213,7 +212,8 @@ inline OpCall aggregate_backward_call(const Tensor& grad, const Maybe& down, con
     return wants ? to : nullptr;
   };
   AggregateBackwardParams p = {};
-  p.grad_down = gradient(kOfDown, h, w), p.grad_keep = gradient(kOfKeep, h, w), p.grad_up = gradient(kOfUp, h / 2, w / 2);
+  p.grad_down = gradient(kOfDown, h, w), p.grad_keep = gradient(kOfKeep, h, w),
+  p.grad_up = gradient(kOfUp, h / 2, w / 2);
   void* const grad_alphas = build.out({wanted[kOfAlphas] ? n : 0, kPaths}, type);
   if (n == 0) return build.take();
   p.n = int(n), p.h = int(h), p.w = int(w), p.c = int(c);
@@ -235,8 +235,7 @@ inline OpCall aggregate_backward_call(const Tensor& grad, const Maybe& down, con
 inline OpCall gate_call(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift,
                         const Tensor& fc_weight, const Tensor& fc_bias, const std::string& activation, bool small,
                         const Maybe& present, const Device& device, const DeviceLimits& limits) {
-  const ScalarType type =
-      check_gate(x, weight, scale, shift, fc_weight, fc_bias, small, present, on_gpu(device));
+  const ScalarType type = check_gate(x, weight, scale, shift, fc_weight, fc_bias, small, present, on_gpu(device));
   GateParams p = {};
   p.activation = int(parse_activation("gate", activation));
   p.n = int(x.size(0)), p.c = int(x.size(1)), p.h = int(x.size(2)), p.w = int(x.size(3));
