@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -49,9 +49,10 @@ class Scale:
         self.trained = TINY_SHAPES if self.dry else TRAINED[:1] if quick else TRAINED
         self.rounds = 3 if self.dry else 20 if quick else 30
         self.dtypes = (torch.float32,) if self.dry else (torch.float16,) if quick else tuple(ERROR)
+        self.network = cache(self._network)
 
-    def network(self, name: str) -> DynamicNetwork:
-        """On the CPU, with seeded weights."""
+    def _network(self, name: str) -> DynamicNetwork:
+        """On the CPU, with seeded weights; nobody changes it."""
         torch.manual_seed(SEED)
         settings = TINY_NET if self.dry else {"num_classes": CLASSES}
         return settled(dynroute.create_model(name, **settings)).requires_grad_(False)

@@ -105,9 +105,8 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       "cuda_aggregate_call(Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, int[] device) -> (Tensor[] outs, "
       "Tensor[] held, Tensor launches)");
   m.def(
-      "cuda_aggregate_backward_call(Tensor grad, Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, bool[] "
-      "wanted, "
-      "int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
+      "cuda_aggregate_backward_call(Tensor grad, Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, "
+      "bool[] wanted, int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
 
   m.def("set_gather(int address) -> ()");
 

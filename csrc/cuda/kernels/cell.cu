@@ -55,13 +55,11 @@ struct CellShared {
   }
 };
 
-// ReLU, rounded. Negative zeros and NaN may differ from fmaxf's.
+// pack_relu in half the instructions: negative zeros and NaN may differ from fmaxf's.
 template <class T>
-__device__ inline uint4 pack_relu(float (&values)[kVector<T>]) {
+__device__ inline uint4 convert_relu(float (&values)[kVector<T>]) {
   if constexpr (kIsFloat<T>) {
-#pragma unroll
-    for (float& value : values) value = fmaxf(value, 0);
-    return pack<T>(values);
+    return pack_relu<T>(values);
   } else {
     unsigned words[4];
 #pragma unroll
@@ -174,7 +172,7 @@ __device__ inline void make_cell_tile(const CellParams& p, const CellTile& tile,
         const int swap = cell_swap<kGroups>(column);
         return [=](int out, int channel, float (&values)[V]) {
           const unsigned mask = unsigned(y + out) < unsigned(h) ? ~0u : 0;  // outside the map it is zero
-          uint4 group = pack_relu<T>(values);
+          uint4 group = convert_relu<T>(values);
           group.x &= mask, group.y &= mask, group.z &= mask, group.w &= mask;
           store_group(to + out * kMidWidth * K + (channel / V ^ swap) * V, group);
         };
@@ -195,7 +193,7 @@ __device__ inline void make_cell_tile(const CellParams& p, const CellTile& tile,
 #pragma unroll
           for (int i = 0; i < V; ++i) values[i] += x[i];
           store_global(static_cast<T*>(tile.out) + int64_t(group + out * unknown(stride) + channel / V) * V,
-                       pack_relu<T>(values));
+                       convert_relu<T>(values));
         };
       });
   if (finds_and_counts) count_cell_tile(tile, p);

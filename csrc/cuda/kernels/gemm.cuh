@@ -32,6 +32,7 @@ struct GemmTile {
   static constexpr int kChunk = BN * BK;                        // values
   static constexpr int kGroups = kChunk / kVector<T> / kBlock;  // of 16 bytes, that a thread copies of a chunk
   static_assert(kGroups * kBlock * kVector<T> == kChunk, "every thread copies the same number of groups");
+  static_assert(kChunk * sizeof(T) == chunk_bytes(BN), "the host knows");
 
   // The threads: on tensor cores warps of kTall rows x 32 columns, side by side first; on CUDA cores kAcross threads to
   // a row, with 4 neighbouring columns at a time.
@@ -64,9 +65,6 @@ struct GemmTile {
 // 128 threads, and a thread's sums as they suit kernels with five blocks to a multiprocessor.
 template <class T, int Width = 64>
 using SmallTile = GemmTile<T, (kIsFloat<T> ? 2048 : 4096) / Width, Width>;
-
-template <class Tile>
-constexpr int kChunkBytes = Tile::kChunk * int(sizeof(typename Tile::T));
 
 // Values of A's row; and its bytes for a tile.
 template <class Tile>

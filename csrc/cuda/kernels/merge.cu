@@ -45,7 +45,6 @@ __device__ inline void merge_item(const MergeParams& params, int item, int tiles
   constexpr int kVec = kVector<T>, kColumns = kMergeTileWidth, kLines = Tile::BM / kColumns;
   constexpr int kCoarseColumns = kColumns / 2 + 2, kCoarseLines = kLines / 2 + 2;
   static_assert(kCoarseColumns * kCoarseLines == merge_coarse_pixels(tile_of<Tile>), "what the host has reserved");
-  static_assert(kChunkBytes<Tile> == chunk_bytes(Tile::BN), "A lies behind");
   const Matrix& w = params.weight;
   const int h = params.maps.shape.h, width = params.maps.shape.w, c = params.maps.shape.c;
   const int begin = item % part.parts * part.channels, end = min(begin + part.channels, w.n);

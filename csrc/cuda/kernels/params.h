@@ -17,6 +17,9 @@ namespace dynroute::cuda {
 // Of a product's ring of weights: how many chunks come before they are needed; it has one buffer more. 2, 3 or 6: what
 // wait_copies_but knows is one less.
 constexpr int kLeastAhead = 2, kMostAhead = 6;
+// A chunk is of `width` output channels and 64 bytes of each; the shortest ring.
+DYNROUTE_DEVICE_TOO constexpr int chunk_bytes(int width) { return width * 64; }
+DYNROUTE_DEVICE_TOO constexpr int least_ring_bytes(int width) { return (kLeastAhead + 1) * chunk_bytes(width); }
 DYNROUTE_DEVICE_TOO constexpr int chunks_ahead(int fit) { return fit >= 6 ? 6 : fit >= 3 ? 3 : 2; }
 
 constexpr int kThreads = 128;  // of every block, unless its kernel says otherwise

@@ -78,8 +78,7 @@ __device__ inline void path_item(const StagePathsParams& params, const PathItem&
   using T = typename Tile::T;
   constexpr PointwiseTile tile = path_tile({nullptr, nullptr, 0, 0, 0, Tile::BN}, Tile::kCores);
   static_assert(Tile::BM == tile.pixels && Tile::BN == tile.width, "the host has the same tile in mind");
-  static_assert(kChunkBytes<Tile> == chunk_bytes(Tile::BN) &&
-                    bytes_of_a<Tile>(64) == path_a_bytes({nullptr, nullptr, 64, 0, 64, Tile::BN}, Tile::kCores),
+  static_assert(bytes_of_a<Tile>(64) == path_a_bytes({nullptr, nullptr, 64, 0, 64, Tile::BN}, Tile::kCores),
                 "and its memory");
   const ScaleMaps& maps = params.cells.maps[item.scale];
   // Within, copies of the item's fields: asynchronous copies are memory to the compiler, and would have it read again.

@@ -19,13 +19,6 @@ __device__ inline void with_tile(const Matrix& w, F&& f) {
 template <class Tile>
 inline constexpr PointwiseTile tile_of = pointwise_tile({nullptr, nullptr, 0, 0, 0, Tile::BN}, Tile::kCores);
 
-template <class T>
-__device__ inline uint4 pack_relu(float (&values)[kVector<T>]) {
-#pragma unroll
-  for (float& value : values) value = fmaxf(value, 0);
-  return pack<T>(values);
-}
-
 // fill(a, lda, k, count) starts to write values k to k + count of the tile's pixels into a[BM][lda], zeros beyond the
 // channels there are, and may leave behind copies that are committed and not waited for: all threads call it.
 // destination(pixel) is where output channel 0 of a pixel goes, or null.
@@ -35,7 +28,7 @@ __device__ inline void pointwise_item(const Matrix& w, int slice, int begin, int
                                       Fill&& fill, Destination&& destination) {
   using T = typename Tile::T;
   T* const ring = static_cast<T*>(memory);
-  T* const a = reinterpret_cast<T*>(static_cast<unsigned char*>(memory) + (ahead + 1) * kChunkBytes<Tile>);
+  T* const a = reinterpret_cast<T*>(static_cast<unsigned char*>(memory) + (ahead + 1) * chunk_bytes(Tile::BN));
   const int lda = row_of_a<Tile>(min(w.k_pad, slice));
   const auto store = [&](const typename Tile::Accumulators& sums, int n) {
     for_results<Tile>(sums, w, n, [&](int, int, int pixel, int channel, float (&values)[kVector<T>]) {

@@ -37,12 +37,11 @@ DYNROUTE_DEVICE_TOO inline Cut cut(const Matrix& w, const PointwiseTile& tile, i
 }
 
 // A block's shared memory: first the ring of weights, three chunks, then the pixels' slice.
-DYNROUTE_DEVICE_TOO constexpr int chunk_bytes(int width) { return width * 64; }
 DYNROUTE_DEVICE_TOO constexpr int pixel_bytes(const Matrix& w, const PointwiseTile& tile, bool is_float) {
   return (w.k_pad < tile.slice ? w.k_pad : tile.slice) * (is_float ? 4 : 2) + 16;
 }
 inline int pointwise_shared(const Matrix& w, const PointwiseTile& tile, bool is_float) {
-  return 3 * chunk_bytes(tile.width) + tile.pixels * pixel_bytes(w, tile, is_float);
+  return least_ring_bytes(tile.width) + tile.pixels * pixel_bytes(w, tile, is_float);
 }
 
 // Blocks of a launch that walks over `items`: what can be resident.

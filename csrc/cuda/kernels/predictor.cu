@@ -20,7 +20,7 @@ __device__ inline void predictor(const PredictorParams& params) {
   constexpr int kColumns = kPredictorColumns, kLines = predictor_lines(kIsFloat<T>), kRow = kColumns + 2;
   using S = SmallTile<T, kWidth>;
   static_assert(S::BM == kLines * kColumns, "a tile of pixels");
-  static_assert((kLeastAhead + 1) * kChunkBytes<S> <= predictor_ring_bytes(kIsFloat<T>), "the tile lies behind");
+  static_assert(least_ring_bytes(kWidth) <= predictor_ring_bytes(kIsFloat<T>), "the tile lies behind");
   static_assert(S::BM * (kWidth + 1) * 4 <= predictor_ring_bytes(kIsFloat<T>), "results lie there too");
 
   extern __shared__ __align__(16) unsigned char memory[];

@@ -56,6 +56,12 @@ __device__ inline uint4 pack(const float (&values)[kVector<T>]) {
   return {words[0], words[1], words[2], words[3]};
 }
 template <class T>
+__device__ inline uint4 pack_relu(float (&values)[kVector<T>]) {
+#pragma unroll
+  for (float& value : values) value = fmaxf(value, 0);
+  return pack<T>(values);
+}
+template <class T>
 __device__ inline uint4 load_group(const T* from) {
   return *reinterpret_cast<const uint4*>(from);
 }

@@ -21,7 +21,9 @@ DYNROUTE_DEVICE_TOO constexpr int sepconv_halo(int side, int stride) { return (s
 
 // Output channels of a block of the product; and bytes of a chunk of its weights.
 DYNROUTE_DEVICE_TOO constexpr int sepconv_width(const Matrix& pointwise) { return pointwise.n_pad > 64 ? 128 : 64; }
-DYNROUTE_DEVICE_TOO constexpr int sepconv_chunk_bytes(const Matrix& pointwise) { return sepconv_width(pointwise) * 64; }
+DYNROUTE_DEVICE_TOO constexpr int sepconv_chunk_bytes(const Matrix& pointwise) {
+  return chunk_bytes(sepconv_width(pointwise));
+}
 // Pointwise weights this small stay while a block has items of the same scale; others stream.
 DYNROUTE_DEVICE_TOO constexpr bool sepconv_weights_stay(const Matrix& pointwise) {
   return pointwise.k_pad <= 64 && pointwise.n_pad <= 64;
@@ -49,7 +51,7 @@ DYNROUTE_DEVICE_TOO constexpr int sepconv_least_room(const Matrix& pointwise, in
   const int halo = sepconv_halo_bytes(stride, bytes), chunk = sepconv_chunk_bytes(pointwise);
   if (sepconv_weights_stay(pointwise)) return halo;
   const int before = pointwise.k_pad > kSepconvChannels && halo > kLeastAhead * chunk ? halo : kLeastAhead * chunk;
-  const int needed = two ? before + halo : halo, ring = (kLeastAhead + 1) * chunk;
+  const int needed = two ? before + halo : halo, ring = least_ring_bytes(sepconv_width(pointwise));
   return needed > ring ? needed : ring;
 }
 // What becomes of `room` bytes.

@@ -28,11 +28,9 @@ template <class T>
 struct Patch {  // output pixels of a thread
   static constexpr int kHigh = 2, kWide = kIsFloat<T> ? 1 : 2;
   static constexpr int kInRow = kSepconvWide / kWide;
-  static_assert(kChunkBytes<SepconvTile<T, 64>> == 64 * 64 && kChunkBytes<SepconvTile<T, 128>> == 128 * 64,
-                "the host knows the ring's memory");
   static_assert(kSepconvWide * sepconv_high(sizeof(T)) / (kHigh * kWide) * kGroups == kSepconvThreads,
                 "every thread has one patch of a chunk");
-  static_assert(bytes_of_a<SepconvTile<T, 64>>(64) == sepconv_a_bytes(64, sizeof(T)), "and A's");
+  static_assert(bytes_of_a<SepconvTile<T, 64>>(64) == sepconv_a_bytes(64, sizeof(T)), "the host knows A's memory");
 };
 
 // Four values in shared memory.

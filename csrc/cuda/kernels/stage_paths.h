@@ -44,7 +44,7 @@ inline LaunchShape stage_paths_shape(const StagePathsParams& params, DType type,
       if (of_sample == 0) continue;
       items += int64_t(params.cells.n) * of_sample;
       const PointwiseTile tile = path_tile(w, is_float);
-      shared = std::max(shared, 3 * chunk_bytes(tile.width) + path_a_bytes(w, is_float));
+      shared = std::max(shared, least_ring_bytes(tile.width) + path_a_bytes(w, is_float));
     }
   // no more memory than is needed: longer rings are no faster here, as paths have few chunks (measured on an H100)
   return {resident_blocks(items, shared + kStagePathsStatic, kStagePathsResident, device), kSepconvThreads, shared};

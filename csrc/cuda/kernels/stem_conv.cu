@@ -151,9 +151,7 @@ __device__ inline void stem_conv(const StemConvParams& p) {
             const int x = pixel % S::kWide, y = pixel / S::kWide;
             if (x >= wide || y >= high || channel >= p.weight.n) return;
             T* to = out + (y * p.w_out + x) * p.weight.n + channel;
-#pragma unroll
-            for (float& value : values) value = fmaxf(value, 0);
-            store_global(to, pack<T>(values));
+            store_global(to, pack_relu<T>(values));
           },
           thread);
     }

@@ -12,7 +12,7 @@ template <class Tile>
 __device__ inline void transform_item(const TransformParams& p, int sample, int item, void* memory) {
   using T = typename Tile::T;
   constexpr PointwiseTile tile = tile_of<Tile>;
-  static_assert(Tile::BM == tile.pixels && kChunkBytes<Tile> == chunk_bytes(Tile::BN), "the host knows");
+  static_assert(Tile::BM == tile.pixels, "the host has the same tile in mind");
   const Matrix& w = p.weight;
   const int all = p.h_out * p.w_out;
   const Cut part = cut(w, tile, ceil_div(all, tile.pixels));
@@ -36,9 +36,7 @@ __device__ inline void transform_item(const TransformParams& p, int sample, int 
     groups([&](int, int, T* to) {
       float values[kVector<T>];
       unpack<T>(load_group(to), values);
-#pragma unroll
-      for (int j = 0; j < kVector<T>; ++j) values[j] = fmaxf(values[j], 0);
-      store_group(to, pack<T>(values));
+      store_group(to, pack_relu<T>(values));
     });
   };
   const auto destination = [&](int row) { return row < pixels ? out + int64_t(row) * w.n : nullptr; };

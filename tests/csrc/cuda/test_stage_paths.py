@@ -284,5 +284,7 @@ def test_memory_traffic(dtype: torch.dtype) -> None:
     assert info["bank_conflict_ways"] <= 1.05
     assert info["gst_bytes"] == pytest.approx(info["gst_unique_bytes"], rel=0.01)
     assert 32 * info["gld_sectors"] <= 1.01 * info["gld_bytes"]  # scalars
-    copied = sum(site["global_bytes"] for site in info["memory_sites"] if site["opcode"].startswith("cp.async"))
+    copies = [site for site in info["memory_sites"] if site["opcode"].startswith("cp.async")]
+    assert copies and all(32 * site["sectors"] <= site["global_bytes"] for site in copies)
+    copied = sum(site["global_bytes"] for site in copies)
     assert copied == dtype.itemsize * (16 * 16 * 64 + 4 * 128 * 64)  # one block of channels: an item for each tile
