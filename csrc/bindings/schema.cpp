@@ -108,6 +108,45 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       "cuda_aggregate_backward_call(Tensor grad, Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, "
       "bool[] wanted, int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
 
+  m.def(
+      "cuda_sepconv_train_call(Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] gamma, Tensor[] beta, "
+      "Tensor[] running_mean, Tensor[] running_var, Tensor? open, int stride, bool residual, bool final_relu, "
+      "bool frozen, str group, float eps, bool narrow, int[] device) -> (Tensor[] outs, Tensor[] held, Tensor "
+      "launches)");
+  m.def(
+      "cuda_sepconv_train_backward_call(Tensor grad, Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] "
+      "gamma, Tensor[] beta, Tensor raw, Tensor stats, Tensor? open, int stride, bool residual, bool final_relu, "
+      "bool frozen, str group, bool narrow, bool[] wanted, int[] device) -> (Tensor[] outs, Tensor[] held, "
+      "Tensor launches)");
+  m.def(
+      "cuda_transform_train_call(Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor running_mean, Tensor "
+      "running_var, Tensor? open, int stride, bool relu_input, bool frozen, str group, float eps, bool narrow, "
+      "int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
+  m.def(
+      "cuda_transform_train_backward_call(Tensor grad, Tensor x, Tensor weight, Tensor gamma, Tensor beta, "
+      "Tensor raw, Tensor stats, Tensor? open, int stride, bool relu_input, bool frozen, str group, bool narrow, "
+      "bool[] wanted, int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
+  m.def(
+      "cuda_node_train_call(Tensor x, Tensor alphas, Tensor[] depthwise, Tensor[] pointwise, Tensor? up, Tensor? "
+      "down, Tensor[] gamma, Tensor[] beta, Tensor[] running_mean, Tensor[] running_var, Tensor? factor, float "
+      "bridge, bool skip, bool frozen, str group, float eps, bool narrow, int[] device) -> (Tensor[] outs, "
+      "Tensor[] held, Tensor launches)");
+  m.def(
+      "cuda_node_train_backward_call(Tensor? grad_keep, Tensor? grad_up, Tensor? grad_down, Tensor x, Tensor "
+      "alphas, Tensor[] depthwise, Tensor[] pointwise, Tensor? up, Tensor? down, Tensor[] gamma, Tensor[] beta, "
+      "Tensor raw, Tensor up_raw, Tensor down_raw, Tensor stats, Tensor? factor, float bridge, bool skip, bool "
+      "frozen, str group, bool narrow, bool[] wanted, int[] device) -> (Tensor[] outs, Tensor[] held, Tensor "
+      "launches)");
+  m.def(
+      "cuda_gate_train_call(Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor running_mean, Tensor "
+      "running_var, Tensor fc_weight, Tensor fc_bias, str activation, int[] columns, bool small, bool frozen, "
+      "str group, float eps, bool narrow, int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
+  m.def(
+      "cuda_gate_train_backward_call(Tensor grad, Tensor x, Tensor weight, Tensor gamma, Tensor beta, Tensor "
+      "fc_weight, Tensor alphas, Tensor raw, Tensor stats, Tensor pool, str activation, int[] columns, bool "
+      "small, bool frozen, str group, bool narrow, bool[] wanted, int[] device) -> (Tensor[] outs, Tensor[] "
+      "held, Tensor launches)");
+
   m.def("set_gather(int address) -> ()");
 
   m.def("contract() -> str");

@@ -14,7 +14,8 @@ namespace {
 struct GateOptions {
   Activation activation;
   std::vector<int64_t> columns;  // of the alphas that each logit makes
-  bool small, frozen, narrow;
+  bool small, frozen;
+  ScalarType raw;  // of the product
 };
 
 struct GateShape {
@@ -53,7 +54,7 @@ GateForward run_gate_forward(const Tensor& x_in, const Tensor& weight_in, const 
   packed.run(parallel);
 
   Tensor alphas = new_tensor({n, kPaths}, type);
-  Tensor raw = new_tensor({n, c, shape.h, shape.w}, raw_type(options.narrow, type), true);
+  Tensor raw = new_tensor({n, c, shape.h, shape.w}, options.raw, true);
   Tensor stats = new_tensor({1, kStatistics, c}, type);
   Tensor pool = new_tensor({n, kPoolSums, c}, type);
   const int rows = band_rows(n, shape.h), tasks = tasks_of(n, shape.h, rows);
@@ -220,47 +221,20 @@ GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const 
   return {grad_x, flat.tensor};
 }
 
-GateOptions check_gate(const std::string& op, const Tensor& x, const Tensor& weight, const std::vector<Tensor>& norms,
-                       const Tensor& fc_weight, const std::string& activation, const std::vector<int64_t>& columns,
-                       bool small, bool frozen, bool narrow, ScalarType type) {
-  check_narrow(op, narrow, type);
-  check(op + ": x", x, type, {-1, -1, -1, -1});
-  check_channels(op + ": x", x.size(1), 8);
-  const int64_t smallest = small ? 4 : 1;
-  require(x.size(2) >= smallest && x.size(3) >= smallest,
-          op + ": x: wanted a map of at least " + std::to_string(smallest) + "x" + std::to_string(smallest) + ", got " +
-              shape_text(x.sizes()));
-  check(op + ": weight", weight, type, {-1, x.size(1), 1, 1});
-  check_channels(op + ": weight", weight.size(0), 4);
-  for (const Tensor& norm : norms)
-    check(op + ": gamma, beta, running_mean, running_var", norm, type, {weight.size(0)});
-  check(op + ": fc_weight", fc_weight, type, {-1, weight.size(0), 1, 1});
-  bool used[kPaths] = {}, good = !columns.empty();
-  for (const int64_t column : columns) {
-    good = good && column >= 0 && column < kPaths && !used[column];
-    if (good) used[column] = true;
-  }
-  require(good, op + ": columns: wanted one to three different ones of 0, 1, 2, got " + shape_text(columns));
-  require(fc_weight.size(0) == int64_t(columns.size()),
-          op + ": columns: wanted one for each of the " + std::to_string(fc_weight.size(0)) +
-              " rows of fc_weight, got " + shape_text(columns));
-  return {parse_activation(op, activation), columns, small, frozen, narrow};
-}
-
 GateForward gate_train(const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& beta,
                        const Tensor& running_mean, const Tensor& running_var, const Tensor& fc_weight,
                        const Tensor& fc_bias, const std::string& activation, const std::vector<int64_t>& columns,
                        bool small, bool frozen, const std::string& group, double eps, bool narrow) {
   const std::string op = "gate_train";
-  const ScalarType type = check_floating(op + ": x", x);
-  const GateOptions options = check_gate(op, x, weight, {gamma, beta, running_mean, running_var}, fc_weight, activation,
-                                         columns, small, frozen, narrow, type);
-  check(op + ": fc_bias", fc_bias, type, {fc_weight.size(0)});
+  const TrainTypes types = train_types_on_cpu(op, x, narrow);
+  check_gate_train(op, x, weight, {gamma, beta, running_mean, running_var}, fc_weight, columns, small, types);
+  check(op + ": fc_bias", fc_bias, types.weight, {fc_weight.size(0)});
+  const GateOptions options = {parse_activation(op, activation), columns, small, frozen, types.raw};
   const auto run = [&](auto t) {
     return run_gate_forward<decltype(t)>(x, weight, gamma, beta, running_mean, running_var, fc_weight, fc_bias, options,
                                          Ranks(op, group, frozen), eps);
   };
-  return type == ScalarType::Double ? run(double{}) : run(float{});
+  return types.map == ScalarType::Double ? run(double{}) : run(float{});
 }
 
 GateBackward gate_train_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& gamma,
@@ -269,21 +243,17 @@ GateBackward gate_train_backward(const Tensor& grad, const Tensor& x, const Tens
                                  const std::vector<int64_t>& columns, bool small, bool frozen,
                                  const std::string& group, bool narrow, const std::vector<bool>& wanted) {
   const std::string op = "gate_train_backward";
-  const ScalarType type = check_floating(op + ": x", x);
-  const GateOptions options =
-      check_gate(op, x, weight, {gamma, beta}, fc_weight, activation, columns, small, frozen, narrow, type);
-  require(wanted.size() == 2, op + ": wanted: wanted 2 booleans, got " + std::to_string(wanted.size()));
+  const TrainTypes types = train_types_on_cpu(op, x, narrow);
+  check_gate_train(op, x, weight, {gamma, beta}, fc_weight, columns, small, types);
+  check_wanted(op, wanted, 2);
+  const GateOptions options = {parse_activation(op, activation), columns, small, frozen, types.raw};
   const GateShape shape(x, weight, fc_weight, small);
-  check(op + ": grad", grad, type, {shape.n, kPaths});
-  check(op + ": alphas", alphas, type, {shape.n, kPaths});
-  check(op + ": raw", raw, raw_type(narrow, type), {shape.n, shape.c, shape.h, shape.w});
-  check(op + ": stats", stats, type, {1, kStatistics, shape.c});
-  check(op + ": pool", pool, type, {shape.n, kPoolSums, shape.c});
+  check_gate_train_backward(op, grad, alphas, raw, stats, pool, {shape.n, shape.c, shape.h, shape.w}, types);
   const auto run = [&](auto t) {
     return run_gate_backward<decltype(t)>(grad, x, weight, gamma, beta, fc_weight, alphas, raw, stats, pool, options,
                                           Ranks(op, group, frozen), wanted);
   };
-  return type == ScalarType::Double ? run(double{}) : run(float{});
+  return types.map == ScalarType::Double ? run(double{}) : run(float{});
 }
 
 }  // namespace

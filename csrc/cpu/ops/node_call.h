@@ -3,7 +3,6 @@
 #include <memory>
 
 #include "contract/routing.h"
-#include "train_checks.h"
 #include "train_stages.h"
 
 namespace dynroute {
@@ -11,16 +10,14 @@ namespace dynroute {
 // A node's shapes, and the settings of a call.
 struct NodeShape {
   int n, c, h, w, stages, up_c, down_c;  // up_c, down_c: 0 where there is no such path
-  bool skip, frozen, narrow;
+  bool skip, frozen;
+  ScalarType raw;  // of raw outputs
   double bridge, eps;
   Ranks ranks;
   int down_h() const { return strided(h, 2); }
   int down_w() const { return strided(w, 2); }
   int64_t up_size() const { return int64_t(h) * w * up_c; }  // of a sample
   int64_t down_size() const { return int64_t(down_h()) * down_w() * down_c; }
-  int64_t statistics() const { return kStatistics * (int64_t(stages) * c + up_c + down_c); }
-  int64_t up_statistics() const { return int64_t(kStatistics) * stages * c; }  // where a path's lie
-  int64_t down_statistics() const { return up_statistics() + kStatistics * int64_t(up_c); }
 };
 
 // What alphas [N, 3] mean for each sample: keep = hidden * H + x * X, and the paths' weights; which of it is computed.
@@ -54,41 +51,10 @@ struct Shares {
   }
 };
 
-struct NodeTensors {
-  const std::vector<Tensor>&depthwise, &pointwise;
-  const std::optional<Tensor>&up, &down;
-  const std::vector<Tensor>&gamma, &beta;
-  const std::vector<Tensor>*running_mean, *running_var;
-};
-
-inline NodeShape check_node(const std::string& op, const Tensor& x, const Tensor& alphas, const NodeTensors& t,
-                     const std::optional<Tensor>& factor, double bridge, bool skip, bool frozen,
-                            const std::string& group, double eps, bool narrow) {
-  const ScalarType type = check_floating(op + ": x", x);
-  check_narrow(op, narrow, type);
-  const size_t paths = size_t(t.up.has_value()) + size_t(t.down.has_value());
-  std::vector<const std::vector<Tensor>*> norms = {&t.gamma, &t.beta};
-  if (t.running_mean) norms.push_back(t.running_mean), norms.push_back(t.running_var);
-  check_stages(op, x, t.depthwise, t.pointwise, norms, type, 1, paths);
-  const int64_t n = x.size(0), c = x.size(1);
-  require(t.pointwise.back().size(0) == c, op + ": pointwise: wanted " + std::to_string(c) + " output channels, got " +
-                                               std::to_string(t.pointwise.back().size(0)));
-  check(op + ": alphas", alphas, type, {n, kPaths});
-  const auto check_path = [&](const char* name, const std::optional<Tensor>& weight, size_t norm) -> int {
-    if (!weight) return 0;
-    check(op + ": " + name, *weight, type, {-1, c, 1, 1});
-    check_channels(op + ": " + name, weight->size(0), 4);
-    for (const auto* list : norms)
-      check(op + ": gamma, beta, running_mean, running_var[" + std::to_string(norm) + "]", (*list)[norm], type,
-            {weight->size(0)});
-    return int(weight->size(0));
-  };
-  const size_t stages = t.depthwise.size();
-  const int up_c = check_path("up", t.up, stages), down_c = check_path("down", t.down, stages + paths - 1);
-  if (factor) check(op + ": factor", *factor, type, {n});
-  require(bridge >= 0, op + ": bridge: wanted 0 or more, got " + std::to_string(bridge));
-  return {int(n), int(c), int(x.size(2)), int(x.size(3)), int(stages), up_c, down_c, skip, frozen, narrow, bridge, eps,
-          {op, group, frozen}};
+inline NodeShape node_shape(const std::string& op, const Tensor& x, const NodeTensors& t, const TrainTypes& types,
+                            double bridge, bool skip, bool frozen, const std::string& group, double eps) {
+  return {int(x.size(0)), int(x.size(1)), int(x.size(2)), int(x.size(3)), t.stages(), t.up_c(), t.down_c(), skip,
+          frozen, types.raw, bridge, eps, {op, group, frozen}};
 }
 
 // Memory for the packed weights of its chain and its paths.

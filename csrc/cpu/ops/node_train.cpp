@@ -36,11 +36,11 @@ Forward7 run_node(const Tensor& x_in, const Tensor& alphas, const NodeTensors& t
   const auto down_map = [&](ScalarType of) {
     return t.down ? new_tensor({shape.n, shape.down_c, shape.down_h(), shape.down_w()}, of, true) : new_tensor({0}, of);
   };
-  const ScalarType kept = raw_type(shape.narrow, type);
+  const ScalarType kept = shape.raw;
   Tensor keep = new_tensor({shape.n, c, shape.h, shape.w}, type, true);
   Tensor up = up_map(type), up_raw = up_map(kept), down = down_map(type), down_raw = down_map(kept);
   Tensor raw = new_tensor({int64_t(shape.stages) * shape.n, c, shape.h, shape.w}, kept, true);
-  Tensor stats = new_tensor({shape.statistics()}, type);
+  Tensor stats = new_tensor({t.statistics()}, type);
   const RawOut<T> raw_data = raw_out<T>(raw);
   T* stats_data = stats.template mutable_data_ptr<T>();
   Runner runner(parallel);
@@ -100,9 +100,9 @@ Forward7 run_node(const Tensor& x_in, const Tensor& alphas, const NodeTensors& t
   };
   const size_t first_path = size_t(shape.stages);
   finish(shape.up_c, shape.h, shape.w, of_up, job.up.open, shares.up_samples, shares.up, first_path,
-         stats_data + shape.up_statistics(), up_affine, job.up.raw, up);
+         stats_data + t.up_statistics(), up_affine, job.up.raw, up);
   finish(shape.down_c, shape.down_h(), shape.down_w(), of_down, job.down.open, shares.down_samples, shares.down,
-         first_path + size_t(shape.up_c > 0), stats_data + shape.down_statistics(), down_affine, job.down.raw, down);
+         first_path + size_t(shape.up_c > 0), stats_data + t.down_statistics(), down_affine, job.down.raw, down);
   runner.run(list);
   return {keep, up, down, raw, up_raw, down_raw, stats};
 }
@@ -199,8 +199,8 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
     list.add(kernels.sums, sums, path.tasks);
   };
   const size_t first_path = size_t(shape.stages);
-  begin(up, grad_up, up_raw, shape.up_statistics(), first_path, shares.up_samples, shares.up);
-  begin(down, grad_down, down_raw, shape.down_statistics(), first_path + size_t(shape.up_c > 0), shares.down_samples,
+  begin(up, grad_up, up_raw, t.up_statistics(), first_path, shares.up_samples, shares.up);
+  begin(down, grad_down, down_raw, t.down_statistics(), first_path + size_t(shape.up_c > 0), shares.down_samples,
         shares.down);
   runner.run(list);
 
@@ -291,9 +291,12 @@ Forward7 forward_op(const Tensor& x, const Tensor& alphas, std::vector<Tensor> d
                     std::optional<Tensor> factor, double bridge, bool skip, bool frozen, std::string group,
                     double eps, bool narrow) {
   const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, &running_mean, &running_var};
-  const NodeShape shape = check_node("node_train", x, alphas, t, factor, bridge, skip, frozen, group, eps, narrow);
+  const std::string op = "node_train";
+  const TrainTypes types = train_types_on_cpu(op, x, narrow);
+  check_node_train(op, x, alphas, t, factor, bridge, types);
+  const NodeShape shape = node_shape(op, x, t, types, bridge, skip, frozen, group, eps);
   const auto run = [&](auto type) { return run_node<decltype(type)>(x, alphas, t, factor, shape); };
-  return x.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+  return types.map == ScalarType::Double ? run(double{}) : run(float{});
 }
 
 Backward3 backward_op(std::optional<Tensor> grad_keep, std::optional<Tensor> grad_up, std::optional<Tensor> grad_down,
@@ -304,25 +307,18 @@ Backward3 backward_op(std::optional<Tensor> grad_keep, std::optional<Tensor> gra
                       bool skip, bool frozen, std::string group, bool narrow, std::vector<bool> wanted) {
   const std::string op = "node_train_backward";
   const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, nullptr, nullptr};
-  const NodeShape shape = check_node(op, x, alphas, t, factor, bridge, skip, frozen, group, 0, narrow);
-  const ScalarType type = x.scalar_type();
-  require(wanted.size() == 2, op + ": wanted: wanted 2 booleans, got " + std::to_string(wanted.size()));
-  const int64_t n = shape.n, h = shape.h, w = shape.w;
-  if (grad_keep) check(op + ": grad_keep", *grad_keep, type, {n, shape.c, h, w});
-  if (grad_up) check(op + ": grad_up", *grad_up, type, {n, shape.up_c, h, w});
-  if (grad_down) check(op + ": grad_down", *grad_down, type, {n, shape.down_c, shape.down_h(), shape.down_w()});
-  const ScalarType kept = raw_type(narrow, type);
-  check(op + ": raw", raw, kept, {shape.stages * n, shape.c, h, w});
-  if (up) check(op + ": up_raw", up_raw, kept, {n, shape.up_c, h, w});
-  if (down) check(op + ": down_raw", down_raw, kept, {n, shape.down_c, shape.down_h(), shape.down_w()});
-  check(op + ": stats", stats, type, {shape.statistics()});
+  const TrainTypes types = train_types_on_cpu(op, x, narrow);
+  check_node_train(op, x, alphas, t, factor, bridge, types);
+  check_wanted(op, wanted, 2);
+  check_node_train_backward(op, x, t, grad_keep, grad_up, grad_down, raw, up_raw, down_raw, stats, types);
+  const NodeShape shape = node_shape(op, x, t, types, bridge, skip, frozen, group, 0);
   const Tensor raw_maps = nhwc(raw), up_maps = up ? nhwc(up_raw) : up_raw, down_maps = down ? nhwc(down_raw) : down_raw;
   const Tensor statistics = torch::stable::contiguous(stats);
   const auto run = [&](auto value) {
     return run_node_backward<decltype(value)>(grad_keep, grad_up, grad_down, x, alphas, t, raw_maps, up_maps,
                                               down_maps, statistics, factor, shape, wanted);
   };
-  return type == ScalarType::Double ? run(double{}) : run(float{});
+  return types.map == ScalarType::Double ? run(double{}) : run(float{});
 }
 
 }  // namespace

@@ -5,13 +5,13 @@
 #include <vector>
 
 #include "bind.h"
+#include "bindings/train_checks.h"
 #include "contract/geometry.h"
 #include "packed_weights.h"
 #include "synchronise.h"
 
 namespace dynroute {
 
-constexpr int kMean = 0, kInvstd = 1, kVariance = 2, kStatistics = 3;
 // Tasks of a call, at least where the map has so many rows: a function of the shape, so that sums have one order.
 constexpr int64_t kTasks = 32;
 // Parts that the weights' gradient is summed in: each is as large as the weights, so wide ones have few.
@@ -25,11 +25,6 @@ inline int band_rows(int n, int h) {
 }
 inline int tasks_of(int n, int h, int rows) { return n * int(ceil_div(h, rows)); }
 
-// Raw outputs are kept as their input is stored or, narrow, in bfloat16.
-inline ScalarType raw_type(bool narrow, ScalarType type) { return narrow ? ScalarType::BFloat16 : type; }
-inline void check_narrow(const std::string& op, bool narrow, ScalarType type) {
-  require(!narrow || type == ScalarType::Float, op + ": narrow: wanted float32 maps, got " + name(type));
-}
 template <class T>
 Raw<T> raw_of(const Tensor& map) {
   if (map.scalar_type() == ScalarType::BFloat16) return {nullptr, static_cast<const bf16*>(map.const_data_ptr())};

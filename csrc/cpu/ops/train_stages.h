@@ -256,7 +256,7 @@ struct ChainOptions {
   int stride;
   bool relu_input, residual, final_relu;
   bool frozen;  // BatchNorm normalises with the running statistics
-  bool narrow;  // raw outputs are kept in bfloat16
+  ScalarType raw;  // of raw outputs
   double eps;
   Ranks ranks = {};  // whose BatchNorms are one
 };
@@ -277,7 +277,7 @@ Forward run_forward(const Tensor& x_in, const StageTensors& tensors, const Mask&
   packed.run(parallel);
 
   Tensor out = new_tensor({chain.n, c, chain.h, chain.w}, type, true);
-  Tensor raw = new_tensor({int64_t(stages) * chain.n, c, chain.h, chain.w}, raw_type(options.narrow, type), true);
+  Tensor raw = new_tensor({int64_t(stages) * chain.n, c, chain.h, chain.w}, options.raw, true);
   Tensor stats = new_tensor({stages, kStatistics, c}, type);
   const RawOut<T> raw_data = raw_out<T>(raw);
   T* out_data = out.template mutable_data_ptr<T>();

@@ -50,6 +50,53 @@ __device__ inline void store_four(T* to, const Taps<T, kGroup>& values) {
   else *reinterpret_cast<uint2*>(to) = {values.word(0), values.word(1)};
 }
 
+// A thread's patch of a chunk: its first pixel in the tile, and its first channel.
+template <class T>
+struct PatchPlace {
+  int x, y, group;
+  __device__ explicit PatchPlace(int thread) {
+    const int patch = thread / kGroups;
+    x = patch % Patch<T>::kInRow * Patch<T>::kWide, y = patch / Patch<T>::kInRow * Patch<T>::kHigh;
+    group = thread % kGroups * kGroup;
+  }
+};
+
+// The depthwise of a thread's patch, from a chunk of the halo [pixels][64], with its weights [9][64] behind it, into rows
+// of A that are lda values apart; `a`: the chunk's first channel of the tile's first pixel.
+template <class T, int kStride>
+__device__ inline void depthwise_patch(const T* halo, const PatchPlace<T>& patch, T* a, int lda) {
+  using P = Patch<T>;
+  constexpr int halo_wide = sepconv_halo(kSepconvWide, kStride), halo_pixels = sepconv_halo_pixels(kStride, sizeof(T));
+  Taps<T, kGroup> weight[9];
+  const float* from_weight = reinterpret_cast<const float*>(halo + halo_pixels * kSepconvChannels) + patch.group;
+#pragma unroll
+  for (int tap = 0; tap < 9; ++tap) {
+    const float4 value = *reinterpret_cast<const float4*>(from_weight + tap * kSepconvChannels);
+    weight[tap] = Taps<T, kGroup>::of_floats({value.x, value.y, value.z, value.w});
+  }
+  Taps<T, kGroup> sum[P::kHigh][P::kWide];
+  const T* from = halo + (patch.y * halo_wide + patch.x) * kStride * kSepconvChannels + patch.group;
+#pragma unroll
+  for (int y = 0; y < sepconv_halo(P::kHigh, kStride); ++y)
+#pragma unroll
+    for (int x = 0; x < sepconv_halo(P::kWide, kStride); ++x) {
+      const Taps<T, kGroup> value = load_four(from + (y * halo_wide + x) * kSepconvChannels);
+#pragma unroll
+      for (int i = 0; i < P::kHigh; ++i)
+#pragma unroll
+        for (int j = 0; j < P::kWide; ++j) {
+          const int ky = y - i * kStride, kx = x - j * kStride;
+          if (ky < 0 || ky > 2 || kx < 0 || kx > 2) continue;
+          sum[i][j].add(value, weight[ky * 3 + kx]);
+        }
+    }
+  T* const to = a + (patch.y * kSepconvWide + patch.x) * lda + patch.group;
+#pragma unroll
+  for (int i = 0; i < P::kHigh; ++i)
+#pragma unroll
+    for (int j = 0; j < P::kWide; ++j) store_four(to + (i * kSepconvWide + j) * lda, sum[i][j]);
+}
+
 // A work item, in shared memory: what all threads know alike needs no registers of each.
 struct SepconvItem {
   SepconvStage stage;
@@ -173,14 +220,11 @@ struct HaloCopies {
 template <class T, int kStride, class Last>
 __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item, const HaloCopies<T, kStride>& copies,
                                  Last&& last) {
-  using P = Patch<T>;
-  constexpr int halo_wide = sepconv_halo(kSepconvWide, kStride), halo_pixels = sepconv_halo_pixels(kStride, sizeof(T));
-  const int thread = thread_here(), group = thread % kGroups * kGroup, patch = thread / kGroups;
-  const int patch_x = patch % P::kInRow * P::kWide, patch_y = patch / P::kInRow * P::kHigh;
+  const PatchPlace<T> patch(thread_here());
   const int& k_pad = item.stage.pointwise.k_pad;  // read where needed: a copy would be one more register
 #pragma unroll 1
   for (int chunk = 0; chunk * kSepconvChannels < k_pad; ++chunk) {
-    const int channel = chunk * kSepconvChannels + group;  // of this thread the first
+    const int channel = chunk * kSepconvChannels + patch.group;  // of this thread the first
     const bool is_last = (chunk + 1) * kSepconvChannels >= k_pad;
     const bool ahead = kStride == 1 && item.in.two;
     if (ahead && !is_last) copies.fetch(memory, item, chunk + 1);
@@ -189,35 +233,8 @@ __device__ inline void depthwise(unsigned char* memory, const SepconvItem& item,
     __syncthreads();
     const T* const here = halo_buffer<T>(memory, item, chunk);
     if (channel < k_pad) {
-      Taps<T, kGroup> weight[9];
-      const float* from_weight = reinterpret_cast<const float*>(here + halo_pixels * kSepconvChannels) + group;
-#pragma unroll
-      for (int tap = 0; tap < 9; ++tap) {
-        const float4 value = *reinterpret_cast<const float4*>(from_weight + tap * kSepconvChannels);
-        weight[tap] = Taps<T, kGroup>::of_floats({value.x, value.y, value.z, value.w});
-      }
-      Taps<T, kGroup> sum[P::kHigh][P::kWide];
-      const T* from = here + (patch_y * halo_wide + patch_x) * kStride * kSepconvChannels + group;
-#pragma unroll
-      for (int y = 0; y < sepconv_halo(P::kHigh, kStride); ++y)
-#pragma unroll
-        for (int x = 0; x < sepconv_halo(P::kWide, kStride); ++x) {
-          const Taps<T, kGroup> value = load_four(from + (y * halo_wide + x) * kSepconvChannels);
-#pragma unroll
-          for (int i = 0; i < P::kHigh; ++i)
-#pragma unroll
-            for (int j = 0; j < P::kWide; ++j) {
-              const int ky = y - i * kStride, kx = x - j * kStride;
-              if (ky < 0 || ky > 2 || kx < 0 || kx > 2) continue;
-              sum[i][j].add(value, weight[ky * 3 + kx]);
-            }
-        }
       const int lda = row_of_a<SepconvTile<T, 64>>(k_pad);
-      T* to = reinterpret_cast<T*>(memory) + (patch_y * kSepconvWide + patch_x) * lda + channel;
-#pragma unroll
-      for (int i = 0; i < P::kHigh; ++i)
-#pragma unroll
-        for (int j = 0; j < P::kWide; ++j) store_four(to + (i * kSepconvWide + j) * lda, sum[i][j]);
+      depthwise_patch<T, kStride>(here, patch, reinterpret_cast<T*>(memory) + chunk * kSepconvChannels, lda);
     }
     if (is_last) continue;
     __syncthreads();

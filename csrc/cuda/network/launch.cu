@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/kernels/params_ops.h"
+#include "cuda/kernels/params_train.h"
 #include "launch.h"
 
 namespace dynroute::cuda {
@@ -26,7 +26,22 @@ namespace dynroute::cuda {
   X(gate, GateParams)                      \
   X(route, RouteParams)                    \
   X(aggregate, AggregateParams)            \
-  X(aggregate_backward, AggregateBackwardParams)
+  X(aggregate_backward, AggregateBackwardParams) \
+  X(train_prepare, TrainPrepareParams) \
+  X(train_forward, TrainForwardParams) \
+  X(train_norm, TrainNormParams) \
+  X(train_apply, TrainApplyParams) \
+  X(train_sums, TrainSumsParams) \
+  X(train_norm_backward, TrainNormBackwardParams) \
+  X(train_product, TrainProductParams) \
+  X(train_outer, TrainOuterParams) \
+  X(train_depthwise, TrainDepthwiseParams) \
+  X(train_hidden, TrainHiddenParams) \
+  X(train_reduce, TrainReduceParams) \
+  X(train_alphas, TrainAlphasParams) \
+  X(train_gate_pool, TrainGatePoolParams) \
+  X(train_gate_end, TrainGateEndParams) \
+  X(train_gate_begin, TrainGateBeginParams)
 
 #define DYNROUTE_DECLARE(name, Params)                 \
   extern "C" __global__ void name##_f32(const Params); \

@@ -1,26 +1,10 @@
 // The operators' calls on CUDA as data for Python, made of tensors on the CPU: what the emulator runs. Part of the CPU
 // library, as it needs no GPU.
-#include <cstring>
-#include <tuple>
-
-#include "op_calls.h"
+#include "bind_host.h"
 
 namespace dynroute::cuda {
 namespace {
 
-// The results, not computed yet; whatever else the launches touch; the launches (network/records.h).
-using Call = std::tuple<Tensors, Tensors, Tensor>;
-
-Call as_call(OpCall call) {
-  const auto bytes = as_records(call.launches);
-  Tensor records = new_tensor({int64_t(bytes.size())}, ScalarType::Byte);
-  if (!bytes.empty()) std::memcpy(records.mutable_data_ptr(), bytes.data(), bytes.size());
-  return {call.outs, call.held, records};
-}
-DeviceLimits limits_of(const std::vector<int64_t>& device) {
-  require(device.size() == 4, "cuda_call: device: wanted 4 numbers, got " + std::to_string(device.size()));
-  return {int(device[0]), int(device[1]), int(device[2]), int(device[3])};
-}
 const Device kHost = Device(DeviceType::CPU);
 
 Call sepconv_op(const Tensor& x, Tensors depthwise, Tensors pointwise, Tensors scale, Tensors shift, Maybe open,

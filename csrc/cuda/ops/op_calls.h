@@ -107,7 +107,7 @@ class CallBuilder {
   }
   OpCall take() { return std::move(call_); }
 
- private:
+ protected:
   const Tensor& keep(Tensor tensor) { return call_.held.emplace_back(std::move(tensor)); }
   const Device device_;
   const DeviceLimits limits_;

@@ -40,9 +40,10 @@ def emulated(op: str, *args: Any, limits: DeviceLimits = A100, statistics: list 
             array.flags.writeable = False
         buffers.append(array)
     buffers = [array for array in buffers if array.nbytes]
+    dtype = next((a.dtype for a in args if isinstance(a, Tensor) and a.dim() == 4), outs[0].dtype)  # of maps
     for launch in read_launches(launches):
         found = emulator.launch(
-            launch.kernel, outs[0].dtype, launch.params, launch[1:4], buffers, f"sm_{limits.capability}", **options
+            launch.kernel, dtype, launch.params, launch[1:4], buffers, f"sm_{limits.capability}", **options
         )
         if statistics is not None:
             statistics.append((launch.kernel, found))

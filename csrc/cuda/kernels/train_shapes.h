@@ -1,0 +1,168 @@
+// How training's work is cut, for the host that sizes launches and the device that walks over it, and how its kernels are
+// launched. Cuts depend on shapes alone.
+#pragma once
+#include <algorithm>
+
+#include "params_train.h"
+#include "sepconv.h"
+
+namespace dynroute::cuda {
+
+// Products: tiles of 8 x 8 output pixels (float: 8 x 4), as sepconv's. A tile's output channels are shared by several
+// items where there are too few tiles to fill a device.
+DYNROUTE_DEVICE_TOO constexpr int train_tiles(int h, int w, int bytes) {
+  return ceil_div(h, sepconv_high(bytes)) * ceil_div(w, kSepconvWide);
+}
+DYNROUTE_DEVICE_TOO constexpr int train_parts(int tiles, const Matrix& product) {
+  return sepconv_parts(tiles, product);
+}
+
+// Sums over pixels: a run of a sample's pixels times 64 channels.
+constexpr int kRunPixels = 512, kRunChannels = 64;
+DYNROUTE_DEVICE_TOO constexpr int train_runs(int pixels) { return ceil_div(pixels, kRunPixels); }
+DYNROUTE_DEVICE_TOO constexpr int train_chunks(int c) { return ceil_div(c, kRunChannels); }
+
+// The depthwise's backward: a run of tiles of 8 x 8 input pixels times 64 channels.
+constexpr int kTapsTile = 8, kTapsRun = 8;
+DYNROUTE_DEVICE_TOO constexpr int taps_tiles(int h, int w) { return ceil_div(h, kTapsTile) * ceil_div(w, kTapsTile); }
+DYNROUTE_DEVICE_TOO constexpr int taps_runs(int h, int w) { return ceil_div(taps_tiles(h, w), kTapsRun); }
+
+// The weights' gradients: blocks of 64 or 128 output and 64 input channels; the pixels in parts, so that there are some
+// 256 items, and no more parts than tiles.
+constexpr int kOuterItems = 256, kOuterInputs = 64;
+DYNROUTE_DEVICE_TOO constexpr int outer_width(int c_out) { return c_out > 64 ? 128 : 64; }
+DYNROUTE_DEVICE_TOO constexpr int outer_blocks(int c_out, int c_in) {
+  return ceil_div(c_out, outer_width(c_out)) * ceil_div(c_in, kOuterInputs);
+}
+inline int outer_splits(int n, int tiles, int c_out, int c_in) {
+  return std::max(1, std::min(n * tiles, ceil_div(kOuterItems, outer_blocks(c_out, c_in))));
+}
+
+constexpr int kTrainResident = 2;  // blocks of a multiprocessor, by their registers
+
+inline LaunchShape train_shape(int64_t items, int shared, const DeviceLimits& device, int resident = kTrainResident) {
+  const int fit = std::max(1, std::min(resident, device.shared_per_multiprocessor / (shared + kReservedShared)));
+  const int64_t most = int64_t(device.multiprocessors) * fit;
+  return {int(std::clamp<int64_t>(items, 1, most)), kTrainThreads, shared};
+}
+
+// A product's shared memory: A; then, one after the other, the halo with its taps and the ring of weights; then sums of
+// rows of warps.
+DYNROUTE_DEVICE_TOO constexpr int train_room(const Matrix& product, int stride, bool has_taps, int bytes) {
+  const int ring = least_ring_bytes(sepconv_width(product)), halo = has_taps ? sepconv_halo_bytes(stride, bytes) : 0;
+  return ring > halo ? ring : halo;
+}
+constexpr int kTrainTotals = 8 * 128 * int(sizeof(float));
+DYNROUTE_DEVICE_TOO constexpr int train_product_bytes(const Matrix& product, int stride, bool has_taps, int bytes) {
+  return sepconv_a_bytes(product.k_pad, bytes) + train_room(product, stride, has_taps, bytes) + kTrainTotals;
+}
+
+inline LaunchShape train_forward_shape(const TrainForwardParams& p, DType type, const DeviceLimits& device) {
+  int64_t items = 0;
+  int shared = 0;
+  for (const TrainForwardJob& job : p.job) {
+    if (!job.product.weight) continue;
+    const int tiles = p.n * train_tiles(job.h, job.w, bytes_of(type));
+    items += std::max(tiles, std::min(tiles * sepconv_blocks(job.product), kSepconvEnough));
+    shared = std::max(shared, train_product_bytes(job.product, job.stride, job.taps, bytes_of(type)));
+  }
+  return train_shape(items, shared, device);
+}
+inline LaunchShape train_product_shape(const TrainProductParams& p, DType type, const DeviceLimits& device) {
+  int64_t items = 0;
+  int shared = 0;
+  for (const TrainProductJob& job : p.job) {
+    if (!job.transposed.weight) continue;
+    const int tiles = p.n * train_tiles(job.gradient.h, job.gradient.w, bytes_of(type));
+    items += std::max(tiles, std::min(tiles * sepconv_blocks(job.transposed), kSepconvEnough));
+    shared = std::max(shared, train_product_bytes(job.transposed, 1, false, bytes_of(type)));
+  }
+  return train_shape(items, shared, device);
+}
+
+// The gradient's rows and the input's, each with as much between rows as keeps banks apart; then the halo.
+DYNROUTE_DEVICE_TOO constexpr int outer_row(int channels, int bytes) { return channels * bytes + 16; }
+DYNROUTE_DEVICE_TOO constexpr int outer_factor_bytes(int channels, int bytes) {
+  return kSepconvWide * sepconv_high(bytes) * outer_row(channels, bytes);
+}
+inline LaunchShape train_outer_shape(const TrainOuterParams& p, DType type, const DeviceLimits& device) {
+  const int bytes = bytes_of(type);
+  int64_t items = 0;
+  int shared = 0;
+  for (const TrainOuterJob& job : p.job) {
+    if (!job.partials) continue;
+    items += int64_t(job.splits) * outer_blocks(job.gradient.c, job.source.c);
+    shared = std::max(shared, outer_factor_bytes(outer_width(job.gradient.c), bytes) +
+                                  outer_factor_bytes(kOuterInputs, bytes) +
+                                  (job.taps ? sepconv_halo_bytes(job.stride, bytes) : 0));
+  }
+  return train_shape(items, shared, device);
+}
+
+constexpr int kTapsHalo = kTapsTile + 2;
+DYNROUTE_DEVICE_TOO constexpr int rows_scratch(int quantities) {
+  return quantities * kTrainThreads / 32 * kRunChannels * int(sizeof(float));
+}
+inline LaunchShape train_depthwise_shape(const TrainDepthwiseParams& p, DType type, const DeviceLimits& device) {
+  const int halo = kTapsHalo * kTapsHalo * kRunChannels * bytes_of(type), taps = 9 * kRunChannels * int(sizeof(float));
+  const int64_t items = int64_t(p.n) * taps_runs(p.source.h, p.source.w) * train_chunks(p.source.c);
+  return train_shape(items, std::max(halo, rows_scratch(kDepthwiseRows)) + taps, device);
+}
+
+// Kernels that walk over runs of pixels.
+constexpr int kApplyResident = 4, kSumsResident = 3;
+inline LaunchShape runs_shape(int64_t runs, int quantities, const DeviceLimits& device, int resident) {
+  return train_shape(runs, rows_scratch(quantities), device, resident);
+}
+inline int64_t all_runs(int n, int pixels, int c) { return int64_t(n) * train_runs(pixels) * train_chunks(c); }
+inline LaunchShape train_sums_shape(const TrainSumsParams& p, DType, const DeviceLimits& device) {
+  int64_t runs = 0;
+  for (const TrainSumsJob& job : p.job) runs += job.grad ? all_runs(p.n, job.pixels, job.c) : 0;
+  return runs_shape(runs, 2, device, kSumsResident);
+}
+inline LaunchShape train_hidden_shape(const TrainHiddenParams& p, DType, const DeviceLimits& device) {
+  return runs_shape(all_runs(p.n, p.hidden.h * p.hidden.w, p.hidden.c), 2, device, kTrainResident);
+}
+inline LaunchShape train_gate_pool_shape(const TrainGatePoolParams& p, DType, const DeviceLimits& device) {
+  return runs_shape(all_runs(p.n, p.pixels, p.c), kPoolSums, device, kSumsResident);
+}
+inline LaunchShape train_apply_shape(const TrainApplyParams& p, DType, const DeviceLimits& device) {
+  int64_t runs = 0;
+  for (const TrainApplyJob& job : p.job) runs += job.out ? all_runs(p.n, job.pixels, job.c) : 0;
+  return train_shape(runs, 0, device, kApplyResident);
+}
+
+// Kernels that add up what tasks left: blocks of 8 channels.
+constexpr int kNormChannels = 8;
+inline LaunchShape train_norm_shape(const TrainNormParams& p, DType, const DeviceLimits&) {
+  int blocks = 0;
+  for (const TrainNormJob& job : p.job) blocks += job.stats ? ceil_div(job.c, kNormChannels) : 0;
+  return {blocks, kTrainThreads, 0};
+}
+inline LaunchShape train_norm_backward_shape(const TrainNormBackwardParams& p, DType, const DeviceLimits&) {
+  int blocks = 0;
+  for (const TrainNormBackwardJob& job : p.job) blocks += job.gain ? ceil_div(job.c, kNormChannels) : 0;
+  return {blocks, kTrainThreads, 0};
+}
+inline LaunchShape train_reduce_shape(const TrainReduceParams& p, DType, const DeviceLimits& device) {
+  int64_t values = 1;
+  for (const TrainReduction& one : p.list) values += one.from ? one.size : 0;
+  return train_shape(ceil_div(values, int64_t(kTrainThreads)), 0, device, 4);
+}
+inline LaunchShape train_alphas_shape(const TrainAlphasParams& p, DType, const DeviceLimits&) {
+  return {p.n, kTrainThreads, 0};
+}
+inline LaunchShape train_gate_end_shape(const TrainGateEndParams& p, DType, const DeviceLimits&) {
+  return {p.n, kTrainThreads, p.c * int(sizeof(float))};
+}
+inline LaunchShape train_gate_begin_shape(const TrainGateBeginParams& p, DType, const DeviceLimits&) {
+  return {ceil_div(p.c, kTrainThreads), kTrainThreads, 0};
+}
+inline LaunchShape train_prepare_shape(const TrainPrepareParams& p, DType, const DeviceLimits& device) {
+  int64_t values = p.cleared ? p.cleared_size / 4 : 1;
+  for (const TrainMatrix& matrix : p.matrix)
+    if (matrix.weight) values = std::max(values, int64_t(matrix.to.n_pad) * matrix.to.k_pad);
+  return {int(std::clamp<int64_t>(values / kTrainThreads, 1, 2 * device.multiprocessors)), kTrainThreads, 0};
+}
+
+}  // namespace dynroute::cuda
