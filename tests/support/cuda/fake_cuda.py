@@ -78,7 +78,8 @@ inline cudaError_t cudaUserObjectCreate(cudaUserObject_t*, void* what, void (*re
 }
 inline cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t, unsigned, unsigned) { return cudaSuccess; }
 std::string name_of(const void* function);
-inline cudaError_t launch_as(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared, int overlaps) {
+inline cudaError_t launch_as(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
+                             int overlaps) {
   int most = 48 << 10;
   {
     const std::lock_guard<std::mutex> lock(mutex);
