@@ -31,7 +31,7 @@ class Kernel:
         stack: bytes of local memory of a thread: 0, or registers were indexed at run time or ran out.
         spills: bytes stored and loaded again because registers ran out.
         shared: bytes of static shared memory.
-        instructions: SASS mnemonics with their modifiers -> occurrences; empty without cuobjdump.
+        code: SASS mnemonics with their modifiers, in order; empty without cuobjdump.
     """
 
     source: str
@@ -41,7 +41,12 @@ class Kernel:
     stack: int = 0
     spills: int = 0
     shared: int = 0
-    instructions: Counter[str] = field(default_factory=Counter)
+    code: list[str] = field(default_factory=list)
+
+    @property
+    def instructions(self) -> Counter[str]:
+        """Mnemonics -> occurrences."""
+        return Counter(self.code)
 
     @property
     def dtype(self) -> str:
@@ -153,7 +158,7 @@ def _count(sass: str, kernels: dict[str, Kernel]) -> None:
         if match := re.search(r"Function : (\w+)", line):
             current = kernels.get(match[1])
         elif current and (match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line)):
-            current.instructions[match[1]] += 1
+            current.code.append(match[1])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
   build      the CPU and the CUDA library in place, for the card that is there (or --library: one built elsewhere)
   parity     every test that runs on the device
   sanitize   compute-sanitizer's memcheck and racecheck over a small network (--tools: others of its tools)
-  speed      ours against eager PyTorch, three sizes, three types; routed against our own all open; kernel by kernel
+  speed      ours against eager PyTorch, three sizes, three types; routed against our own all open; with kernels that
+             overlap and without; kernel by kernel
   train      a training step, by what `ops="auto"` takes on the device and by plain PyTorch
   compile    torch.compile, and TensorRT where it is installed, beside ours
 

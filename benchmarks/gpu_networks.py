@@ -7,8 +7,15 @@ Each stage yields its document again and again as it grows: what is measured is 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,28 +76,58 @@ def noise(gpu: Gpu, n: int, h: int, w: int) -> Tensor:
 
 
 def speed(gpu: Gpu, quick: bool) -> Iterator[Document]:
-    """Ours against eager PyTorch, all open, each type; random patterns against our own all open; kernel by kernel; the
-    operators by themselves."""
+    """Ours against eager PyTorch, all open, each type; random patterns against our own all open; with and without
+    kernels that overlap, and kernel by kernel; the operators by themselves."""
     scale = Scale(gpu, quick)
-    document: Document = {"copy": copy_rate(gpu), "all_open": [], "routed": [], "kernels": []}
+    document: Document = {"copy": copy_rate(gpu), "all_open": [], "routed": []}
     for shape in scale.shapes:
         for dtype in scale.dtypes:
             document["all_open"].append(all_open(gpu, scale, shape, dtype))
             yield document
         document["routed"].append(routed(gpu, scale, shape, scale.dtypes[0]))
         yield document
-    shape = PROFILED if PROFILED in scale.shapes else scale.shapes[-1]
-    run, x = runtime(gpu, scale, "dynamic_raw_l16", scale.dtypes[0]), noise(gpu, *shape)
-    gates = run.all_open_gates()
-    kernels = gpu.kernels(lambda: run(x, gates=gates))
-    document["kernels"].append(
-        {"shape": [shape[0], 3, *shape[1:]], "dtype": str(scale.dtypes[0]), "of_a_call": kernels}
-    )
+    document |= overlap(scale.dry, quick)
     yield document
     document["operators"] = list(operators(gpu, scale.dtypes[0], scale.rounds))
     yield document
     document["counters"] = {"absent": "a dry run"} if scale.dry else counters()
     yield document
+
+
+def overlap(dry: bool, quick: bool) -> Document:
+    """A network whose kernels may overlap against one where they may not, each in a process of its own, as the library
+    reads DYNROUTE_CUDA_PDL once. The kernels' own times are the latter's: in the former they wait in one another's."""
+    flags = [flag for flag, on in (("--dry-run", dry), ("--quick", quick)) if on]
+    found: Document = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, value in (("on", "1"), ("off", "0")):
+            out = Path(folder) / f"{name}.json"
+            command = [sys.executable, "-m", "benchmarks.gpu_check", "--measure", "one_call", str(out), *flags]
+            subprocess.run(command, check=True, env=os.environ | {"DYNROUTE_CUDA_PDL": value})
+            found[name] = json.loads(out.read_text())
+    on, off = found["on"], found["off"]
+    told = {"shape": off["shape"], "dtype": off["dtype"]}
+    ms = {name: one["ms"] for name, one in found.items()}
+    same_bits = on["logits"] == off["logits"]
+    return {
+        "overlap": {**told, "ms": ms, "same_bits": same_bits}, "kernels": [{**told, "of_a_call": off["kernels"]}]
+    }  # fmt: skip
+
+
+def one_call(gpu: Gpu, quick: bool) -> Iterator[Document]:
+    """For `overlap`: everything open; the call's time, its kernels one by one, and what its logits were."""
+    scale = Scale(gpu, quick)
+    shape, dtype = PROFILED if PROFILED in scale.shapes else scale.shapes[-1], scale.dtypes[0]
+    run, x = runtime(gpu, scale, "dynamic_raw_l16", dtype), noise(gpu, *shape)
+    gates = run.all_open_gates()
+    jobs: dict[str, Callable[[], object]] = {"ours": lambda: run(x, gates=gates)}
+    taken = {how: gpu.on_device(jobs, scale.rounds, how == "cold")["ours"] for how in ("warm", "cold")}
+    logits = run(x, gates=gates).logits.cpu().numpy()
+    yield {
+        "shape": [shape[0], 3, *shape[1:]], "dtype": str(dtype), "kernels": gpu.kernels(jobs["ours"]),
+        "ms": {how: summary(values, gpu.kind) for how, values in taken.items()},
+        "logits": hashlib.sha256(logits.tobytes()).hexdigest(),
+    }  # fmt: skip
 
 
 def runtime(gpu: Gpu, scale: Scale, name: str, dtype: torch.dtype) -> Any:

@@ -43,6 +43,9 @@ def test_a_dry_run_of_each_stage(stage: str, tmp_path: Path) -> None:
         assert all(set(row["ms"][how]) == {"ours", "eager", "eager_graph"} for how in ("warm", "cold", "call"))
         assert document["routed"][0]["patterns"]["0.5"]["macs"]["value"] < row["macs"]
         assert kinds(document) == {"stand-in", "counted"}
+        overlap = document["overlap"]
+        assert overlap["same_bits"] and all(set(overlap["ms"][name]) == {"warm", "cold"} for name in ("on", "off"))
+        assert document["kernels"][0]["shape"] == overlap["shape"]
         assert [row["operator"] for row in document["operators"]] == ["cell", "transform down", "gate", "aggregate"]
         assert all(max(row["errors"].values()) < 1e-5 for row in document["operators"])
     if stage == "train":

@@ -178,12 +178,39 @@ __device__ inline void count(int64_t* counter, int64_t macs) {
   atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(macs));
 }
 
+// Every kernel's beginning, before it touches global memory: programmatic dependent launch (launch.cu asks for it). The
+// blocks of a launch may take their places, and stand here, while the launch before still runs; so the machine need not
+// run empty in between. Where a launch does not ask for it, both instructions do nothing.
+//
+// The wait is for the launch before: it has ended, and what it wrote can be read here. That launch ended no earlier
+// than it had waited itself, in each of its blocks, so all launches before it have ended as well. Nothing that this
+// launch reads or writes comes before anything of theirs: it reads nothing too early, and in memory that launches use
+// one after the other it writes over nothing that they still read. All of that hangs on a wait in every block of every
+// kernel, hence here, in the entry point. Loads that the compiler may take for constant (ld.global.nc: __ldg, const
+// __restrict__ parameters) are not held by it: no kernel has any.
+//
+// The trigger lets the next launch place its blocks once all blocks of this one have come here, or ended. So blocks of
+// the next never take room that one of this launch still needs to begin, however large its grid; and blocks that wait
+// for others of their launch (stage_paths) wait for some that run. A waiting block issues nothing; L1 is at its
+// smallest in any case (launch.cu). The trigger stands behind the wait: before it, launches further on would come as
+// well, and hold room without any use; so at most one stands behind the one that runs. And it stands at the beginning:
+// at a block's end, little would be left to hide a launch behind.
+__device__ inline void wait_for_launch_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 }  // namespace dynroute::cuda
 
 // The extern "C" entry points of a kernel template, one per storage type: name_f32, name_f16, name_bf16. A build of one
 // type only (the emulator's) defines DYNROUTE_DTYPE_F32, _F16 or _BF16.
-#define DYNROUTE_ENTRY(name, suffix, T, Params, ...) \
-  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name##_##suffix(const Params params) { name<T>(params); }
+#define DYNROUTE_ENTRY(name, suffix, T, Params, ...)                                               \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name##_##suffix(const Params params) { \
+    dynroute::cuda::wait_for_launch_before();                                                      \
+    name<T>(params);                                                                               \
+  }
 #if defined(DYNROUTE_DTYPE_F32)
 #define DYNROUTE_KERNEL(name, Params, ...) DYNROUTE_ENTRY(name, f32, float, Params, __VA_ARGS__)
 #elif defined(DYNROUTE_DTYPE_F16)

@@ -1,5 +1,6 @@
 // From a kernel's name to its function, and launches of lists.
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <stdexcept>
@@ -79,31 +80,56 @@ void check(cudaError_t error, const char* kernel, const LaunchShape& shape) {
                    " bytes of shared memory");
 }
 
+// Whether launches may overlap on a device where all kernels wait for the launch before (primitives.cuh):
+// DYNROUTE_CUDA_PDL=0 forbids it, and is read once. Graphs can hold such launches from 12.3 on, of runtime and driver.
+bool may_overlap(int device) {
+#if CUDART_VERSION >= 12030
+  static const bool forbidden = [] {
+    const char* said = std::getenv("DYNROUTE_CUDA_PDL");
+    return said && std::strcmp(said, "0") == 0;
+  }();
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver), "driver");
+  return !forbidden && driver >= 12030 && device_limits(device).capability >= 90;
+#else
+  return device < 0;  // none
+#endif
+}
+
 // Readies the kernels of a type on the current device, once for each device: all the shared memory that a block may
 // have there, and of what L1 and shared memory have in common as much as possible for the latter, as what kernels read
 // again lies in it and the rest goes past L1. Asking a function for its attributes loads it, too: nothing is left to be
 // loaded by a launch, which a stream that is being captured might not allow. So launches set nothing: what a function
 // may use belongs to the process, and another thread may be about to launch it.
-void ready(int device, DType dtype) {
-  static std::atomic<bool> done[kDevices][3];
+// Returns whether launches may overlap. A kernel waits if it was compiled for 9.0: on such a device, too, it may come
+// from an older architecture's PTX.
+bool ready(int device, DType dtype) {
+  struct Readied {
+    std::atomic<bool> done;
+    bool overlaps;
+  };
+  static Readied all[kDevices][3];
   static std::mutex mutex;
   const int most = device_limits(device).shared_per_block;
-  std::atomic<bool>& is_done = done[device][int(dtype)];
-  if (is_done.load(std::memory_order_acquire)) return;
+  Readied& readied = all[device][int(dtype)];
+  if (readied.done.load(std::memory_order_acquire)) return readied.overlaps;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (is_done.load(std::memory_order_relaxed)) return;
+  if (readied.done.load(std::memory_order_relaxed)) return readied.overlaps;
+  readied.overlaps = may_overlap(device);
   for (const Entry& entry : entries) {
     const void* function = entry.function[int(dtype)];
     cudaFuncAttributes found = {};
     const std::string where = std::string(entry.name) + " on device " + std::to_string(device);
     check(cudaFuncGetAttributes(&found, function), where);
+    readied.overlaps &= found.ptxVersion >= 90;
     const int dynamic = most - int(found.sharedSizeBytes);
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic), where);
     check(
         cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
         where);
   }
-  is_done.store(true, std::memory_order_release);
+  readied.done.store(true, std::memory_order_release);
+  return readied.overlaps;
 }
 
 const Entry& find(const char* kernel, size_t length, size_t params) {
@@ -115,18 +141,33 @@ const Entry& find(const char* kernel, size_t length, size_t params) {
   fail("there is no kernel " + std::string(kernel, strnlen(kernel, length)));
 }
 
-void launch(const Entry& entry, DType dtype, const LaunchShape& shape, void* params, void* stream) {
+// overlaps: its blocks may be placed before the launch ahead of it on the stream has ended (primitives.cuh).
+void launch(const Entry& entry, DType dtype, const LaunchShape& shape, void* params, void* stream, bool overlaps) {
+  const void* function = entry.function[int(dtype)];
+  const dim3 grid(unsigned(shape.blocks)), block(unsigned(shape.threads));
   void* arguments[] = {params};
-  check(cudaLaunchKernel(entry.function[int(dtype)], dim3(unsigned(shape.blocks)), dim3(unsigned(shape.threads)),
-                         arguments, size_t(shape.shared), static_cast<cudaStream_t>(stream)),
+#if CUDART_VERSION >= 12030
+  if (overlaps) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = size_t(shape.shared);
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &attribute, config.numAttrs = 1;
+    return check(cudaLaunchKernelExC(&config, function, arguments), entry.name, shape);
+  }
+#endif
+  check(cudaLaunchKernel(function, grid, block, arguments, size_t(shape.shared), static_cast<cudaStream_t>(stream)),
         entry.name, shape);
 }
 
 }  // namespace
 
+// The first launch of a call follows work that is not ours, or begins a graph: it does not overlap.
 void run_records(const unsigned char* records, size_t bytes, int device, DType dtype, int64_t first, int64_t last,
                  const Io& io, void* stream) {
-  ready(device, dtype);
+  const bool overlaps = ready(device, dtype);
   size_t at = 0;
   for (int64_t number = 0; at < bytes && number < last; ++number) {
     Record record;
@@ -142,15 +183,15 @@ void run_records(const unsigned char* records, size_t bytes, int device, DType d
 
     const Entry& entry = find(record.kernel, sizeof(record.kernel), size_t(record.params));
     if (number == 0) std::memcpy(params, &io, sizeof(io));  // InitCallParams::value
-    launch(entry, dtype, record.shape, params, stream);
+    launch(entry, dtype, record.shape, params, stream, overlaps && number > first);
   }
 }
 
 void run_launches(const std::vector<Launch>& launches, int device, DType dtype, void* stream) {
-  ready(device, dtype);
+  const bool overlaps = ready(device, dtype);
   for (const Launch& one : launches)
     launch(find(one.kernel, sizeof(Record::kernel), one.params.size()), dtype, one.shape,
-           const_cast<unsigned char*>(one.params.data()), stream);
+           const_cast<unsigned char*>(one.params.data()), stream, overlaps && &one != &launches.front());
 }
 
 DeviceLimits device_limits(int device) {

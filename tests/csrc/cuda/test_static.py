@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -15,6 +16,8 @@ needs_sass = pytest.mark.skipif(cuobjdump() is None, reason="cuobjdump was not f
 PRODUCTS = ("stem_conv", "sepconv", "cell", "aggregate_route", "stage_paths", "merge", "predictor")
 # 16 bytes at a time wherever maps are moved; stem_conv reads planes of floats, at any address
 MAPS_READ = ("sepconv", "cell", "aggregate_route", "stage_paths", "merge", "predictor")
+GLOBAL = r"(LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED|REDG|UBLKCP|CCTL)\b"  # accesses of memory outside the block
+ELSEWHERE = r"(BRA|BRX|JMP|CALL|RET|EXIT|WARPSYNC|BAR)\b"
 MAPS_WRITTEN = ("stem_conv", "sepconv", "cell", "aggregate_route", "stage_paths", "merge", "upsample")
 
 
@@ -58,6 +61,22 @@ def test_nobody_flushes_l1() -> None:
         assert kernel.counted(r"MEMBAR\.SC|CCTL\.IVALL") == 0, f"{kernel.name} {kernel.arch}"
     for kernel in kernels("aggregate_route", "stage_paths"):
         assert kernel.counted(r"MEMBAR\.ALL\.GPU") > 0, f"{kernel.name} {kernel.arch}"
+
+
+@needs_sass
+def test_kernels_wait_for_the_launch_before() -> None:
+    """griddepcontrol.wait (ACQBULK) once, on the way of every thread, before all accesses of global memory; then the
+    trigger (PREEXIT). Not where there is no such thing. And no loads that could be moved before it."""
+    for kernel in kernels():
+        name, code = f"{kernel.name} {kernel.arch}", kernel.code
+        if kernel.arch == "sm_80":
+            assert not {"ACQBULK", "PREEXIT"} & set(code), name
+            continue
+        assert code.count("ACQBULK") == code.count("PREEXIT") == 1, name
+        assert code.index("ACQBULK") < code.index("PREEXIT"), name
+        early = [i for i in code[: code.index("PREEXIT")] if re.match(f"{GLOBAL}|{ELSEWHERE}", i)]
+        assert not early, f"{name}: {early}"
+        assert kernel.counted(r"LDG\..*CONSTANT") == 0, name
 
 
 def test_all_launches_fit_a_multiprocessor() -> None:

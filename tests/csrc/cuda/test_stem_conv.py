@@ -60,6 +60,19 @@ def test_values(dtype, samples, h, w, width):
     assert macs.tolist() == [[5 + h_out * w_out * 27 * width, 5, 5]] * samples
 
 
+def test_as_a_dependent_launch():
+    """Code for sm_90 begins with waiting for the launch before, each thread once; sm_80's knows nothing of it. No bit
+    depends on it."""
+    torch.manual_seed(3)
+    images, weight, shift = torch.randn(1, 3, 11, 75), torch.randn(40, 3, 3, 3), torch.randn(40)
+    outs = {}
+    for arch, waits in (("sm_80", 0), ("sm_90", 2 * 128)):
+        outs[arch], _, info = run(images, weight, shift, torch.float16, 2, arch=arch, counters=True)
+        for instruction in ("griddepcontrol.wait", "griddepcontrol.launch_dependents"):
+            assert info["opcodes"].get(instruction, 0) == waits
+    assert torch.equal(outs["sm_80"], outs["sm_90"])
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_batch_changes_no_bit(dtype):
     torch.manual_seed(2)

@@ -115,6 +115,37 @@ def test_kernels_are_readied_once_for_each_device(tmp_path) -> None:
         runtime.run(launches, 1, 0, 1 << 30, [0] * len(Io._fields), 128)
 
 
+@pytest.mark.parametrize(
+    "said, overlap, device",
+    [
+        (None, True, {"capability": 90}),
+        ("1", True, {"capability": 120, "ptx": 90}),
+        ("0", False, {"capability": 90}),
+        (None, False, {"capability": 80}),
+        (None, False, {"capability": 90, "ptx": 80}),  # kernels that do not wait
+        (None, False, {"capability": 90, "driver": 12020}),  # graphs that cannot say it
+    ],
+)
+def test_launches_that_overlap(
+    said: str | None, overlap: bool, device: dict[str, int], tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the first of a list, of what a graph records of it, and of an operator's; asked for once."""
+    monkeypatch.delenv("DYNROUTE_CUDA_PDL", raising=False)
+    if said is not None:
+        monkeypatch.setenv("DYNROUTE_CUDA_PDL", said)
+    runtime = FakeRuntime(tmp_path, **device)
+    executor = EmulatedExecutor(random_network(), torch.float16)
+    launch_list = executor.launch_list(1, 32, 32, 32, 32)
+    launches = launch_list.launches([1 << 20] * len(launch_list.buffers()[0]), 1 << 30, executor.table)
+    count, io = len(read_launches(launches)), [0] * len(Io._fields)
+    for first, last in ((0, count), (0, 1), (1, count)):
+        runtime.run(launches, 1, first, last, io)
+        assert runtime.overlaps == [False] + [overlap] * (last - first - 1)
+        monkeypatch.setenv("DYNROUTE_CUDA_PDL", "0" if overlap else "1")  # too late
+    runtime.run_operator()
+    assert runtime.overlaps == [False, overlap]
+
+
 def test_what_a_graph_holds(runtime: FakeRuntime) -> None:
     """Is let go once, by the graph; outside of a capture there is nothing that would."""
     assert runtime.library.hold(1) == 1

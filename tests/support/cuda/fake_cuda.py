@@ -25,7 +25,7 @@ RUNTIME = """
 #include <utility>
 #define __global__
 #define CUDART_VERSION 13000
-struct dim3 { unsigned x; explicit dim3(unsigned x) : x(x) {} };
+struct dim3 { unsigned x; dim3(unsigned x = 1) : x(x) {} };
 typedef void* cudaStream_t;
 typedef void* cudaGraph_t;
 typedef void* cudaUserObject_t;
@@ -33,11 +33,17 @@ enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributePreferredSharedMemoryCarveout };
 enum { cudaSharedmemCarveoutMaxShared = 100, cudaUserObjectNoDestructorSync = 1, cudaGraphUserObjectMove = 1 };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
-struct cudaFuncAttributes { size_t sharedSizeBytes; };
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 8, cudaDevAttrComputeCapabilityMinor = 6,
+struct cudaFuncAttributes { size_t sharedSizeBytes; int ptxVersion; };
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = CAPABILITY / 10,
+  cudaDevAttrComputeCapabilityMinor = CAPABILITY % 10,
   cudaDevAttrMultiProcessorCount = 84, cudaDevAttrMaxSharedMemoryPerBlockOptin = 163 << 10,
   cudaDevAttrMaxSharedMemoryPerMultiprocessor = 164 << 10 };
-typedef void (*Launched)(const char* name, int blocks, int threads, int shared, const void* params);
+enum cudaLaunchAttributeID { cudaLaunchAttributeIgnore, cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+struct cudaLaunchAttribute { cudaLaunchAttributeID id; struct { int programmaticStreamSerializationAllowed; } val; };
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim; size_t dynamicSmemBytes; cudaStream_t stream; cudaLaunchAttribute* attrs; unsigned numAttrs;
+};
+typedef void (*Launched)(const char* name, int blocks, int threads, int shared, const void* params, int overlaps);
 static Launched launched;
 static thread_local int device;
 static std::mutex mutex;
@@ -45,6 +51,7 @@ static std::map<std::pair<const void*, int>, int> opted_in, said;  // bytes, and
 static const int static_bytes = 512;
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int* version) { *version = DRIVER; return cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) { *value = what; return cudaSuccess; }
 inline cudaError_t cudaFuncSetAttribute(const void* function, int attribute, int value) {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -54,7 +61,7 @@ inline cudaError_t cudaFuncSetAttribute(const void* function, int attribute, int
   return cudaSuccess;
 }
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, const void*) {
-  found->sharedSizeBytes = static_bytes;
+  found->sharedSizeBytes = static_bytes, found->ptxVersion = PTX;
   return cudaSuccess;
 }
 struct Held { void* what; void (*release)(void*); };
@@ -71,8 +78,8 @@ inline cudaError_t cudaUserObjectCreate(cudaUserObject_t*, void* what, void (*re
 }
 inline cudaError_t cudaGraphRetainUserObject(cudaGraph_t, cudaUserObject_t, unsigned, unsigned) { return cudaSuccess; }
 std::string name_of(const void* function);
-inline cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
-                                    cudaStream_t) {
+inline cudaError_t launch_as(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
+                             int overlaps) {
   int most = 48 << 10;
   {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -80,8 +87,21 @@ inline cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block,
     if (found != opted_in.end()) most = found->second;
   }
   if (grid.x == 0 || int(shared) > most) return cudaErrorInvalidValue;
-  launched(name_of(function).c_str(), int(grid.x), int(block.x), int(shared), arguments[0]);
+  launched(name_of(function).c_str(), int(grid.x), int(block.x), int(shared), arguments[0], overlaps);
   return cudaSuccess;
+}
+inline cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared,
+                                    cudaStream_t) {
+  return launch_as(function, grid, block, arguments, shared, 0);
+}
+inline cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
+  int overlaps = 0;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization) return cudaErrorInvalidValue;
+    overlaps = attribute.val.programmaticStreamSerializationAllowed;
+  }
+  return launch_as(function, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes, overlaps);
 }
 """
 AROUND = """
@@ -119,33 +139,46 @@ extern "C" const char* run(Launched callback, const unsigned char* records, size
   catch (const std::exception& e) { error = e.what(); return error.c_str(); }
   return nullptr;
 }
+extern "C" void run_operator(Launched callback, int on) {
+  launched = callback, device = on;
+  run_launches({{"prepare", {1, 128, 0}, std::vector<unsigned char>(sizeof(PrepareParams))},
+                {"gate", {1, 128, 0}, std::vector<unsigned char>(sizeof(GateParams))}}, on, DType::kHalf, nullptr);
+}
 """
-Callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p, *[ctypes.c_int] * 3, ctypes.c_void_p)
+Callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p, *[ctypes.c_int] * 3, ctypes.c_void_p, ctypes.c_int)
 
 
 class FakeRuntime:
     """launch.cu, which calls `on_launch(name with suffix, shape, address of params)`.
 
     Like CUDA it refuses a launch that shares more than its function was opted in for on the device, and an opt-in for
-    more than the device has."""
+    more than the device has.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes:
+        overlaps: of each launch of the last run, whether it may begin before the one ahead of it has ended.
+    """
+
+    def __init__(self, folder: Path, capability: int = 86, ptx: int | None = None, driver: int = 13000) -> None:
+        """ptx: what the kernels were compiled for, if not for the device."""
+        defines = {"CAPABILITY": capability, "PTX": capability if ptx is None else ptx, "DRIVER": driver}
         (folder / "runtime.h").write_text("#pragma once\n" + RUNTIME)
         (folder / "around.cpp").write_text(AROUND)
         made = folder / "launch.so"
         subprocess.run(
             ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-include", "runtime.h", f"-I{INCLUDE}", f"-I{folder}",
-             str(folder / "around.cpp"), "-o", str(made)],
+             *[f"-D{name}={value}" for name, value in defines.items()], str(folder / "around.cpp"), "-o", str(made)],
             check=True,
         )  # fmt: skip
         self.library = ctypes.CDLL(str(made))
         self._run = self.library.run
         self._run.restype = ctypes.c_char_p
         self.on_launch: Callable[..., None] = lambda *launch: None
+        self.overlaps: list[bool] = []
         self._error: BaseException | None = None
         self._callback = Callback(self._launched)  # kept alive here
 
-    def _launched(self, name: bytes, blocks: int, threads: int, shared: int, params: int) -> None:
+    def _launched(self, name: bytes, blocks: int, threads: int, shared: int, params: int, overlaps: int) -> None:
+        self.overlaps.append(bool(overlaps))
         try:
             if self._error is None:
                 self.on_launch(name.decode(), (blocks, threads, shared), params)
@@ -155,6 +188,7 @@ class FakeRuntime:
     def run(self, launches: torch.Tensor, dtype: int, first: int, last: int, io: list[int], device: int = 0) -> None:
         addresses = (ctypes.c_void_p * len(Io._fields))(*io)
         self._error = None
+        self.overlaps = []
         data = launches.numpy()
         error = self._run(
             self._callback, ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes), device, dtype,
@@ -164,6 +198,11 @@ class FakeRuntime:
             raise self._error
         if error:
             raise RuntimeError(error.decode())
+
+    def run_operator(self) -> None:
+        """Two launches, as operators launch theirs."""
+        self.overlaps = []
+        self.library.run_operator(self._callback, 0)
 
 
 class FakeTorchCuda:
