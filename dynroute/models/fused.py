@@ -46,7 +46,12 @@ def is_on(module: nn.Module) -> bool:
     """Whether a module computes by fused operators now; "auto" takes them where there are kernels for its device."""
     if not module.training or module.train_ops == "reference":
         return False
-    return module.train_ops != "auto" or backends.why_not("node_train", "cpu", next(module.parameters())) is None
+    if module.train_ops != "auto":
+        return True
+    weight = next(module.parameters())
+    if weight.device.type == "cuda":  # maps may be of 16 bits there, weights are float32
+        return weight.dtype == torch.float32 and backends.why_not("node_train", "cuda", weight) is None
+    return backends.why_not("node_train", "cpu", weight) is None
 
 
 BATCHNORM = ("all", "open", "frozen")
@@ -95,8 +100,9 @@ def norm(conv: Any, x: Tensor) -> Tensor:
 
 def _is_narrow(x: Tensor) -> bool:
     """Whether what operators keep of their own is bfloat16: where autocast would have plain PyTorch keep it so."""
-    device = x.device.type
-    lowered = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    if x.device.type != "cpu":  # the operators' maps themselves are of autocast's type there
+        return False
+    lowered = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return lowered and x.dtype != torch.float64  # autocast lets that be
 
 

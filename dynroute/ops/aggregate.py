@@ -79,7 +79,6 @@ def _register() -> None:
         return grad if wanted[0] else None, grad if wanted[1] else None, grad_up, None
 
     autograd.register("aggregate", backward, setup_context)
-    autograd.lower_under_autocast("aggregate")
 
     @register_flop_formula(torch.ops.dynroute.aggregate)
     def _(down, keep, up, alphas, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]

@@ -21,32 +21,51 @@ class _Rule(NamedTuple):
     overload: Any
     setup_context: Callable[[Any, tuple, Any], None]
     backward: Callable[..., tuple]
+    maps: Sequence[int] | None
 
 
 _RULES: dict[str, _Rule] = {}
 _FRAGMENT = torch.library.Library("dynroute", "FRAGMENT")  # what it holds lasts as long as it does
 
 
-def register(op: str, backward: Callable[..., tuple], setup_context: Callable[[Any, tuple, Any], None]) -> None:
+def register(
+    op: str,
+    backward: Callable[..., tuple],
+    setup_context: Callable[[Any, tuple, Any], None],
+    maps: Sequence[int] | None = None,
+) -> None:
     """Registers the derivative of `dynroute::op`, as `torch.library.register_autograd` takes it.
 
-    In the backward, what is needed is asked of `needs(ctx)`. Under autocast the operator computes in float32.
+    In the backward, what is needed is asked of `needs(ctx)`. Under autocast the operator computes in float32 on the
+    CPU, and with maps in autocast's type on CUDA (`lower_under_autocast`).
     """
     torch.library.register_autograd(f"dynroute::{op}", backward, setup_context=setup_context)
     torch.library.register_autocast(f"dynroute::{op}", "cpu", torch.float32)
-    _RULES[op] = _Rule(getattr(torch.ops.dynroute, op).default, setup_context, backward)
+    lower_under_autocast(op, maps)
+    _RULES[op] = _Rule(getattr(torch.ops.dynroute, op).default, setup_context, backward, maps)
 
 
-def lower_under_autocast(op: str) -> None:
-    """Has `dynroute::op` compute in autocast's type on CUDA tensors, as torch's convolutions do."""
+def lower_under_autocast(op: str, maps: Sequence[int] | None = None) -> None:
+    """Has `dynroute::op` compute in autocast's type on CUDA tensors, as torch's convolutions do.
+
+    maps: which arguments are of that type: a training operator's weights and statistics stay float32. None: all.
+    """
     overload = getattr(torch.ops.dynroute, op).default
     autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
     def lowered(*args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(autocast):
-            return overload(*_cast(args, "cuda", torch.get_autocast_dtype("cuda")))
+            return overload(*_lowered(args, maps))
 
     _FRAGMENT.impl(op, lowered, "AutocastCUDA")
+
+
+def _lowered(args: tuple, maps: Sequence[int] | None) -> Sequence[Any]:
+    """Arguments in autocast's type, those of `maps` or all, as far as they are on CUDA."""
+    dtype = torch.get_autocast_dtype("cuda")
+    if maps is None:
+        return _cast(args, "cuda", dtype)  # type: ignore[no-any-return]
+    return [_cast(value, "cuda", dtype) if i in maps else value for i, value in enumerate(args)]
 
 
 def needs(ctx: Any) -> Sequence[Any]:
@@ -66,9 +85,10 @@ def call(op: str, *args: Any) -> Any:
 
 def _called(op: str, args: tuple) -> Any:
     rule = _RULES.get(op)
-    lowers = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    if rule is None or lowers or not torch.is_grad_enabled():
+    if rule is None or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
         return getattr(torch.ops.dynroute, op)(*args)
+    if torch.is_autocast_enabled("cuda"):
+        args = tuple(_lowered(args, rule.maps))
     structure, flat = [], []
     for value in args:
         if isinstance(value, list) and value and isinstance(value[0], Tensor):

@@ -81,14 +81,14 @@ def _register() -> None:
         n, _, h, w = x.shape
         m = weight.shape[0]
         raw = nhwc_empty(x, (n, m, _side(h, small), _side(w, small)), raw_type(x, rest[-1]))
-        return x.new_empty((n, 3)), raw, x.new_empty((1, 3, m)), x.new_empty((n, 3, m))
+        return weight.new_empty((n, 3)), raw, weight.new_empty((1, 3, m)), weight.new_empty((n, 3, m))
 
     @torch.library.register_fake("dynroute::gate_train_backward")
     def _(grad, x, weight, gamma, beta, fc_weight, *rest):  # type: ignore[no-untyped-def]
         wanted = rest[-1]
         n, c, h, w = x.shape
         small = 2 * weight.shape[0] + fc_weight.numel() + fc_weight.shape[0]
-        flat = x.new_empty(small + (weight.numel() if wanted[1] else 0))
+        flat = weight.new_empty(small + (weight.numel() if wanted[1] else 0))
         return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), flat
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -113,7 +113,7 @@ def _register() -> None:
             of_bias, *[None] * 7,
         )  # fmt: skip
 
-    autograd.register("gate_train", backward, setup_context)
+    autograd.register("gate_train", backward, setup_context, maps=(0,))
 
     def macs(x: Any, weight: Any, fc_weight: Any, small: bool) -> tuple[int, int]:
         """Of the product over the map, and of the one behind the mean."""
@@ -134,6 +134,7 @@ if library.why_not_loaded() is None:
     _register()
 backends.register(
     "gate_train",
+    backends.cuda_kernels("gate_train"),
     backends.cpu_kernels("gate_train"),
     backends.Backend("reference", reference.gate_train, backends.anywhere),
 )

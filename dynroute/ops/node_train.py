@@ -104,7 +104,7 @@ def _register() -> None:
         small = (h + 1) // 2, (w + 1) // 2
         outputs = path(up, h, w, x.dtype), path(down, *small, x.dtype)
         raws = nhwc_empty(x, (len(pointwise) * n, c, h, w), kept), path(up, h, w, kept), path(down, *small, kept)
-        return nhwc_empty(x, (n, c, h, w)), *outputs, *raws, x.new_empty(3 * sum(g.shape[0] for g in gamma))
+        return nhwc_empty(x, (n, c, h, w)), *outputs, *raws, gamma[0].new_empty(3 * sum(g.shape[0] for g in gamma))
 
     @torch.library.register_fake("dynroute::node_train_backward")
     def _(grad_keep, grad_up, grad_down, x, alphas, depthwise, pointwise, up, down, gamma, *rest):  # type: ignore[no-untyped-def]
@@ -112,7 +112,7 @@ def _register() -> None:
         convolutions = [*depthwise, *pointwise, *(w for w in (up, down) if w is not None)] if wants_weights else []
         size = sum(w.numel() for w in convolutions) + 2 * sum(g.shape[0] for g in gamma)
         n, c, h, w = x.shape
-        return nhwc_empty(x, (n if wants_x else 0, c, h, w)), torch.empty_like(alphas), x.new_empty(size)
+        return nhwc_empty(x, (n if wants_x else 0, c, h, w)), torch.empty_like(alphas), gamma[0].new_empty(size)
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, alphas, depthwise, pointwise, up, down, gamma, beta, _, _, factor, *options, _, narrow = inputs
@@ -155,7 +155,7 @@ def _register() -> None:
             none[1], none[1], *[None] * 7,
         )  # fmt: skip
 
-    autograd.register("node_train", backward, setup_context)
+    autograd.register("node_train", backward, setup_context, maps=(0,))
 
     def macs(x: Any, depthwise: Any, up: Any, down: Any) -> tuple[int, int, int]:
         """Of all depthwise products, of the cell's pointwise ones, of the paths'."""
@@ -181,6 +181,7 @@ if library.why_not_loaded() is None:
     _register()
 backends.register(
     "node_train",
+    backends.cuda_kernels("node_train"),
     backends.cpu_kernels("node_train"),
     backends.Backend("reference", reference.node_train, backends.anywhere),
 )

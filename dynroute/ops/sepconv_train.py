@@ -78,7 +78,7 @@ def _register() -> None:
         stages, c = len(pointwise), pointwise[-1].shape[0]
         h, w = (h - 1) // stride + 1, (w - 1) // stride + 1
         raw = nhwc_empty(x, (stages * n, c, h, w), raw_type(x, rest[-1]))
-        return nhwc_empty(x, (n, c, h, w)), raw, x.new_empty((stages, 3, c))
+        return nhwc_empty(x, (n, c, h, w)), raw, gamma[0].new_empty((stages, 3, c))
 
     @torch.library.register_fake("dynroute::sepconv_train_backward")
     def _(grad, x, depthwise, pointwise, gamma, *rest):  # type: ignore[no-untyped-def]
@@ -86,7 +86,7 @@ def _register() -> None:
         lists = (depthwise if wanted[1] else [], pointwise if wanted[2] else [], gamma, beta)
         size = sum(w.numel() for weights in lists for w in weights)
         n, c, h, w = x.shape
-        return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), x.new_empty(size)
+        return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), gamma[0].new_empty(size)
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         x, depthwise, pointwise, gamma, beta, _, _, open, *options, _, narrow = inputs
@@ -117,7 +117,7 @@ def _register() -> None:
             grads[-2 * k : -k], grads[-k:], none, none, *[None] * 8,
         )  # fmt: skip
 
-    autograd.register("sepconv_train", backward, setup_context)
+    autograd.register("sepconv_train", backward, setup_context, maps=(0,))
 
     def macs(x: Any, pointwise: Any, stride: int) -> tuple[int, int]:
         """Of all depthwise and of all pointwise products."""
@@ -142,6 +142,7 @@ if library.why_not_loaded() is None:
     _register()
 backends.register(
     "sepconv_train",
+    backends.cuda_kernels("sepconv_train"),
     backends.cpu_kernels("sepconv_train"),
     backends.Backend("reference", reference.sepconv_train, backends.anywhere),
 )

@@ -71,13 +71,13 @@ def _register() -> None:
     def _(x, weight, gamma, beta, running_mean, running_var, open, stride, *rest):  # type: ignore[no-untyped-def]
         n, _, h, w = x.shape
         shape = (n, weight.shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1)
-        return nhwc_empty(x, shape), nhwc_empty(x, shape, raw_type(x, rest[-1])), x.new_empty((1, 3, weight.shape[0]))
+        return nhwc_empty(x, shape), nhwc_empty(x, shape, raw_type(x, rest[-1])), weight.new_empty((1, 3, weight.shape[0]))
 
     @torch.library.register_fake("dynroute::transform_train_backward")
     def _(grad, x, weight, *rest):  # type: ignore[no-untyped-def]
         wanted = rest[-1]
         n, c, h, w = x.shape
-        flat = x.new_empty((weight.numel() if wanted[1] else 0) + 2 * weight.shape[0])
+        flat = weight.new_empty((weight.numel() if wanted[1] else 0) + 2 * weight.shape[0])
         return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), flat
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -99,7 +99,7 @@ def _register() -> None:
             grad_x if wanted[0] else None, grad_weight[0] if wanted[1] else None, grad_gamma, grad_beta, *[None] * 9,
         )  # fmt: skip
 
-    autograd.register("transform_train", backward, setup_context)
+    autograd.register("transform_train", backward, setup_context, maps=(0,))
 
     def flops(x: Any, weight: Any, stride: int) -> int:
         n, c, h, w = x
@@ -118,6 +118,7 @@ if library.why_not_loaded() is None:
     _register()
 backends.register(
     "transform_train",
+    backends.cuda_kernels("transform_train"),
     backends.cpu_kernels("transform_train"),
     backends.Backend("reference", reference.transform_train, backends.anywhere),
 )

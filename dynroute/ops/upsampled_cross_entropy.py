@@ -72,7 +72,7 @@ def _register() -> None:
         (gradient,) = ctx.saved_tensors
         return gradient * grad, *[None] * 5
 
-    autograd.register("upsampled_cross_entropy", backward, setup_context)
+    autograd.register("upsampled_cross_entropy", backward, setup_context, maps=())
 
     @register_flop_formula(torch.ops.dynroute.upsampled_cross_entropy)
     def _(logits, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]

@@ -1,0 +1,192 @@
+"""The training operators on CUDA, by the emulator, both directions, against float64: odd sizes, no samples, every gate
+pattern, all schedules."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynroute.native import library
+from dynroute.runtime.cuda import emulator
+from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
+from tests.support import cases
+from tests.support.cuda import trained
+from tests.support.cuda.devices import ADA, H100
+from tests.support.cuda.operators import emulated
+
+REASON = library.why_not_loaded() or emulator.why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+SOME = torch.tensor([True, False, True])
+# of the largest value; in 16 bits roundings of what lies between products
+LIMIT = {torch.float32: 4e-6, torch.float16: 4 * 2.0**-10, torch.bfloat16: 4 * 2.0**-7}
+
+
+def in_type(args: Any, dtype: torch.dtype) -> tuple:
+    """Maps in a storage type, the rest in float32."""
+    return trained.channels_last(args[0].to(dtype)), *args[1:]
+
+
+def check(op: str, args: tuple, options: tuple, **how: Any) -> None:
+    results, gradients, outs = trained.both_directions(op, args, options, **how)
+    wanted, wanted_gradients = trained.in_float64(op, args, options, outs)
+    limit = LIMIT[args[0].dtype]
+    for kind, got, exact in (("result", results, wanted), ("gradient", gradients, wanted_gradients)):
+        for i, (a, b) in enumerate(zip(got, exact, strict=True)):
+            assert a.shape == b.shape, (kind, i)
+            assert a.dtype == (args[0].dtype if a.dim() == 4 and kind == "result" else a.dtype)
+            assert trained.error(a, b) <= limit, (kind, i, trained.error(a, b))
+
+
+SEPCONV = [  # n, c, h, w, stages, out, options
+    (3, 8, 1, 1, 1, 8, (None, 1, True, True, False, "")),
+    (3, 16, 7, 5, 2, 16, (SOME, 1, True, False, False, "")),
+    (3, 24, 9, 18, 3, 72, (None, 1, False, True, True, "")),
+    (3, 64, 9, 12, 2, 24, (SOME, 2, False, True, False, "")),
+    (3, 136, 5, 10, 1, 136, (None, 1, True, True, False, "")),
+]
+TRANSFORM = [  # n, c, h, w, out, options
+    (3, 8, 1, 1, 8, (None, 1, True, False, "")),
+    (3, 24, 7, 5, 40, (SOME, 2, True, False, "")),
+    (3, 72, 9, 18, 144, (None, 1, False, True, "")),
+]
+GATE = [  # n, c, h, w, gates, channels, options
+    (3, 16, 1, 1, 1, 8, ("tanh", [1], False, False, "")),
+    (3, 16, 7, 5, 3, 8, ("tanh", [1, 0, 2], False, False, "")),
+    (3, 24, 13, 10, 2, 16, ("softmax", [1, 2], True, False, "")),
+    (3, 64, 30, 34, 3, 32, ("sigmoid", [0, 1, 2], False, True, "")),
+    (3, 8, 4, 7, 2, 72, ("sigmoid", [2, 0], True, False, "")),
+]
+FACTOR = torch.tensor([0.0, 2.0, 1.25, 1.25])
+NODE = [  # n, c, h, w, stages, paths, options
+    (4, 16, 2, 2, 2, "ud", (None, 0.0, False, False, "")),
+    (4, 16, 7, 5, 1, "ud", (FACTOR, 0.0, True, False, "")),
+    (4, 64, 13, 9, 2, "ud", (None, 0.6, True, False, "")),
+    (4, 32, 8, 10, 2, "d", (FACTOR, 0.6, False, False, "")),
+    (4, 48, 9, 10, 3, "u", (None, 0.0, True, True, "")),
+    (4, 8, 5, 4, 2, "", (None, 0.6, True, False, "")),
+]
+
+
+@types
+@pytest.mark.parametrize("case", SEPCONV, ids=str)
+def test_sepconv(case: tuple, dtype: torch.dtype) -> None:
+    *size, options = case
+    check("sepconv_train", in_type(cases.sepconv_train(*size), dtype), options, global_races=True)
+
+
+@types
+@pytest.mark.parametrize("case", TRANSFORM, ids=str)
+def test_transform(case: tuple, dtype: torch.dtype) -> None:
+    *size, options = case
+    check("transform_train", in_type(cases.transform_train(*size), dtype), options, global_races=True)
+
+
+@types
+@pytest.mark.parametrize("case", GATE, ids=str)
+def test_gate(case: tuple, dtype: torch.dtype) -> None:
+    *size, options = case
+    check("gate_train", in_type(cases.gate_train(*size), dtype), options, global_races=True)
+
+
+@types
+@pytest.mark.parametrize("case", NODE, ids=str)
+def test_node(case: tuple, dtype: torch.dtype) -> None:
+    *size, options = case
+    check("node_train", in_type(cases.node_train(*size), dtype), options, global_races=True)
+
+
+@pytest.mark.parametrize("bridge", [0.0, 0.6])
+def test_every_gate_pattern(bridge: float) -> None:
+    """Each of two samples closed, open without one path or the other, or open: what is left out, and what passes x."""
+    x, _, *weights = cases.node_train(2, 16, 5, 6)
+    patterns = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.4, 0.3], [0.5, 0.0, 0.0], [0.3, 0.2, 0.1]])
+    for one, other in itertools.product(patterns, repeat=2):
+        args = (x.contiguous(memory_format=torch.channels_last), torch.stack([one, other]), *weights)
+        check("node_train", args, (None, bridge, True, False, ""))
+
+
+@types
+def test_no_samples(dtype: torch.dtype) -> None:
+    """Statistics are the running ones, gradients of weights are 0."""
+    for op, args, options in (
+        ("sepconv_train", cases.sepconv_train(0, 16, 6, 4), (None, 1, True, True, False, "")),
+        ("transform_train", cases.transform_train(0, 16, 6, 4, 8), (None, 2, True, False, "")),
+        ("gate_train", cases.gate_train(0, 16, 6, 4), ("tanh", [0, 1, 2], False, False, "")),
+        ("node_train", cases.node_train(0, 16, 6, 4), (None, 0.0, False, False, "")),
+    ):
+        results, gradients, _ = trained.both_directions(op, in_type(args, dtype), options)
+        assert all(not r.isnan().any() for r in results) and not results[0].numel()
+        assert all((g == 0).all() for g in gradients), op
+
+
+def test_nobody_takes_part() -> None:
+    open = torch.zeros(3, dtype=torch.bool)
+    args = in_type(cases.sepconv_train(3, 16, 6, 4), torch.float16)
+    results, gradients, _ = trained.both_directions("sepconv_train", args, (open, 1, True, True, False, ""))
+    assert (results[0] == 0).all() and all((g == 0).all() for g in gradients)
+
+
+def test_statistics_far_from_zero() -> None:
+    """A mean that is 1000 deviations away: the variance keeps its digits."""
+    x, weight, *norm = cases.transform_train(2, 8, 16, 16, 8)
+    x = x + 1000 / weight.sum(1).abs().min()
+    args = in_type((x, weight, *norm), torch.float32)
+    _, raw, stats = emulated("transform_train", *args, None, 1, False, False, "", 1e-5, False)
+    exact = raw.double().var((0, 2, 3), correction=1)
+    torch.testing.assert_close(stats[0, 2].double(), exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_no_schedule_or_device_changes_a_bit(dtype: torch.dtype) -> None:
+    calls = (
+        ("sepconv_train", cases.sepconv_train(3, 72, 9, 17, 2, 136), (SOME, 2, False, True, False, "")),
+        ("gate_train", cases.gate_train(3, 24, 37, 21, 3, 16), ("softmax", [0, 1, 2], True, False, "")),
+        ("node_train", cases.node_train(3, 64, 9, 18), (None, 0.6, True, False, "")),
+    )
+    for op, args, options in calls:
+        given = in_type(args, dtype)
+        first = trained.both_directions(op, given, options)
+        hows: list[dict[str, Any]] = [{"order": o, "seed": i, "resident": 2} for i, o in enumerate(("fwd", "rev", "rand"))]
+        hows += [{"limits": limits} for limits in (ADA, H100, DeviceLimits(80, 1, 163 << 10, 164 << 10))]
+        for how in hows:
+            again = trained.both_directions(op, given, options, **how)
+            for a, b in zip((*first[0], *first[1]), (*again[0], *again[1]), strict=True):
+                assert torch.equal(a, b), (op, how)
+
+
+def test_what_is_not_wanted_is_not_made() -> None:
+    args = in_type(cases.node_train(2, 16, 5, 6), torch.float16)
+    options = (None, 0.0, True, False, "")
+    outs = emulated("node_train", *args, *options, 1e-5, False)
+    keep = torch.ones_like(outs[0])
+    given = (keep, None, None, *args[:8], *outs[3:], *options, False)
+    whole = emulated("node_train_backward", *given, [True, True])
+    for wanted, kernels in (([False, True], set()), ([True, False], {"train_outer"}), ([False, False], {"train_outer"})):
+        launches: list[Any] = []
+        x, alphas, flat = emulated("node_train_backward", *given, wanted, statistics=launches)
+        assert x.shape[0] == (2 if wanted[0] else 0) and torch.equal(alphas, whole[1])
+        norms = 2 * sum(g.numel() for g in args[6])
+        assert torch.equal(flat[-norms:], whole[2][-norms:])
+        assert not kernels & {kernel for kernel, _ in launches}
+    assert (whole[2] != 0).any() and not whole[2].isnan().any()  # up's and down's weights: 0, as nothing came from there
+
+
+def test_errors() -> None:
+    x, *rest = cases.transform_train(2, 16, 6, 5, 16)
+    options = (None, 1, True, False, "", 1e-5)
+    half: list[Tensor] = [r.half() for r in rest]
+    for args, message in (
+        ((x.double(), *rest, *options, False), "transform_train: x: wanted float32, float16 or bfloat16, got float64"),
+        ((x.half(), *half, *options, False), "transform_train: weight: wanted float32, got float16"),
+        ((x, *rest, *options, True), "transform_train: narrow: wanted False on CUDA"),
+        ((x, *cases.transform_train(2, 16, 6, 5, 12)[1:], *options, False),
+         "transform_train: weight: wanted channels in a multiple of 8, got 12"),
+        ((x, *rest, torch.tensor([True]), *options[1:], False), r"transform_train: open: wanted shape \[2\], got \[1\]"),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=message):
+            emulated("transform_train", *args)

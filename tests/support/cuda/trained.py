@@ -1,0 +1,129 @@
+"""A training operator on the emulator, both directions, beside float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynroute.ops import reference
+from dynroute.space.routing import is_closed, is_path_open
+from dynroute.space.wiring import DOWN, UP
+from tests.support import cases
+from tests.support.cuda.operators import emulated
+
+# How many of an operator's arguments have gradients: the first ones; and which of these its backward is not given.
+DIFFERENTIATED = {"sepconv_train": 5, "transform_train": 4, "node_train": 8}
+GATE = (0, 1, 2, 3, 6, 7)  # of gate_train's
+
+
+def channels_last(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+
+
+def in_double(values: Any) -> Any:
+    if isinstance(values, Tensor):
+        return values.double() if values.is_floating_point() else values
+    return [in_double(v) for v in values] if isinstance(values, (list, tuple)) else values
+
+
+def leaves(values: Any) -> list[Tensor]:
+    if values is None:
+        return []
+    return [values] if isinstance(values, Tensor) else [leaf for value in values for leaf in leaves(value)]
+
+
+@contextmanager
+def given_raw(raws: list[Tensor]) -> Iterator[None]:
+    """Within it the reference, told to be narrow, goes on with these raw outputs instead of its own.
+
+    So no ReLU's sign hangs on how a product was rounded, and what is left is what the operator makes of them.
+    """
+    there, left = reference._narrowed, iter(raws)
+    reference._narrowed = lambda raw: raw + (next(left).double() - raw).detach()
+    try:
+        yield
+    finally:
+        reference._narrowed = there
+    assert next(left, None) is None, "the reference asked for fewer raw outputs"
+
+
+def raws_of(op: str, args: tuple, options: tuple, outs: tuple) -> list[Tensor]:
+    """An operator's raw outputs, in the order and of the samples that the reference makes them for."""
+    n = len(args[0])
+    if op == "gate_train":
+        return [outs[1]]
+    if op != "node_train":
+        open = options[0] if options[0] is not None else torch.ones(n, dtype=torch.bool)
+        return [raw[open] for raw in outs[1].view(-1, n, *outs[1].shape[1:])]
+    alphas, skip = args[1], options[2]
+    open = ~is_closed(alphas) if skip else torch.ones(n, dtype=torch.bool)
+    raws = [raw[open] for raw in outs[3].view(-1, n, *outs[3].shape[1:])]
+    for path, raw in ((UP, outs[4]), (DOWN, outs[5])):
+        if raw.numel():
+            raws.append(raw[open & is_path_open(alphas)[:, path] if skip else open])
+    return raws
+
+
+def tail(op: str, args: tuple, options: tuple) -> tuple[tuple, tuple]:
+    """What the backward gets between the gradients and the forward's results, and what behind them."""
+    given = (*args[:4], args[6]) if op == "gate_train" else args[: DIFFERENTIATED[op]]
+    return given, options
+
+
+def differentiated(op: str, args: tuple) -> list[Any]:
+    return [args[i] for i in GATE] if op == "gate_train" else list(args[: DIFFERENTIATED[op]])
+
+
+def visible(op: str) -> int:
+    """How many of an operator's results have gradients."""
+    return 3 if op == "node_train" else 1
+
+
+def both_directions(op: str, args: tuple, options: tuple, **how: Any) -> tuple[list[Tensor], list[Tensor], tuple]:
+    """Results and statistics, and all gradients of a fixed weighting of the results; and the forward's own results.
+
+    args: maps of any of CUDA's types, the rest float32; options: up to `group`.
+    """
+    outs = emulated(op, *args, *options, 1e-5, False, **how)
+    made = outs[: visible(op)]
+    grads = [
+        channels_last(cases.normal(*out.shape, seed=70 + i).to(out.dtype)) if out.numel() else None
+        for i, out in enumerate(made)
+    ]
+    given, _ = tail(op, args, options)
+    kept = (*outs, ) if op == "gate_train" else outs[visible(op) :]
+    wanted = [True] * (3 if op == "sepconv_train" else 2)
+    *of_maps, flat = emulated(f"{op}_backward", *grads, *given, *kept, *options, False, wanted, **how)
+    weights = leaves(differentiated(op, args)[len(of_maps) :])
+    of_weights = [part.view(w.shape) for part, w in zip(flat.split([w.numel() for w in weights]), weights, strict=True)]
+    stats = outs[{"node_train": 6}.get(op, 2)]
+    return [*made, stats], [*of_maps, *of_weights], outs
+
+
+def in_float64(op: str, args: tuple, options: tuple, outs: tuple) -> tuple[list[Tensor], list[Tensor]]:
+    """The same by the reference, which goes on with the operator's own raw outputs."""
+    doubled = in_double(args)
+    learnt = leaves([doubled[i] for i in GATE] if op == "gate_train" else doubled[: DIFFERENTIATED[op]])
+    for leaf in learnt:
+        leaf.requires_grad_()
+    with given_raw(raws_of(op, args, options, outs)):
+        results = getattr(reference, op)(*doubled, *in_double(options), 1e-5, True)
+    made = results[: visible(op)]
+    loss = sum(
+        (out * cases.normal(*out.shape, seed=70 + i).to(outs[i].dtype).double()).sum() for i, out in enumerate(made)
+    )
+    grads = torch.autograd.grad(loss, learnt, allow_unused=True)
+    grads = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(learnt, grads)]
+    stats = results[{"node_train": 6}.get(op, 2)]
+    return [*(out.detach() for out in made), stats], grads
+
+
+def error(got: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the largest value wanted; NaN where something was not written."""
+    if not wanted.numel():
+        return 0.0
+    return ((got.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-3)).item()
