@@ -107,6 +107,9 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def(
       "cuda_aggregate_backward_call(Tensor grad, Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas, "
       "bool[] wanted, int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
+  m.def(
+      "cuda_upsampled_cross_entropy_call(Tensor logits, Tensor labels, int factor, Tensor? weight, int ignore_index, "
+      "bool with_gradient, int[] device) -> (Tensor[] outs, Tensor[] held, Tensor launches)");
 
   m.def("set_gather(int address) -> ()");
 

@@ -6,27 +6,29 @@
 #include <string>
 
 #include "cuda/kernels/params_ops.h"
+#include "cuda/kernels/upsampled_loss.h"
 #include "launch.h"
 
 namespace dynroute::cuda {
 
 // Defined, by DYNROUTE_KERNEL, in the file of each.
-#define DYNROUTE_KERNELS(X)                \
-  X(init_call, InitCallParams)             \
-  X(stem_conv, StemConvParams)             \
-  X(sepconv, SepconvParams)                \
-  X(cell, CellParams)                      \
-  X(aggregate_route, AggregateRouteParams) \
-  X(stage_paths, StagePathsParams)         \
-  X(merge, MergeParams)                    \
-  X(predictor, PredictorParams)            \
-  X(upsample, UpsampleParams)              \
-  X(prepare, PrepareParams)                \
-  X(transform, TransformParams)            \
-  X(gate, GateParams)                      \
-  X(route, RouteParams)                    \
-  X(aggregate, AggregateParams)            \
-  X(aggregate_backward, AggregateBackwardParams)
+#define DYNROUTE_KERNELS(X)                      \
+  X(init_call, InitCallParams)                   \
+  X(stem_conv, StemConvParams)                   \
+  X(sepconv, SepconvParams)                      \
+  X(cell, CellParams)                            \
+  X(aggregate_route, AggregateRouteParams)       \
+  X(stage_paths, StagePathsParams)               \
+  X(merge, MergeParams)                          \
+  X(predictor, PredictorParams)                  \
+  X(upsample, UpsampleParams)                    \
+  X(prepare, PrepareParams)                      \
+  X(transform, TransformParams)                  \
+  X(gate, GateParams)                            \
+  X(route, RouteParams)                          \
+  X(aggregate, AggregateParams)                  \
+  X(aggregate_backward, AggregateBackwardParams) \
+  X(upsampled_loss, UpsampledLossParams)
 
 #define DYNROUTE_DECLARE(name, Params)                 \
   extern "C" __global__ void name##_f32(const Params); \

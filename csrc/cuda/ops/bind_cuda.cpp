@@ -1,6 +1,7 @@
 // The operators on CUDA tensors: their calls' launches on the current stream of their device.
 #include "cuda/network/launch.h"
 #include "cuda/network/on_device.h"
+#include "loss_call.h"
 #include "op_calls.h"
 
 namespace dynroute::cuda {
@@ -59,6 +60,15 @@ Routes route_op(const Tensor& alphas, const Tensor& present, const Tensor& path_
   return {outs[0], outs[1], outs[2], outs[3], outs[4], outs[5], outs[6], outs[7]};
 }
 
+using LossAndGradient = std::tuple<Tensor, Tensor>;
+LossAndGradient upsampled_cross_entropy_op(const Tensor& logits, const Tensor& labels, int64_t factor, Maybe weight,
+                                           int64_t ignore_index, bool with_gradient) {
+  const Tensors outs = run("upsampled_cross_entropy", logits, [&](const Device& device, const DeviceLimits& limits) {
+    return upsampled_cross_entropy_call(logits, labels, factor, weight, ignore_index, with_gradient, device, limits);
+  });
+  return {outs[0], outs[1]};
+}
+
 }  // namespace
 }  // namespace dynroute::cuda
 
@@ -69,4 +79,5 @@ STABLE_TORCH_LIBRARY_IMPL(dynroute, CUDA, m) {
   m.impl("route", TORCH_BOX(&dynroute::cuda::route_op));
   m.impl("aggregate", TORCH_BOX(&dynroute::cuda::aggregate_op));
   m.impl("aggregate_backward", TORCH_BOX(&dynroute::cuda::aggregate_backward_op));
+  m.impl("upsampled_cross_entropy", TORCH_BOX(&dynroute::cuda::upsampled_cross_entropy_op));
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "loss_call.h"
 #include "op_calls.h"
 
 namespace dynroute::cuda {
@@ -51,6 +52,12 @@ Call route_op(const Tensor& alphas, const Tensor& present, const Tensor& path_ex
   return as_call(route_call(alphas, present, path_exists, slots, kHost, limits_of(device)));
 }
 
+Call upsampled_cross_entropy_op(const Tensor& logits, const Tensor& labels, int64_t factor, Maybe weight,
+                                int64_t ignore_index, bool with_gradient, std::vector<int64_t> device) {
+  return as_call(upsampled_cross_entropy_call(logits, labels, factor, weight, ignore_index, with_gradient, kHost,
+                                              limits_of(device)));
+}
+
 }  // namespace
 }  // namespace dynroute::cuda
 
@@ -61,4 +68,5 @@ STABLE_TORCH_LIBRARY_IMPL(dynroute, CPU, m) {
   m.impl("cuda_route_call", TORCH_BOX(&dynroute::cuda::route_op));
   m.impl("cuda_aggregate_call", TORCH_BOX(&dynroute::cuda::aggregate_op));
   m.impl("cuda_aggregate_backward_call", TORCH_BOX(&dynroute::cuda::aggregate_backward_op));
+  m.impl("cuda_upsampled_cross_entropy_call", TORCH_BOX(&dynroute::cuda::upsampled_cross_entropy_op));
 }
