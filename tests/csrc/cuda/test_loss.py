@@ -31,6 +31,7 @@ SHAPES = [  # n, k, h, w, factor, crop
     (1, 19, 3, 140, 1, (0, 0)),
     (2, 21, 20, 9, 2, (23, 4)),  # most rows are cropped; two lanes to a pixel
     (1, 12, 33, 7, 5, (1, 1)),  # several bands
+    (170, 2, 18, 3, 1, (0, 0)),  # bands of sixteen rows
     (1, 7, 3, 2, 64, (0, 0)),  # two passes
     (1, 40, 2, 3, 40, (7, 3)),  # passes that end within a gap
     (1, 150, 5, 9, 4, (1, 1)),  # sixteen lanes to a pixel
