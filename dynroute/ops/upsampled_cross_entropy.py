@@ -27,6 +27,9 @@ def upsampled_cross_entropy(
     upsampled logits nor their gradient are ever written. The gradient is made in the forward pass, if logits need one;
     it cannot be differentiated again.
 
+    On CUDA a wrong label cannot be told without waiting for the device: it makes the loss NaN, and the gradient at the
+    logits' pixels around it.
+
     Args:
         logits: [N, K, h, w]; 16-bit types are computed in float32.
         labels: int64 [N, H, W], 0..K-1 or `ignore_index`; H <= factor * h and W <= factor * w, which crops the
@@ -40,7 +43,8 @@ def upsampled_cross_entropy(
         A scalar, in float32 for 16-bit logits: the sum of weighted losses, 0 where no pixel is labelled.
 
     Raises:
-        RuntimeError: a shape, dtype or label is wrong (naming the argument), or the backend cannot be used.
+        RuntimeError: a shape, dtype or (but for CUDA) label is wrong, naming the argument, or the backend cannot be
+            used.
         ValueError: an unknown backend.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -83,6 +87,7 @@ if library.why_not_loaded() is None:
     _register()
 backends.register(
     "upsampled_cross_entropy",
+    backends.cuda_kernels("upsampled_cross_entropy"),
     backends.cpu_kernels("upsampled_cross_entropy"),
     backends.Backend("reference", reference.upsampled_cross_entropy, backends.anywhere),
 )

@@ -150,3 +150,26 @@ def test_export(name: str) -> None:
     exported = torch.export.export(Model(), (args[0],))
     assert any(f"dynroute.{op}" in str(node.target) for node in exported.graph.nodes)
     assert torch.equal(exported.module()(args[0]), Model()(args[0]))
+
+
+@pytest.mark.parametrize("k, h, w, factor", [(19, 64, 125, 4), (11, 33, 34, 8), (150, 16, 31, 4), (1000, 5, 6, 3)])
+def test_loss(k: int, h: int, w: int, factor: int) -> None:
+    """Loss and gradient; captured into a graph; a label that is no class shows."""
+    logits, labels = cases.upsampled_cross_entropy(2, k, h, w, factor)
+    leaf = logits.cuda().requires_grad_()
+    exact = logits.double().requires_grad_()
+    true = ops.upsampled_cross_entropy(exact, labels, factor, backend="reference")
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = ops.upsampled_cross_entropy(leaf, labels.cuda(), factor, backend="cuda")
+    (gradient,), (true_gradient,) = torch.autograd.grad(loss, leaf), torch.autograd.grad(true, exact)
+    assert loss.dtype == torch.float32 and abs(loss.item() - true.item()) <= 1e-6 * true.item()
+    assert (gradient.double().cpu() - true_gradient).abs().max() <= 2e-6 * true_gradient.abs().max()
+    given = leaf.detach(), labels.cuda()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = ops.upsampled_cross_entropy(*given, factor)
+    graph.replay()
+    assert torch.equal(recorded, loss)
+    given[1][0, 0, 0] = k + 1
+    graph.replay()
+    assert recorded.isnan()

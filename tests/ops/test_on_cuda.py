@@ -48,7 +48,19 @@ def test_fake_and_autocast(op: str, autocast: torch.dtype | None) -> None:
         assert out.dim() < 4 or out.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("op", ON_CUDA)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_loss_is_not_lowered(autocast: bool) -> None:
+    """It computes in float32, under autocast too."""
+    with FakeTensorMode(), torch.autocast("cuda", torch.float16, enabled=autocast):
+        logits = torch.empty(2, 5, 6, 4, device="cuda")
+        labels = torch.empty(2, 24, 16, device="cuda", dtype=torch.int64)
+        loss, gradient = torch.ops.dynroute.upsampled_cross_entropy(logits, labels, 4, None, 255, True)
+    assert loss.dtype == gradient.dtype == torch.float32
+    assert loss.device.type == "cuda" and loss.shape == ()
+    assert gradient.shape == logits.shape and gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("op", [*ON_CUDA, "upsampled_cross_entropy"])
 def test_who_is_refused(op: str) -> None:
     """By name, with the reason; "auto" then takes the CPU's kernels for what lies there."""
     x = cases.normal(1, 8, 4, 4)

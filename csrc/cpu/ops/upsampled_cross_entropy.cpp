@@ -4,13 +4,13 @@
 #include <tuple>
 
 #include "bind.h"
+#include "bindings/loss_checks.h"
 #include "cpu/kernels/kernels.h"
 
 namespace dynroute {
 namespace {
 
 using LossAndGradient = std::tuple<Tensor, Tensor>;
-constexpr int64_t kMostFactor = 64;
 
 template <class T>
 LossAndGradient run_loss(const std::string& op, const Tensor& logits_in, const Tensor& labels_in, int64_t factor,
@@ -67,21 +67,7 @@ LossAndGradient run_loss(const std::string& op, const Tensor& logits_in, const T
 LossAndGradient upsampled_cross_entropy(const Tensor& logits, const Tensor& labels, int64_t factor,
                                         std::optional<Tensor> weight, int64_t ignore_index, bool with_gradient) {
   const std::string op = "upsampled_cross_entropy";
-  const ScalarType type = check_floating(op + ": logits", logits);
-  check(op + ": logits", logits, type, {-1, -1, -1, -1});
-  const int64_t k = logits.size(1), h = logits.size(2), w = logits.size(3);
-  require(k > 0 && h > 0 && w > 0,
-          op + ": logits: wanted at least one class and a map of at least 1x1, got " + shape_text(logits.sizes()));
-  require(factor >= 1 && factor <= kMostFactor,
-          op + ": factor: wanted 1.." + std::to_string(kMostFactor) + ", got " + std::to_string(factor));
-  check(op + ": labels", labels, ScalarType::Long, {logits.size(0), -1, -1});
-  const auto size_text = [](int64_t rows, int64_t columns) {
-    return std::to_string(rows) + "x" + std::to_string(columns);
-  };
-  require(labels.size(1) <= factor * h && labels.size(2) <= factor * w,
-          op + ": labels: wanted at most " + size_text(factor * h, factor * w) + " (logits' size times factor), got " +
-              size_text(labels.size(1), labels.size(2)));
-  if (weight) check(op + ": weight", *weight, type, {k});
+  const ScalarType type = check_upsampled_cross_entropy(logits, labels, factor, weight, Device(DeviceType::CPU));
   const auto run = [&](auto t) {
     return run_loss<decltype(t)>(op, logits, labels, factor, weight, ignore_index, with_gradient);
   };

@@ -12,6 +12,7 @@
 // sample does the latter, in the tasks' order.
 #include "aggregate_backward.h"
 #include "arrival.cuh"
+#include "block_sum.cuh"
 #include "primitives.cuh"
 
 namespace dynroute::cuda {
@@ -93,21 +94,10 @@ __device__ inline void backward_unit(const AggregateBackwardParams& p, int64_t s
   store_global(out(p.grad_up, size / 4) + here, pack<T>(blended));
 }
 
-// The sum over the block of each thread's value, in thread 0; a fixed order.
-__device__ inline double block_sum(double value, double* scratch /* [kThreads / 32] */) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0u, value, lanes);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
-  return (scratch[0] + scratch[1]) + (scratch[2] + scratch[3]);
-}
-
 template <class T>
 __device__ inline void aggregate_backward(const AggregateBackwardParams& p) {
   __shared__ double scratch[kThreads / 32];
   __shared__ int last;
-  static_assert(kThreads == 128, "block_sum adds four warps'");
   const int64_t units = aggregate_backward_units(p, sizeof(T));
   const int tasks = aggregate_backward_tasks(p, sizeof(T));
   for (int64_t at = blockIdx.x; at < int64_t(p.n) * tasks; at += gridDim.x) {

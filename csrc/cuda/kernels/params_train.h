@@ -94,14 +94,15 @@ struct TrainPrepareParams {
   int n;
 };
 
-// train_forward: raw outputs, and for each tile of pixels of each listed sample the mean of a channel and the squared
-// distances from it, summed.
+// train_forward: raw outputs, and of each tile of pixels of each listed sample, by channel, a pivot and the sums of
+// distances from it and of their squares.
+constexpr int kTileSums = 3;
 struct TrainForwardJob {
   TrainSource source;
   const float* taps;  // [9][c]; null: there is no depthwise
   Matrix product;     // weight null: there is no job
   void* raw;          // [n][h * w * product.n]
-  float* partials;    // [listed tiles][2][product.n]
+  float* partials;    // [listed tiles][kTileSums][product.n]
   TrainSamples samples;
   int stride, h, w;  // of the output
 };
@@ -113,7 +114,7 @@ struct TrainForwardParams {
 // train_norm: a BatchNorm's statistics, and what it amounts to. Several processes that share it: first `mine` is made,
 // and when all of them lie in `everyone`, the rest.
 struct TrainNormJob {
-  const float* partials;  // [listed tiles][2][c]
+  const float* partials;  // [listed tiles][kTileSums][c]
   TrainSamples samples;
   const float *gamma, *beta, *running_mean, *running_var;
   float* stats;          // [3][c] mean, inverse deviation, unbiased variance; null: there is no job

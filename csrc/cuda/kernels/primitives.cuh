@@ -105,6 +105,10 @@ __device__ inline void copy_async(unsigned to /* shared */, const void* from, bo
 __device__ inline void copy_async(void* to, const void* from, bool valid) {
   copy_async(shared_address(to), from, valid);
 }
+// 4 bytes from global to shared memory.
+__device__ inline void copy_async_word(float* to, const float* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits for all but the newest `Newest` groups of this thread; the block has to meet afterwards.
 template <int Newest>

@@ -5,43 +5,49 @@
 
 namespace dynroute::cuda {
 
-// sum[j]: over all of a tile's pixels the values of a thread's j-th column; value(i, j) is that of its i-th pixel. Lanes
-// that share columns halve them between each other: 8 columns take 4 + 2 + 1 shuffles. By the whole block.
-template <class Tile, class Value>
-__device__ inline void tile_columns(Value&& value, float* totals /* [kWarpRows][BN] */, float (&sum)[Tile::kColumns],
-                                    int thread) {
-  float column[Tile::kColumns];
-#pragma unroll
-  for (int j = 0; j < Tile::kColumns; ++j) {
-    column[j] = 0;
-#pragma unroll
-    for (int i = 0; i < Tile::kRows; ++i) column[j] += value(i, j);
-  }
-  int first = 0, kept = Tile::kColumns;  // of the columns that this lane keeps
-#pragma unroll
-  for (int lanes = 16; lanes >= Tile::kFirstLane; lanes /= 2) {
-    kept /= 2;
-    const bool upper = thread & lanes;
-    first += upper ? kept : 0;
-#pragma unroll
-    for (int i = 0; i < Tile::kColumns / 2; ++i) {
-      if (i >= kept) break;
-      const float give = upper ? column[i] : column[i + kept], keep = upper ? column[i + kept] : column[i];
-      column[i] = keep + __shfl_xor_sync(~0u, give, lanes);
-    }
-  }
-  __syncthreads();  // what was here has been read
-  constexpr int kKept = Tile::kCores ? Tile::kColumns / 2 : 1;
+// sums[q][j]: over all of a tile's pixels the values of a thread's j-th column; value(q, i, j) is that of its i-th pixel.
+// Lanes that share columns halve them between each other: 8 columns take 4 + 2 + 1 shuffles. By the whole block.
+template <int Q, class Tile, class Value>
+__device__ inline void tile_columns(Value&& value, float* totals /* [Q][kWarpRows][BN] */,
+                                    float (&sums)[Q][Tile::kColumns], int thread) {
+  constexpr int kKept = Tile::kCores ? Tile::kColumns / 2 : 1, kTotals = Tile::kWarpRows * Tile::BN;
   static_assert(Tile::kFirstLane == 16 || Tile::kColumns == 8);
 #pragma unroll
-  for (int i = 0; i < kKept; ++i) totals[Tile::warp_row(thread) * Tile::BN + Tile::column(first + i, thread)] = column[i];
+  for (int q = 0; q < Q; ++q) {
+    float column[Tile::kColumns];
+#pragma unroll
+    for (int j = 0; j < Tile::kColumns; ++j) {
+      column[j] = 0;
+#pragma unroll
+      for (int i = 0; i < Tile::kRows; ++i) column[j] += value(q, i, j);
+    }
+    int first = 0, kept = Tile::kColumns;  // of the columns that this lane keeps
+#pragma unroll
+    for (int lanes = 16; lanes >= Tile::kFirstLane; lanes /= 2) {
+      kept /= 2;
+      const bool upper = thread & lanes;
+      first += upper ? kept : 0;
+#pragma unroll
+      for (int i = 0; i < Tile::kColumns / 2; ++i) {
+        if (i >= kept) break;
+        const float give = upper ? column[i] : column[i + kept], keep = upper ? column[i + kept] : column[i];
+        column[i] = keep + __shfl_xor_sync(~0u, give, lanes);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kKept; ++i)
+      totals[q * kTotals + Tile::warp_row(thread) * Tile::BN + Tile::column(first + i, thread)] = column[i];
+  }
   __syncthreads();
 #pragma unroll
-  for (int j = 0; j < Tile::kColumns; ++j) {
-    sum[j] = 0;
+  for (int q = 0; q < Q; ++q)
 #pragma unroll
-    for (int row = 0; row < Tile::kWarpRows; ++row) sum[j] += totals[row * Tile::BN + Tile::column(j, thread)];
-  }
+    for (int j = 0; j < Tile::kColumns; ++j) {
+      sums[q][j] = 0;
+#pragma unroll
+      for (int row = 0; row < Tile::kWarpRows; ++row)
+        sums[q][j] += totals[q * kTotals + row * Tile::BN + Tile::column(j, thread)];
+    }
 }
 
 // Threads that walk over pixels of kRunChannels channels, V of them each, neighbours first: the sums over the block of

@@ -4,8 +4,8 @@
 // Work: items are tiles of 8 x 8 output pixels (float: 8 x 4) and all output channels, or part of them where tiles are
 // few; blocks of 256 threads take every gridDim.x-th one. A is the source's values, or their depthwise, which is made
 // 64 channels at a time from a halo that lies where the ring of weights comes afterwards; the product is gemm.cuh's.
-// Statistics: of each tile and channel the mean and the sum of squared distances from it, of the values as they are
-// stored, straight from the accumulators. Memory: the source 1.56 times behind a depthwise, else once; the raw map once.
+// Statistics: of each tile and channel a pivot and the sums of distances from it and of their squares, of the values as
+// they are stored, straight from the accumulators. Memory: the source 1.56 times behind a depthwise, else once; the raw map once.
 #include "train_columns.cuh"
 #include "train_tiles.cuh"
 
@@ -34,7 +34,6 @@ __device__ inline void forward_item(const TrainForwardJob& job, const TrainPlace
       __syncthreads();
     }
   }
-  const float pixels = float(min(kSepconvWide, job.w - at.x) * min(sepconv_high(sizeof(T)), job.h - at.y));
   float* const totals = reinterpret_cast<float*>(behind + room);
   T* const raw = static_cast<T*>(job.raw) + (int64_t(at.sample) * job.h * job.w + at.y * job.w + at.x) * w.n;
   multiply_rows<Tile>(memory, room, w, at.first, at.last, [&](typename Tile::Accumulators& sums, int n) {
@@ -56,24 +55,31 @@ __device__ inline void forward_item(const TrainForwardJob& job, const TrainPlace
 #pragma unroll
         for (int e = 0; e < V; ++e) Tile::set(sums, i, j + e, values[e]);
       }
-    float mean[Tile::kColumns], squares[Tile::kColumns];
-    tile_columns<Tile>([&](int i, int j) { return inside >> i & 1 ? Tile::value(sums, i, j) : 0.f; }, totals, mean, thread);
+    // the pivot is the first pixel's value, so that sums are of values about as large as the channel's deviation
+    float* const pivots = totals + 2 * Tile::kWarpRows * Tile::BN;
+    if (Tile::row(0, thread) == 0)
 #pragma unroll
-    for (float& value : mean) value /= pixels;
-    tile_columns<Tile>(
-        [&](int i, int j) {
-          const float apart = inside >> i & 1 ? Tile::value(sums, i, j) - mean[j] : 0.f;
-          return apart * apart;
+      for (int j = 0; j < Tile::kColumns; ++j) pivots[Tile::column(j, thread)] = Tile::value(sums, 0, j);
+    __syncthreads();
+    float pivot[Tile::kColumns], found[2][Tile::kColumns];
+#pragma unroll
+    for (int j = 0; j < Tile::kColumns; ++j) pivot[j] = pivots[Tile::column(j, thread)];
+    tile_columns<2, Tile>(
+        [&](int q, int i, int j) {
+          const float apart = inside >> i & 1 ? Tile::value(sums, i, j) - pivot[j] : 0.f;
+          return q == 0 ? apart : apart * apart;
         },
-        totals, squares, thread);
-    float* const partials = job.partials + int64_t(at.tile) * 2 * w.n;
+        totals, found, thread);
     if (Tile::row(0, thread) > 0) return;  // all rows' threads know the same
+    float* const partials = job.partials + int64_t(at.tile) * kTileSums * w.n;
 #pragma unroll
     for (int j = 0; j < Tile::kColumns; j += 4) {
       const int channel = n + Tile::column(j, thread);
       if (channel >= w.n) continue;
-      *reinterpret_cast<float4*>(partials + channel) = {mean[j], mean[j + 1], mean[j + 2], mean[j + 3]};
-      *reinterpret_cast<float4*>(partials + w.n + channel) = {squares[j], squares[j + 1], squares[j + 2], squares[j + 3]};
+      const auto store = [&](int row, const float* from) {
+        *reinterpret_cast<float4*>(partials + row * w.n + channel) = {from[j], from[j + 1], from[j + 2], from[j + 3]};
+      };
+      store(0, pivot), store(1, found[0]), store(2, found[1]);
     }
   });
 }

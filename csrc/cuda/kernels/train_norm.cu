@@ -26,8 +26,10 @@ __device__ inline Moments of_tiles(const TrainNormJob& job, int n, int channel, 
   const int in_row = ceil_div(job.w, kSepconvWide), all = listed * tiles;
   for (int tile = row; tile < all; tile += kTrainThreads / kNormChannels) {
     const int inside = tile % tiles, y = inside / in_row * sepconv_high(sizeof(T)), x = inside % in_row * kSepconvWide;
-    const float* const from = job.partials + int64_t(tile) * 2 * job.c + channel;
-    found.merge({double(min(kSepconvWide, job.w - x) * min(sepconv_high(sizeof(T)), job.h - y)), from[0], from[job.c]});
+    const float* const from = job.partials + int64_t(tile) * kTileSums * job.c + channel;
+    const double pixels = double(min(kSepconvWide, job.w - x) * min(sepconv_high(sizeof(T)), job.h - y));
+    const double off = double(from[job.c]) / pixels;  // the mean, from the pivot
+    found.merge({pixels, double(from[0]) + off, double(from[2 * job.c]) - off * off * pixels});
   }
   return found;
 }
@@ -57,11 +59,12 @@ __device__ inline void norm_channels(const TrainNormJob& job, const TrainNormPar
   }
   const bool of_batch = found.count > 0;
   const float mean = of_batch ? float(found.mean) : job.running_mean[channel];
-  const double variance = of_batch ? found.squares / found.count : double(job.running_var[channel]);
+  const double squares = fmax(found.squares, 0.0);
+  const double variance = of_batch ? squares / found.count : double(job.running_var[channel]);
   const float invstd = float(1 / sqrt(variance + double(p.eps))), scale = job.gamma[channel] * invstd;
   job.stats[channel] = mean, job.stats[job.c + channel] = invstd;
   job.stats[2 * job.c + channel] =
-      of_batch ? float(found.squares / fmax(found.count - 1, 1.0)) : job.running_var[channel];
+      of_batch ? float(squares / fmax(found.count - 1, 1.0)) : job.running_var[channel];
   job.scale[channel] = scale, job.shift[channel] = job.beta[channel] - mean * scale;
 }
 

@@ -47,12 +47,12 @@ inline LaunchShape train_shape(int64_t items, int shared, const DeviceLimits& de
 }
 
 // A product's shared memory: A; then, one after the other, the halo with its taps and the ring of weights; then sums of
-// rows of warps.
+// rows of warps, two for each, and pivots.
 DYNROUTE_DEVICE_TOO constexpr int train_room(const Matrix& product, int stride, bool has_taps, int bytes) {
   const int ring = least_ring_bytes(sepconv_width(product)), halo = has_taps ? sepconv_halo_bytes(stride, bytes) : 0;
   return ring > halo ? ring : halo;
 }
-constexpr int kTrainTotals = 8 * 128 * int(sizeof(float));
+constexpr int kTrainTotals = (2 * 8 + 1) * 128 * int(sizeof(float));
 DYNROUTE_DEVICE_TOO constexpr int train_product_bytes(const Matrix& product, int stride, bool has_taps, int bytes) {
   return sepconv_a_bytes(product.k_pad, bytes) + train_room(product, stride, has_taps, bytes) + kTrainTotals;
 }

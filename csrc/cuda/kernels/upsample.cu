@@ -17,11 +17,6 @@
 
 namespace dynroute::cuda {
 
-// 4 bytes from global to shared memory.
-__device__ inline void copy_async_word(float* to, const float* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
-}
-
 // Along a line: the four outputs over the middle one of three neighbours.
 __device__ inline void widen(float left, float middle, float right, float (&out)[4]) {
   out[0] = fmaf(0.375f, left, 0.625f * middle);

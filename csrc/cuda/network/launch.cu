@@ -7,42 +7,44 @@
 #include <string>
 
 #include "cuda/kernels/params_train.h"
+#include "cuda/kernels/upsampled_loss.h"
 #include "launch.h"
 
 namespace dynroute::cuda {
 
 // Defined, by DYNROUTE_KERNEL, in the file of each.
-#define DYNROUTE_KERNELS(X)                \
-  X(init_call, InitCallParams)             \
-  X(stem_conv, StemConvParams)             \
-  X(sepconv, SepconvParams)                \
-  X(cell, CellParams)                      \
-  X(aggregate_route, AggregateRouteParams) \
-  X(stage_paths, StagePathsParams)         \
-  X(merge, MergeParams)                    \
-  X(predictor, PredictorParams)            \
-  X(upsample, UpsampleParams)              \
-  X(prepare, PrepareParams)                \
-  X(transform, TransformParams)            \
-  X(gate, GateParams)                      \
-  X(route, RouteParams)                    \
-  X(aggregate, AggregateParams)            \
-  X(aggregate_backward, AggregateBackwardParams) \
-  X(train_prepare, TrainPrepareParams) \
-  X(train_forward, TrainForwardParams) \
-  X(train_norm, TrainNormParams) \
-  X(train_apply, TrainApplyParams) \
-  X(train_sums, TrainSumsParams) \
+#define DYNROUTE_KERNELS(X)                       \
+  X(init_call, InitCallParams)                    \
+  X(stem_conv, StemConvParams)                    \
+  X(sepconv, SepconvParams)                       \
+  X(cell, CellParams)                             \
+  X(aggregate_route, AggregateRouteParams)        \
+  X(stage_paths, StagePathsParams)                \
+  X(merge, MergeParams)                           \
+  X(predictor, PredictorParams)                   \
+  X(upsample, UpsampleParams)                     \
+  X(prepare, PrepareParams)                       \
+  X(transform, TransformParams)                   \
+  X(gate, GateParams)                             \
+  X(route, RouteParams)                           \
+  X(aggregate, AggregateParams)                   \
+  X(aggregate_backward, AggregateBackwardParams)  \
+  X(train_prepare, TrainPrepareParams)            \
+  X(train_forward, TrainForwardParams)            \
+  X(train_norm, TrainNormParams)                  \
+  X(train_apply, TrainApplyParams)                \
+  X(train_sums, TrainSumsParams)                  \
   X(train_norm_backward, TrainNormBackwardParams) \
-  X(train_product, TrainProductParams) \
-  X(train_outer, TrainOuterParams) \
-  X(train_depthwise, TrainDepthwiseParams) \
-  X(train_hidden, TrainHiddenParams) \
-  X(train_reduce, TrainReduceParams) \
-  X(train_alphas, TrainAlphasParams) \
-  X(train_gate_pool, TrainGatePoolParams) \
-  X(train_gate_end, TrainGateEndParams) \
-  X(train_gate_begin, TrainGateBeginParams)
+  X(train_product, TrainProductParams)            \
+  X(train_outer, TrainOuterParams)                \
+  X(train_depthwise, TrainDepthwiseParams)        \
+  X(train_hidden, TrainHiddenParams)              \
+  X(train_reduce, TrainReduceParams)              \
+  X(train_alphas, TrainAlphasParams)              \
+  X(train_gate_pool, TrainGatePoolParams)         \
+  X(train_gate_end, TrainGateEndParams)           \
+  X(train_gate_begin, TrainGateBeginParams)       \
+  X(upsampled_loss, UpsampledLossParams)
 
 #define DYNROUTE_DECLARE(name, Params)                 \
   extern "C" __global__ void name##_f32(const Params); \

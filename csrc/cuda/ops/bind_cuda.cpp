@@ -1,60 +1,51 @@
 // The operators on CUDA tensors: their calls' launches on the current stream of their device.
-#include "run_call.h"
+#include <tuple>
+#include <utility>
+
+#include "calls.h"
+#include "cuda/network/launch.h"
+#include "cuda/network/on_device.h"
 
 namespace dynroute::cuda {
 namespace {
 
-Tensor sepconv_op(const Tensor& x, Tensors depthwise, Tensors pointwise, Tensors scale, Tensors shift, Maybe open,
-                  int64_t stride, bool residual, bool final_relu) {
-  return run_call("sepconv", x, [&](const Device& device, const DeviceLimits& limits) {
-    return sepconv_call(x, depthwise, pointwise, scale, shift, open, stride, residual, final_relu, device, limits);
-  })[0];
-}
-Tensor transform_op(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, Maybe open,
-                    int64_t stride) {
-  return run_call("transform", x, [&](const Device& device, const DeviceLimits& limits) {
-    return transform_call(x, weight, scale, shift, open, stride, device, limits);
-  })[0];
-}
-Tensor aggregate_op(Maybe down, Maybe keep, Maybe up, Maybe alphas) {
-  const Maybe& first = down ? down : keep ? keep : up;
-  require(first.has_value(), "aggregate: down, keep, up: wanted at least one source, got none");
-  return run_call("aggregate", *first, [&](const Device& device, const DeviceLimits& limits) {
-    return aggregate_call(down, keep, up, alphas, device, limits);
-  })[0];
+// The first argument that is a tensor: it says which device.
+const Tensor* tensor_in(const Tensor& tensor) { return &tensor; }
+const Tensor* tensor_in(const Maybe& tensor) { return tensor ? &*tensor : nullptr; }
+template <class Other>
+const Tensor* tensor_in(const Other&) {
+  return nullptr;
 }
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-Gradients aggregate_backward_op(const Tensor& grad, Maybe down, Maybe keep, Maybe up, Maybe alphas,
-                                std::vector<bool> wanted) {
-  const Tensors outs = run_call("aggregate_backward", grad, [&](const Device& device, const DeviceLimits& limits) {
-    return aggregate_backward_call(grad, down, keep, up, alphas, wanted, device, limits);
-  });
-  return {outs[0], outs[1], outs[2], outs[3]};
+// What a binding returns: a tensor, or several.
+template <size_t>
+using One = Tensor;
+template <size_t... I>
+std::tuple<One<I>...> as_results(const Tensors& outs, std::index_sequence<I...>) {
+  return {outs[I]...};
 }
+inline Tensor as_results(const Tensors& outs, std::index_sequence<0>) { return outs[0]; }
 
-Tensor gate_op(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, const Tensor& fc_weight,
-               const Tensor& fc_bias, std::string activation, bool small, Maybe present) {
-  return run_call("gate", x, [&](const Device& device, const DeviceLimits& limits) {
-    return gate_call(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present, device, limits);
-  })[0];
-}
-using Routes = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-Routes route_op(const Tensor& alphas, const Tensor& present, const Tensor& path_exists, const Tensor& slots) {
-  const Tensors outs = run_call("route", alphas, [&](const Device& device, const DeviceLimits& limits) {
-    return route_call(alphas, present, path_exists, slots, device, limits);
-  });
-  return {outs[0], outs[1], outs[2], outs[3], outs[4], outs[5], outs[6], outs[7]};
-}
+template <size_t Results, auto make>
+struct Operator;
+template <size_t Results, class... Args, OpCall (*make)(const Device&, const DeviceLimits&, Args...)>
+struct Operator<Results, make> {
+  static auto run(Args... args) {
+    const Tensor* first = nullptr;
+    ((first = first ? first : tensor_in(args)), ...);
+    require(first && first->is_cuda(), "wanted tensors on a GPU");
+    const OnDevice device(*first);
+    const OpCall call = make(Device(DeviceType::CUDA, first->get_device_index()), device_limits(device.index()), args...);
+    run_launches(call.launches, device.index(), call.dtype, device.stream());
+    return as_results(call.outs, std::make_index_sequence<Results>());
+  }
+};
 
 }  // namespace
 }  // namespace dynroute::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(dynroute, CUDA, m) {
-  m.impl("sepconv", TORCH_BOX(&dynroute::cuda::sepconv_op));
-  m.impl("transform", TORCH_BOX(&dynroute::cuda::transform_op));
-  m.impl("gate", TORCH_BOX(&dynroute::cuda::gate_op));
-  m.impl("route", TORCH_BOX(&dynroute::cuda::route_op));
-  m.impl("aggregate", TORCH_BOX(&dynroute::cuda::aggregate_op));
-  m.impl("aggregate_backward", TORCH_BOX(&dynroute::cuda::aggregate_backward_op));
+  using namespace dynroute::cuda;
+#define DYNROUTE_BIND(name, results) m.impl(#name, TORCH_BOX((&Operator<results, &name##_call>::run)));
+  DYNROUTE_CALLS(DYNROUTE_BIND)
 }

@@ -106,7 +106,7 @@ class TrainBuilder : public CallBuilder {
     made.n = norms.n = n_, norms.eps = float(eps);
     for (size_t i = 0; i < products.size(); ++i) {
       const Forward& one = products[i];
-      float* const partials = some(n_ * int64_t(train_tiles(one.h, one.w, bytes_of(call_.dtype))) * 2 * one.product.n);
+      float* const partials = some(n_ * int64_t(train_tiles(one.h, one.w, bytes_of(call_.dtype))) * kTileSums * one.product.n);
       made.job[i] = {one.source, one.taps, one.product, one.raw, partials, one.samples, one.stride, one.h, one.w};
       const Norm& of = one.norm;
       norms.job[i] = {partials, one.samples, of.gamma, of.beta, of.running_mean, of.running_var, of.stats,

@@ -15,10 +15,10 @@ from tests.support.cuda.devices import A100
 
 
 def bytes_of(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """A tensor's memory, channels_last or contiguous."""
+    """A tensor's memory, channels_last or contiguous, with a dimension at least."""
     flat = tensor if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1)
     assert flat.is_contiguous()
-    return emulator.array(flat if flat.dtype != torch.bool else flat.view(torch.uint8))
+    return np.atleast_1d(emulator.array(flat if flat.dtype != torch.bool else flat.view(torch.uint8)))
 
 
 def emulated(op: str, *args: Any, limits: DeviceLimits = A100, statistics: list | None = None, **options: Any) -> Any:

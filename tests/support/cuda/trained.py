@@ -91,7 +91,7 @@ def both_directions(op: str, args: tuple, options: tuple, **how: Any) -> tuple[l
     outs = emulated(op, *args, *options, 1e-5, False, **how)
     made = outs[: visible(op)]
     grads = [
-        channels_last(cases.normal(*out.shape, seed=70 + i).to(out.dtype)) if out.numel() else None
+        channels_last(cases.normal(*out.shape, seed=70 + i).to(out.dtype)) if out.dim() > 1 else None  # no such path
         for i, out in enumerate(made)
     ]
     given, _ = tail(op, args, options)
