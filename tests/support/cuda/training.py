@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dynroute.models import fused
 from dynroute.ops import backends
 from tests.support.cuda.operators import emulated
 
@@ -16,15 +18,37 @@ ONLY_FORWARD = ("upsampled_cross_entropy",)  # its gradient is made there
 
 
 @contextmanager
-def emulated_operators(launches: list | None = None, **options: Any) -> Iterator[None]:
-    """Within it `backend="cuda"` is there for tensors on the CPU; launches: gets (kernel, statistics) of each."""
+def emulated_operators(
+    launches: list | None = None, maps: torch.dtype = torch.float32, **options: Any
+) -> Iterator[None]:
+    """Within it `backend="cuda"` is there for tensors on the CPU.
+
+    launches: gets (kernel, statistics) of each.
+    maps: what the differentiable operators' maps are rounded to on their way in, as autocast does on a GPU.
+    """
     library = torch.library.Library("dynroute", "IMPL")
     registry = {op: backends.registered(op) for op in (*DIFFERENTIABLE, *ONLY_FORWARD)}
 
-    def by_emulator(op: str) -> Any:
-        return lambda *args: emulated(op, *args, statistics=launches, **options)
+    def in_type(values: Any, dtype: torch.dtype) -> Any:
+        if isinstance(values, Tensor):
+            return values.to(dtype) if values.dim() == 4 and values.shape[2:] not in ((1, 1), (3, 3)) else values
+        return values
 
+    def by_emulator(op: str) -> Any:
+        lowers = maps != torch.float32 and op not in ONLY_FORWARD
+
+        def run(*args: Any) -> Any:
+            given = [in_type(value, maps) for value in args] if lowers else args
+            made = emulated(op, *given, statistics=launches, **options)
+            if isinstance(made, Tensor):
+                return in_type(made, torch.float32)
+            return tuple(in_type(value, torch.float32) for value in made)
+
+        return run
+
+    is_narrow = fused._is_narrow
     try:
+        fused._is_narrow = lambda x: False  # as for maps on a GPU
         for op, there in registry.items():
             for name in (op, f"{op}_backward") if op in DIFFERENTIABLE else (op,):
                 library.impl(name, by_emulator(name), "CPU", allow_override=True)
@@ -32,6 +56,7 @@ def emulated_operators(launches: list | None = None, **options: Any) -> Iterator
             backends.register(op, backends.Backend("cuda", run, backends.anywhere), *there)
         yield
     finally:
+        fused._is_narrow = is_narrow
         library._destroy()
         for op, there in registry.items():
             backends.register(op, *there)

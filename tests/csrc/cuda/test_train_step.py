@@ -1,0 +1,91 @@
+"""A whole training step on CUDA's operators, by the emulator: the CPU's, within rounding."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dynroute
+from dynroute.models.network import DynamicNetwork
+from dynroute.native import library
+from dynroute.runtime.cuda import emulator
+from tests.support.cuda.training import emulated_operators
+from tests.support.networks import random_images, random_network
+
+REASON = library.why_not_loaded() or emulator.why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+
+def step(net: DynamicNetwork, ops: str, side: int = 64, lowered: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Losses, gradients and running statistics of one step of a copy, by name."""
+    net = copy.deepcopy(net).use_ops(ops)
+    dtype = next(net.parameters()).dtype
+    images = random_images(2, side, side).to(dtype).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 5, (2, side, side), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2)  # the drop path's
+    with torch.autocast("cpu", lowered or torch.bfloat16, enabled=lowered is not None):
+        losses = dynroute.objective(net, images, labels, progress=0.5, budget=dynroute.Budget(0.5, 0.4))
+    sum(losses.values()).backward()
+    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    statistics = {name: value for name, value in net.named_buffers() if value.is_floating_point()}
+    return {**{k: v.detach() for k, v in losses.items()}, **gradients, **statistics}
+
+
+def on_emulator(net: DynamicNetwork, launches: list | None = None, **options: Any) -> dict[str, Tensor]:
+    dtype = options.pop("maps", torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's word on kernels that are replaced
+        with emulated_operators(launches, dtype):
+            return step(net, "cuda", **options)
+
+
+def test_equals_the_cpus() -> None:
+    """Losses, every gradient and every running statistic, within float32's rounding; and what was launched."""
+    net = random_network(channels=16, layers=4).train()
+    launches: list[Any] = []
+    wanted, got = step(net, "cpu"), on_emulator(net, launches)
+    assert wanted.keys() == got.keys() and len(wanted) > 300
+    for name, value in wanted.items():
+        largest = value.abs().max().item()
+        torch.testing.assert_close(
+            got[name], value, rtol=0, atol=1e-3 * largest + 1e-9, msg=lambda m, name=name: f"{name}: {m}"
+        )
+    # as a whole far closer than any of them by itself
+    off = sum(((got[n] - v) ** 2).sum() for n, v in wanted.items()) / sum((v**2).sum() for v in wanted.values())
+    assert off.sqrt() <= 1e-5
+    of_kernels = Counter(kernel for kernel, _ in launches)
+    assert of_kernels["train_hidden"] == of_kernels["train_alphas"] == 14  # a node each
+    assert of_kernels["upsampled_loss"] == 1
+
+
+def test_skipping_and_drop_path() -> None:
+    """Closed samples left out, a residual scaled by sample, the small gate."""
+    net = random_network(channels=16, layers=4, drop_prob=0.4, gate_shift=-0.4, small_gate=True).train()
+    net.bn = "open"
+    wanted, got = step(net, "cpu", 128), on_emulator(net, side=128)
+    for name, value in wanted.items():
+        largest = value.abs().max().item()
+        torch.testing.assert_close(
+            got[name], value, rtol=0, atol=1e-3 * largest + 1e-9, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_mixed_precision(dtype: torch.dtype) -> None:
+    """Maps of 16 bits, sums and weights in float32: gradients at most twice as far from float64 as plain PyTorch's under
+    autocast."""
+    net = random_network(channels=16, layers=4).train()
+    exact = step(copy.deepcopy(net).double(), "reference", 64)
+    plain, got = step(net, "reference", 64, dtype), on_emulator(net, maps=dtype, side=64, lowered=dtype)
+
+    def off(values: dict[str, Tensor]) -> float:
+        wrong = sum(((values[n].double() - v) ** 2).sum() / (v**2).sum().clamp_min(1e-12) for n, v in exact.items())
+        return float((wrong / len(exact)).sqrt())
+
+    assert off(got) <= 2 * off(plain), (off(got), off(plain))
