@@ -118,6 +118,7 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
 
 
   m.def("set_gather(int address) -> ()");
+  m.def("cuda_set_gather(int address) -> ()");
 
   m.def("contract() -> str");
   m.def("build_info() -> str");

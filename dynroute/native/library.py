@@ -81,6 +81,11 @@ def why_not_loaded() -> str | None:
     return _reason
 
 
+def is_cuda_loaded() -> bool:
+    """Whether the CUDA library is, with or without a GPU."""
+    return _cuda_reason is None
+
+
 def why_not_cuda() -> str | None:
     """Why the CUDA kernels cannot be used, in one line, or None if they can; torch is asked for a GPU each time."""
     if _cuda_reason is not None:

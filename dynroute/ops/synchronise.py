@@ -119,17 +119,32 @@ _failure: BaseException | None = None
 _DOUBLES = ctypes.POINTER(ctypes.c_double)
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, _DOUBLES, ctypes.c_int64, _DOUBLES)
-def _gather(name: bytes, mine: Any, count: int, everyone: Any) -> int:
-    """`GatherFunction` of csrc/cpu/ops/synchronise.h; an exception is kept for `failure`, as it cannot go through C."""
+class _OnDevice:
+    """Doubles in a GPU's memory, for torch to make a tensor of."""
+
+    def __init__(self, address: int, count: int) -> None:
+        self.__cuda_array_interface__ = {"shape": (count,), "typestr": "<f8", "data": (address, False), "version": 3}
+
+
+def _doubles(pointer: Any, count: int, device: int) -> Tensor:
+    """The values behind a pointer of C's, as a tensor on them."""
+    if device < 0:
+        return torch.from_numpy(np.ctypeslib.as_array(pointer, (count,)))
+    address = ctypes.cast(pointer, ctypes.c_void_p).value
+    assert address is not None
+    return torch.as_tensor(_OnDevice(address, count), device=torch.device("cuda", device))
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, _DOUBLES, ctypes.c_int64, _DOUBLES, ctypes.c_int)
+def _gather(name: bytes, mine: Any, count: int, everyone: Any, device: int) -> int:
+    """`GatherFunction` of csrc/bindings/gather.h; an exception is kept for `failure`, as it cannot go through C."""
     global _failure
     _failure = None
     try:
         processes = int(process_group(name.decode()).size())
         if everyone:
-            values = torch.from_numpy(np.ctypeslib.as_array(mine, (count,)))
-            made = gathered(values, name.decode())
-            np.ctypeslib.as_array(everyone, (processes * count,))[:] = made.view(-1).numpy()
+            made = gathered(_doubles(mine, count, device), name.decode())
+            _doubles(everyone, processes * count, device).copy_(made.view(-1))
         return processes
     except BaseException as error:
         _failure = error
@@ -145,3 +160,5 @@ def failure() -> BaseException | None:
 
 if library.why_not_loaded() is None:
     torch.ops.dynroute.set_gather(ctypes.cast(_gather, ctypes.c_void_p).value)
+if library.is_cuda_loaded():
+    torch.ops.dynroute.cuda_set_gather(ctypes.cast(_gather, ctypes.c_void_p).value)

@@ -3,21 +3,15 @@
 // between processes, such as gates or the number of samples.
 #pragma once
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "bindings/checks.h"
+#include "bindings/gather.h"
 
 namespace dynroute {
-
-// Fills `all` with the `count` values of every process of a group, in the order of ranks, and returns how many processes
-// that is, 0 on failure; with `all` null it only says how many. Python sets it (set_gather), as it has the processes.
-using GatherFunction = int (*)(const char* group, const double* mine, int64_t count, double* all);
-inline std::atomic<GatherFunction> gather_function{nullptr};
 
 // A BatchNorm's forward: how many pixels took part, and their mean and variance, [c] each.
 struct Moments {
@@ -40,8 +34,7 @@ class Ranks {
   // Frozen statistics need nobody's pixels.
   Ranks(std::string op, std::string group, bool frozen) : op_(std::move(op)) {
     if (frozen || group.empty()) return;
-    require(gather_function.load() != nullptr,
-            op_ + ": group: wanted none, as nobody has called set_gather, got '" + group + "'");
+    check_group(op_, group);
     group_ = std::move(group);
   }
   bool alone() const { return group_.empty(); }
@@ -103,12 +96,8 @@ class Ranks {
  private:
   // [processes][mine]
   std::vector<double> gather(const std::vector<double>& mine) const {
-    const GatherFunction function = gather_function.load();
-    const int64_t count = int64_t(mine.size());
-    const int processes = function(group_.c_str(), mine.data(), count, nullptr);
-    std::vector<double> all(mine.size() * size_t(std::max(processes, 0)));
-    const bool good = processes > 0 && function(group_.c_str(), mine.data(), count, all.data()) == processes;
-    require(good, op_ + ": group: could not gather from the processes of '" + group_ + "'");
+    std::vector<double> all(mine.size() * size_t(processes_of(op_, group_)));
+    dynroute::gather(op_, group_, mine.data(), int64_t(mine.size()), all.data(), -1);
     return all;
   }
 

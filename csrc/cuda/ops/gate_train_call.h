@@ -25,9 +25,8 @@ inline OpCall gate_train_call(const Device& device, const DeviceLimits& limits, 
   check_gate_train(op, x, weight, {gamma, beta, running_mean, running_var}, fc_weight, columns, small, types);
   check("gate_train: fc_bias", fc_bias, types.weight, {fc_weight.size(0)}, device);
   const int which = int(parse_activation(op, activation));
-  check_group(op, group);
   check_size("gate_train: x", x.size(0), x.size(1), x.size(2), x.size(3));
-  TrainBuilder build(op, types, device, limits, x.size(0));
+  TrainBuilder build(op, types, device, limits, x.size(0), group, frozen);
   const TrainSource source = gate_source(build.map(x), x, small);
   const int n = build.n(), c = int(weight.size(0)), pixels = source.h * source.w, runs = train_runs(pixels);
   float* const alphas = build.float_out({n, kPaths});
@@ -37,7 +36,7 @@ inline OpCall gate_train_call(const Device& device, const DeviceLimits& limits, 
   const Norm norm = build.norm(gamma, beta, running_mean, running_var, stats);
   const Matrix product = build.product(weight, false);
   build.launch_prepare();
-  build.forward({{source, nullptr, product, raw, norm, {}, 1, source.h, source.w}}, frozen, eps);
+  build.forward({{source, nullptr, product, raw, norm, {}, 1, source.h, source.w}}, eps);
   if (n == 0) return build.take();
   TrainGatePoolParams pooling = {};
   pooling.of = {raw, norm.mean(), norm.invstd(), norm.affine.scale, norm.affine.shift, nullptr, 1};
@@ -60,8 +59,7 @@ inline OpCall gate_train_backward_call(const Device& device, const DeviceLimits&
   check_gate_train(op, x, weight, {gamma, beta}, fc_weight, columns, small, types);
   check_wanted(op, wanted, 2);
   const int which = int(parse_activation(op, activation));
-  check_group(op, group);
-  TrainBuilder build(op, types, device, limits, x.size(0));
+  TrainBuilder build(op, types, device, limits, x.size(0), group, frozen);
   const TrainSource source = gate_source(build.map(x), x, small);
   const int n = build.n(), c = int(weight.size(0)), gates = int(columns.size());
   check_gate_train_backward(op, grad, alphas, raw, stats, pool, {n, c, source.h, source.w}, types);
@@ -84,7 +82,7 @@ inline OpCall gate_train_backward_call(const Device& device, const DeviceLimits&
   TrainGradient gradient = {};
   gradient.of = {build.map(raw), norm.mean(), norm.invstd(), norm.affine.scale, norm.affine.shift, nullptr, 1};
   gradient.of_samples = begin.of_samples, gradient.h = source.h, gradient.w = source.w, gradient.c = c;
-  gradient = build.backward({{gradient, norm, {begin.partials, 1, 2, 0}, {}, grad_gamma, grad_beta}}, frozen)[0];
+  gradient = build.backward({{gradient, norm, {begin.partials, 1, 2, 0}, {}, grad_gamma, grad_beta}})[0];
   if (wanted[0]) {
     TrainProductParams product = {};
     product.n = n;

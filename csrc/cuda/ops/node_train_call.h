@@ -24,8 +24,9 @@ struct NodeCall {
   TrainPrepareParams prepared;
 
   NodeCall(const char* op, const Tensor& x, const Tensor& alphas, const NodeTensors& t, const Maybe& factor_in,
-           double bridge, bool skip, bool backward, const TrainTypes& types, const DeviceLimits& limits)
-      : build(op, types, types.device, limits, x.size(0)),
+           double bridge, bool skip, bool backward, const TrainTypes& types, const DeviceLimits& limits,
+           const std::string& group, bool frozen)
+      : build(op, types, types.device, limits, x.size(0), group, frozen),
         chain(build, x, t.depthwise, t.pointwise, 1, false, backward, dtype_of(types.map)),
         factor(build.floats_of(factor_in)),
         prepared(build.shares(alphas, bridge, skip, t.up.has_value(), t.down.has_value())) {
@@ -60,8 +61,7 @@ inline OpCall node_train_call(const Device& device, const DeviceLimits& limits, 
   const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, &running_mean, &running_var};
   const TrainTypes types = train_types_on_gpu(op, x, narrow, device);
   check_node_train(op, x, alphas, t, factor, bridge, types);
-  check_group(op, group);
-  NodeCall call(op, x, alphas, t, factor, bridge, skip, false, types, limits);
+  NodeCall call(op, x, alphas, t, factor, bridge, skip, false, types, limits, group, frozen);
   TrainBuilder& build = call.build;
   Chain& chain = call.chain;
   const int n = build.n();
@@ -79,12 +79,12 @@ inline OpCall node_train_call(const Device& device, const DeviceLimits& limits, 
     norms.push_back(build.norm(gamma[k], beta[k], running_mean[k], running_var[k], stats));
   chain.norms.assign(norms.begin(), norms.begin() + chain.stages);
   build.launch_prepare();
-  forward_stages(build, chain, frozen, eps);
+  forward_stages(build, chain, eps);
   std::vector<TrainBuilder::Forward> products;
   for (const Path* path : call.paths())
     products.push_back({call.hidden(), nullptr, path->product, path->raw, norms[size_t(path->norm)], path->samples,
                         path->stride, path->h, path->w});
-  build.forward(products, frozen, eps);
+  build.forward(products, eps);
 
   TrainApplyParams apply = {};
   apply.n = n;
@@ -111,8 +111,7 @@ inline OpCall node_train_backward_call(const Device& device, const DeviceLimits&
   check_node_train(op, x, alphas, t, factor, bridge, types);
   check_wanted(op, wanted, 2);
   check_node_train_backward(op, x, t, grad_keep, grad_up, grad_down, raw, up_raw, down_raw, stats, types);
-  check_group(op, group);
-  NodeCall call(op, x, alphas, t, factor, bridge, skip, true, types, limits);
+  NodeCall call(op, x, alphas, t, factor, bridge, skip, true, types, limits, group, frozen);
   TrainBuilder& build = call.build;
   Chain& chain = call.chain;
   const int n = build.n();
@@ -158,7 +157,7 @@ inline OpCall node_train_backward_call(const Device& device, const DeviceLimits&
                         grads.beta[size_t(path->norm)]});
   }
   if (of_outputs[0] || of_outputs[1]) build.start("train_sums", train_sums_shape, sums);
-  const std::vector<TrainGradient> gradients = build.backward(backward, frozen);
+  const std::vector<TrainGradient> gradients = build.backward(backward);
 
   TrainHiddenParams hidden = {};
   hidden.hidden = call.hidden();
@@ -197,7 +196,7 @@ inline OpCall node_train_backward_call(const Device& device, const DeviceLimits&
   end.sums = {hidden.partials, runs, 2, 0};
   end.added = hidden.grad_hidden;
   end.more = hidden.grad_keep, end.more_weight = call.prepared.shares.x;
-  backward_stages(build, chain, end, frozen, grads);
+  backward_stages(build, chain, end, grads);
 
   if (n > 0) {
     TrainAlphasParams of_alphas = {};

@@ -1,15 +1,21 @@
 // Puts together a call of a training operator: what its kernels are told of the tensors that it was given, the launches
 // that its directions have in common, and where gradients go.
 #pragma once
+#include "bindings/gather.h"
 #include "bindings/train_checks.h"
 #include "cuda/kernels/train_shapes.h"
 #include "op_calls.h"
 
 namespace dynroute::cuda {
 
-inline void check_group(const std::string& op, const std::string& group) {
-  require(group.empty(), op + ": group: wanted none: on CUDA a BatchNorm is of one process alone, got '" + group + "'");
-}
+// What stands in a list of launches where processes exchange what they found; no kernel.
+constexpr const char* kGather = "gather";
+struct GatherParams {
+  char group[256];
+  const double* mine;  // [count]
+  double* everyone;    // [processes][count]
+  int64_t count;
+};
 
 struct Affine {
   float *scale, *shift;
@@ -27,9 +33,14 @@ struct Norm {
 
 class TrainBuilder : public CallBuilder {
  public:
-  TrainBuilder(const char* op, const TrainTypes& types, const Device& device, const DeviceLimits& limits, int64_t n)
-      : CallBuilder(device, limits, types.map), op_(op), n_(int(n)) {
+  // frozen: statistics are the running ones, and nobody else's are asked for.
+  TrainBuilder(const char* op, const TrainTypes& types, const Device& device, const DeviceLimits& limits, int64_t n,
+               const std::string& group, bool frozen)
+      : CallBuilder(device, limits, types.map), op_(op), n_(int(n)), group_(frozen ? "" : group), frozen_(frozen) {
     prepare_.n = int(n);
+    if (group_.empty()) return;
+    require(group_.size() < sizeof(GatherParams::group), std::string(op) + ": group: wanted a name of fewer than 256 bytes");
+    processes_ = processes_of(op, group_);
   }
   int n() const { return n_; }
   const float* floats_of(const Tensor& tensor) { return static_cast<const float*>(values(tensor)); }
@@ -57,7 +68,7 @@ class TrainBuilder : public CallBuilder {
   }
   // lists of samples, by a mask, with zeros in `cleared` for those that it leaves out, or by alphas.
   TrainSamples masked(const Maybe& open, void* cleared = nullptr, int64_t cleared_size = 0) {
-    if (!open) return {};
+    if (!open || n_ == 0) return {};
     prepare_.mask = static_cast<const uint8_t*>(values(*open));
     prepare_.cleared = cleared, prepare_.cleared_size = cleared_size;
     return prepare_.open = listed();
@@ -100,7 +111,7 @@ class TrainBuilder : public CallBuilder {
     int stride, h, w;
   };
   // Raw outputs, statistics, scales and shifts of up to two.
-  void forward(const std::vector<Forward>& products, bool frozen, double eps) {
+  void forward(const std::vector<Forward>& products, double eps) {
     TrainForwardParams made = {};
     TrainNormParams norms = {};
     made.n = norms.n = n_, norms.eps = float(eps);
@@ -110,11 +121,11 @@ class TrainBuilder : public CallBuilder {
       made.job[i] = {one.source, one.taps, one.product, one.raw, partials, one.samples, one.stride, one.h, one.w};
       const Norm& of = one.norm;
       norms.job[i] = {partials, one.samples, of.gamma, of.beta, of.running_mean, of.running_var, of.stats,
-                      of.affine.scale, of.affine.shift, nullptr, nullptr, of.c, one.h, one.w, frozen};
+                      of.affine.scale, of.affine.shift, nullptr, nullptr, of.c, one.h, one.w, frozen_};
     }
     if (products.empty()) return;
     start("train_forward", train_forward_shape, made);
-    start("train_norm", train_norm_shape, norms);
+    exchange("train_norm", train_norm_shape, norms);
   }
 
   // Where the gradients of weights go: one after the other, in the order in which they ask for room.
@@ -134,7 +145,7 @@ class TrainBuilder : public CallBuilder {
     float *grad_gamma, *grad_beta;
   };
   // The gradients of raw outputs, made ready to be read.
-  std::vector<TrainGradient> backward(const std::vector<Backward>& norms, bool frozen) {
+  std::vector<TrainGradient> backward(const std::vector<Backward>& norms) {
     TrainNormBackwardParams params = {};
     std::vector<TrainGradient> made;
     params.n = n_;
@@ -146,10 +157,10 @@ class TrainBuilder : public CallBuilder {
       gradient.gain = gain, gradient.slope = slope, gradient.mean_grad = mean_grad;
       params.job[i] = {one.sums.partials, one.samples, one.norm.gamma, one.norm.invstd(), gain, slope, mean_grad,
                        one.grad_gamma, one.grad_beta, nullptr, nullptr, c, gradient.h * gradient.w, one.sums.runs,
-                       one.sums.rows, one.sums.row, frozen};
+                       one.sums.rows, one.sums.row, frozen_};
       made.push_back(gradient);
     }
-    if (!norms.empty()) start("train_norm_backward", train_norm_backward_shape, params);
+    if (!norms.empty()) exchange("train_norm_backward", train_norm_backward_shape, params);
     return made;
   }
 
@@ -171,12 +182,36 @@ class TrainBuilder : public CallBuilder {
   }
 
  private:
+  // A launch that ends BatchNorms; where other processes share them, it is one that says what was found here, and, when
+  // everyone's is there, another.
+  template <class Params>
+  void exchange(const char* kernel, LaunchShape (*shape_of)(const Params&, DType, const DeviceLimits&), Params params) {
+    if (group_.empty()) return start(kernel, shape_of, params);
+    int count = 0;
+    for (const auto& job : params.job) count += job.c > 0 ? 1 + 2 * job.c : 0;
+    const auto doubles = [&](int64_t values) { return static_cast<double*>(scratch(values * int64_t(sizeof(double)))); };
+    double *const mine = doubles(count), *const everyone = doubles(int64_t(processes_) * count);
+    int at = 0;
+    for (auto& job : params.job) job.mine = mine + at, at += job.c > 0 ? 1 + 2 * job.c : 0;
+    start(kernel, shape_of, params);
+    GatherParams gather = {};
+    group_.copy(gather.group, sizeof(gather.group) - 1);
+    gather.mine = mine, gather.everyone = everyone, gather.count = count;
+    const auto* bytes = reinterpret_cast<const unsigned char*>(&gather);
+    call_.launches.push_back({kGather, {1, 1, 0}, {bytes, bytes + sizeof(gather)}});
+    for (auto& job : params.job) job.everyone = everyone + (job.mine - mine);
+    params.processes = processes_, params.stride = count;
+    start(kernel, shape_of, params);
+  }
   TrainSamples listed() {
-    const int64_t n = std::max(n_, 1);
-    return {{ints(1), ints(n)}, static_cast<uint8_t*>(scratch(n))};
+    if (n_ == 0) return {};  // all of them
+    return {{ints(1), ints(n_)}, static_cast<uint8_t*>(scratch(n_))};
   }
   const char* const op_;
   const int n_;
+  const std::string group_;
+  const bool frozen_;
+  int processes_ = 1;
   TrainPrepareParams prepare_ = {};
   TrainReduceParams reductions_ = {};
   int matrices_ = 0, taps_ = 0, affines_ = 0, reduced_ = 0;

@@ -45,11 +45,11 @@ struct Chain {
   }
 };
 
-inline void forward_stages(TrainBuilder& build, const Chain& chain, bool frozen, double eps) {
+inline void forward_stages(TrainBuilder& build, const Chain& chain, double eps) {
   for (int k = 0; k < chain.stages; ++k)
     build.forward({{chain.source(k), chain.taps_of(k), chain.products[size_t(k)], const_cast<void*>(chain.raw_of(k)),
                     chain.norms[size_t(k)], chain.samples, k == 0 ? chain.stride : 1, chain.h, chain.w}},
-                  frozen, eps);
+                  eps);
 }
 
 // What a chain's backward begins with, and what is added to the input's gradient besides.
@@ -81,7 +81,7 @@ inline int64_t sizes_of(const Tensors& weights) {
   return size;
 }
 
-inline void backward_stages(TrainBuilder& build, const Chain& chain, const ChainEnd& end, bool frozen,
+inline void backward_stages(TrainBuilder& build, const Chain& chain, const ChainEnd& end,
                             const ChainGradients& grads) {
   TrainNormed of = end.of;
   const void* grad = end.grad;
@@ -95,7 +95,7 @@ inline void backward_stages(TrainBuilder& build, const Chain& chain, const Chain
     TrainGradient gradient = {};
     gradient.of = of, gradient.grad = grad, gradient.weight = weight;
     gradient.h = chain.h, gradient.w = chain.w, gradient.c = chain.c;
-    gradient = build.backward({{gradient, chain.norms[at], sums, chain.samples, grads.gamma[at], grads.beta[at]}}, frozen)[0];
+    gradient = build.backward({{gradient, chain.norms[at], sums, chain.samples, grads.gamma[at], grads.beta[at]}})[0];
     float* const of_taps = taps ? grads.depthwise[at] : nullptr;
     void* const grad_x = k == 0 ? grads.x : taps ? build.map_scratch(source.h, source.w, source.c) : nullptr;
     if (grads.pointwise[at]) {
@@ -137,6 +137,7 @@ inline int64_t batch_bytes(int64_t n, int64_t c, int64_t h, int64_t w, DType typ
 struct ChainOptions {
   int64_t stride;
   bool relu_input, residual, final_relu, frozen;
+  const std::string& group;
 };
 
 // outs: output, raw outputs [stages * n, c, h, w], statistics [stages, 3, c].
@@ -144,7 +145,7 @@ inline OpCall chain_forward_call(const char* op, const Tensor& x, const Tensors&
                                  const Tensors& gamma, const Tensors& beta, const Tensors& mean, const Tensors& var,
                                  const Maybe& open, const ChainOptions& options, double eps, const TrainTypes& types,
                                  const DeviceLimits& limits) {
-  TrainBuilder build(op, types, types.device, limits, x.size(0));
+  TrainBuilder build(op, types, types.device, limits, x.size(0), options.group, options.frozen);
   const DType type = dtype_of(types.map);
   Chain chain(build, x, depthwise, pointwise, options.stride, options.relu_input, false, type);
   const int n = build.n();
@@ -158,7 +159,7 @@ inline OpCall chain_forward_call(const char* op, const Tensor& x, const Tensors&
   for (size_t k = 0; k < gamma.size(); ++k)
     chain.norms.push_back(build.norm(gamma[k], beta[k], mean[k], var[k], stats + int64_t(k) * kStatistics * chain.c));
   build.launch_prepare();
-  forward_stages(build, chain, options.frozen, eps);
+  forward_stages(build, chain, eps);
   TrainApplyParams apply = {};
   const Affine& affine = chain.norms.back().affine;
   apply.n = n;
@@ -176,7 +177,7 @@ inline OpCall chain_backward_call(const char* op, const Tensor& grad, const Tens
                                   const Tensor& raw, const Tensor& stats, const Maybe& open,
                                   const ChainOptions& options, const std::vector<bool>& wanted,
                                   const TrainTypes& types, const DeviceLimits& limits) {
-  TrainBuilder build(op, types, types.device, limits, x.size(0));
+  TrainBuilder build(op, types, types.device, limits, x.size(0), options.group, options.frozen);
   Chain chain(build, x, depthwise, pointwise, options.stride, options.relu_input, true, dtype_of(types.map));
   const int n = build.n(), last = chain.stages - 1;
   ChainGradients grads = {};
@@ -204,7 +205,7 @@ inline OpCall chain_backward_call(const char* op, const Tensor& grad, const Tens
   build.start("train_sums", train_sums_shape, sums);
   end.sums = {sums.job[0].partials, runs, 2, 0};
   if (options.residual) end.added = end.grad, end.passed = end.of;
-  backward_stages(build, chain, end, options.frozen, grads);
+  backward_stages(build, chain, end, grads);
   return build.take();
 }
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import struct
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dynroute.ops import synchronise
 from dynroute.runtime.cuda import emulator
 from dynroute.runtime.cuda.emulated import NAN
 from dynroute.runtime.cuda.launch_list import DeviceLimits, read_launches
@@ -42,6 +45,13 @@ def emulated(op: str, *args: Any, limits: DeviceLimits = A100, statistics: list 
     buffers = [array for array in buffers if array.nbytes]
     dtype = next((a.dtype for a in args if isinstance(a, Tensor) and a.dim() == 4), outs[0].dtype)  # of maps
     for launch in read_launches(launches):
+        if launch.kernel == "gather":  # between processes, by the same function that C++ calls
+            name, mine, everyone, count = struct.unpack("256sQQq", launch.params)
+            doubles = ctypes.POINTER(ctypes.c_double)
+            done = synchronise._gather(name.rstrip(b"\0"), ctypes.cast(mine, doubles), count, ctypes.cast(everyone, doubles), -1)
+            if not done:
+                raise synchronise.failure() or RuntimeError("gather failed")
+            continue
         found = emulator.launch(
             launch.kernel, dtype, launch.params, launch[1:4], buffers, f"sm_{limits.capability}", **options
         )
