@@ -13,12 +13,18 @@ from benchmarks.cuda_static import launches
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
 needs_sass = pytest.mark.skipif(cuobjdump() is None, reason="cuobjdump was not found")
-PRODUCTS = ("stem_conv", "sepconv", "cell", "aggregate_route", "stage_paths", "merge", "predictor")
+PRODUCTS = (
+    "stem_conv", "sepconv", "cell", "aggregate_route", "stage_paths", "merge", "predictor", "train_forward",
+    "train_product", "train_outer",
+)  # fmt: skip
 # 16 bytes at a time wherever maps are moved; stem_conv reads planes of floats, at any address
-MAPS_READ = ("sepconv", "cell", "aggregate_route", "stage_paths", "merge", "predictor")
+TRAINING = ("train_forward", "train_product", "train_hidden", "train_apply")
+MAPS_READ = (
+    "sepconv", "cell", "aggregate_route", "stage_paths", "merge", "predictor", *TRAINING, "train_outer", "train_sums",
+)  # fmt: skip
 GLOBAL = r"(LD|LDG|LDGSTS|ST|STG|ATOM|ATOMG|RED|REDG|UBLKCP|CCTL)\b"  # accesses of memory outside the block
 ELSEWHERE = r"(BRA|BRX|JMP|CALL|RET|EXIT|WARPSYNC|BAR)\b"
-MAPS_WRITTEN = ("stem_conv", "sepconv", "cell", "aggregate_route", "stage_paths", "merge", "upsample")
+MAPS_WRITTEN = ("stem_conv", "sepconv", "cell", "aggregate_route", "stage_paths", "merge", "upsample", *TRAINING)
 
 
 def kernels(*names: str) -> list[Kernel]:

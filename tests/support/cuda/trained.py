@@ -1,9 +1,9 @@
-"""A training operator on the emulator, both directions, beside float64."""
+"""A training operator, on the emulator or on a GPU, both directions, beside the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from dynroute.space.wiring import DOWN, UP
 from tests.support import cases
 from tests.support.cuda.operators import emulated
 
-# How many of an operator's arguments have gradients: the first ones; and which of these its backward is not given.
+# How many of an operator's arguments have gradients: the first ones.
 DIFFERENTIATED = {"sepconv_train": 5, "transform_train": 4, "node_train": 8}
 GATE = (0, 1, 2, 3, 6, 7)  # of gate_train's
 
@@ -68,12 +68,6 @@ def raws_of(op: str, args: tuple, options: tuple, outs: tuple) -> list[Tensor]:
     return raws
 
 
-def tail(op: str, args: tuple, options: tuple) -> tuple[tuple, tuple]:
-    """What the backward gets between the gradients and the forward's results, and what behind them."""
-    given = (*args[:4], args[6]) if op == "gate_train" else args[: DIFFERENTIATED[op]]
-    return given, options
-
-
 def differentiated(op: str, args: tuple) -> list[Any]:
     return [args[i] for i in GATE] if op == "gate_train" else list(args[: DIFFERENTIATED[op]])
 
@@ -83,43 +77,68 @@ def visible(op: str) -> int:
     return 3 if op == "node_train" else 1
 
 
-def both_directions(op: str, args: tuple, options: tuple, **how: Any) -> tuple[list[Tensor], list[Tensor], tuple]:
+def both_directions(
+    op: str, args: tuple, options: tuple, call: Callable[..., tuple] = emulated, **how: Any
+) -> tuple[list[Tensor], list[Tensor], tuple]:
     """Results and statistics, and all gradients of a fixed weighting of the results; and the forward's own results.
 
-    args: maps of any of CUDA's types, the rest float32; options: up to `group`.
+    args: maps of any of CUDA's types, the rest float32; options: up to `group`; call: what runs an operator by name.
     """
-    outs = emulated(op, *args, *options, 1e-5, False, **how)
+    outs = call(op, *args, *options, 1e-5, False, **how)
     made = outs[: visible(op)]
     grads = [
         channels_last(cases.normal(*out.shape, seed=70 + i).to(out.dtype)) if out.dim() > 1 else None  # no such path
         for i, out in enumerate(made)
     ]
-    given, _ = tail(op, args, options)
-    kept = (*outs, ) if op == "gate_train" else outs[visible(op) :]
+    given = (*args[:4], args[6]) if op == "gate_train" else args[: DIFFERENTIATED[op]]
+    kept = outs if op == "gate_train" else outs[visible(op) :]
     wanted = [True] * (3 if op == "sepconv_train" else 2)
-    *of_maps, flat = emulated(f"{op}_backward", *grads, *given, *kept, *options, False, wanted, **how)
+    *of_maps, flat = call(f"{op}_backward", *grads, *given, *kept, *options, False, wanted, **how)
     weights = leaves(differentiated(op, args)[len(of_maps) :])
     of_weights = [part.view(w.shape) for part, w in zip(flat.split([w.numel() for w in weights]), weights, strict=True)]
     stats = outs[{"node_train": 6}.get(op, 2)]
     return [*made, stats], [*of_maps, *of_weights], outs
 
 
-def in_float64(op: str, args: tuple, options: tuple, outs: tuple) -> tuple[list[Tensor], list[Tensor]]:
-    """The same by the reference, which goes on with the operator's own raw outputs."""
-    doubled = in_double(args)
-    learnt = leaves([doubled[i] for i in GATE] if op == "gate_train" else doubled[: DIFFERENTIATED[op]])
+def by_reference(
+    op: str, args: tuple, options: tuple, outs: tuple, dtype: torch.dtype = torch.float64, own_raw: bool = True
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The same by the reference, in float64 or, with maps and products of 16 bits, as autocast has it.
+
+    own_raw: it goes on with the operator's own raw outputs, `outs` being the forward's results.
+    """
+    exact = dtype == torch.float64
+    given = in_double(args) if exact else [v.clone() if isinstance(v, Tensor) else copies(v) for v in args]
+    learnt = leaves([given[i] for i in GATE] if op == "gate_train" else given[: DIFFERENTIATED[op]])
     for leaf in learnt:
         leaf.requires_grad_()
-    with given_raw(raws_of(op, args, options, outs)):
-        results = getattr(reference, op)(*doubled, *in_double(options), 1e-5, True)
+    lowered = torch.autocast("cpu", torch.bfloat16 if exact else dtype, enabled=not exact and dtype != torch.float32)
+    with given_raw(raws_of(op, args, options, outs)) if own_raw else nullcontext(), lowered:
+        more = in_double(options) if exact else options
+        results = getattr(reference, op)(*given, *more, 1e-5, own_raw)
     made = results[: visible(op)]
     loss = sum(
-        (out * cases.normal(*out.shape, seed=70 + i).to(outs[i].dtype).double()).sum() for i, out in enumerate(made)
+        (out.double() * cases.normal(*out.shape, seed=70 + i).to(outs[i].dtype).double()).sum()
+        for i, out in enumerate(made)
     )
     grads = torch.autograd.grad(loss, learnt, allow_unused=True)
     grads = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(learnt, grads)]
     stats = results[{"node_train": 6}.get(op, 2)]
     return [*(out.detach() for out in made), stats], grads
+
+
+def copies(values: Any) -> Any:
+    if values is None:
+        return None
+    return values.clone() if isinstance(values, Tensor) else [copies(v) for v in values]
+
+
+def far(got: list[Tensor], wanted: list[Tensor]) -> float:
+    """The root mean square of tensors' distances, each as a share of the wanted one's norm."""
+    shares = [
+        (((g.double() - w).norm() / w.norm()) ** 2).item() for g, w in zip(got, wanted, strict=True) if w.norm() > 0
+    ]
+    return (sum(shares) / len(shares)) ** 0.5
 
 
 def error(got: Tensor, wanted: Tensor) -> float:
