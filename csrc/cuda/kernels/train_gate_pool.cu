@@ -20,7 +20,7 @@ __device__ inline void train_gate_pool(const TrainGatePoolParams& p) {
     const int64_t first = int64_t(run.listed) * p.pixels * p.c;
     float sums[kPoolSums][V] = {};
     if (channel < p.c)
-#pragma unroll 1
+#pragma unroll 2
       for (int pixel = run.begin + threadIdx.x / kAcross; pixel < run.end; pixel += kTrainThreads / kAcross) {
         float raw[V], before[V];
         unpack<T>(load_group(static_cast<const T*>(p.of.raw) + first + pixel * p.c + channel), raw);

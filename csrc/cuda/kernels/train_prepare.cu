@@ -14,12 +14,14 @@ __device__ inline void pack_matrix(const TrainMatrix& from, int thread, int thre
   const Matrix& to = from.to;
   T* const weight = static_cast<T*>(const_cast<void*>(to.weight));
   const int in_row = kIsFloat<T> ? to.n_pad : to.k_pad;  // a matrix has fewer than 2^31 values
+  const int rows_on = threads / in_row, columns_on = threads % in_row;  // to a thread's next value
   for (int row = thread / in_row, column = thread % in_row, i = thread; i < to.n_pad * to.k_pad; i += threads) {
     const int n = kIsFloat<T> ? column : row, k = kIsFloat<T> ? row : column;
     float value = 0;
     if (n < to.n && k < to.k) value = from.weight[from.transposed ? k * to.n + n : n * to.k + k];
     weight[i] = T(value);
-    for (column += threads; column >= in_row; column -= in_row) ++row;
+    row += rows_on, column += columns_on;
+    if (column >= in_row) column -= in_row, ++row;
   }
   for (int n = thread; n < to.n_pad; n += threads) const_cast<float*>(to.shift)[n] = 0;
 }

@@ -110,7 +110,7 @@ inline LaunchShape train_depthwise_shape(const TrainDepthwiseParams& p, DType ty
 }
 
 // Kernels that walk over runs of pixels.
-constexpr int kApplyResident = 4, kSumsResident = 3;
+constexpr int kApplyResident = 4, kSumsResident = 2;
 inline LaunchShape runs_shape(int64_t runs, int quantities, const DeviceLimits& device, int resident) {
   return train_shape(runs, rows_scratch(quantities), device, resident);
 }

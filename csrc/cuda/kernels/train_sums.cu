@@ -15,7 +15,7 @@ __device__ inline void sum_run(const TrainSumsJob& job, const Run& run, float* s
   const float weight = job.weight ? job.weight[sample] : 1;
   float sums[2][V] = {}, dot = 0;
   if (channel < job.c)
-#pragma unroll 1
+#pragma unroll 2
     for (int pixel = run.begin + threadIdx.x / kAcross; pixel < run.end; pixel += kTrainThreads / kAcross) {
       const int at = pixel * job.c + channel;
       float grad[V], raw[V], before[V];

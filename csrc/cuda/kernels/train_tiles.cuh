@@ -52,7 +52,7 @@ __device__ inline void fill_rows(T* a, int lda, int channels, int padded_channel
   for (int channel = thread % kAcross * V; channel < padded_channels; channel += kAcross * V) {
     const bool any = channel < channels;
     const auto values = make(any ? channel : 0);
-#pragma unroll 1
+#pragma unroll  // what belongs to the channels is read once for all rows
     for (int i = 0; i < kRows; i += kTrainThreads / kAcross) {
       const int row = i + thread / kAcross, y = y0 + row / kSepconvWide, x = x0 + row % kSepconvWide;
       store_group(a + row * lda + channel, any && y < h && x < w ? values(y, x) : uint4{});
@@ -71,7 +71,7 @@ __device__ inline void fill_halo(unsigned char* memory, const TrainSource& sourc
   const int thread = thread_here(), own = thread % kAcross * V;
   const bool any = channel + own < source.c;
   const SourceValues<T> values(source, sample, any ? channel + own : 0);
-#pragma unroll 1
+#pragma unroll 2
   for (int i = thread / kAcross; i < kPixels; i += kTrainThreads / kAcross) {
     const int y = y0 * kStride - 1 + i / kWide, x = x0 * kStride - 1 + i % kWide;
     const bool is = any && unsigned(y) < unsigned(source.h) && unsigned(x) < unsigned(source.w);
