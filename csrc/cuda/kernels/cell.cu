@@ -129,7 +129,7 @@ __device__ inline void find_cell_tile(CellTile& to, const CellParams& p, int at,
     totals[s] = p.depthwise[s][0] ? cell_tiling(p.maps[s].shape, sizeof(T), bytes, int(blockDim.x)).total : 0;
   ScheduledTile found;
   to.at = at, to.scale = -1;
-  if (!find_tile(p.row, kOpen, totals, p.n, at, found)) return;
+  if (!find_tile(p.row, kOpen, [&](int s) { return totals[s]; }, p.n, at, found)) return;
   const ScaleMaps& maps = p.maps[found.scale];
   const CellTiling tiling = cell_tiling(maps.shape, sizeof(T), bytes, int(blockDim.x));
   const Node& node = p.row.nodes[found.sample * kScales + found.scale];

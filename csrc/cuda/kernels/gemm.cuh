@@ -60,6 +60,10 @@ struct GemmTile {
   static __device__ float value(const Accumulators& sums, int i, int j) {
     return kCores ? sums[i][j][0] : sums[i / 2][j / 2][i % 2 * 2 + j % 2];
   }
+  static __device__ void set(Accumulators& sums, int i, int j, float to) {
+    if constexpr (kCores) sums[i][j][0] = to;
+    else sums[i / 2][j / 2][i % 2 * 2 + j % 2] = to;
+  }
 };
 
 // 128 threads, and a thread's sums as they suit kernels with five blocks to a multiprocessor.

@@ -132,10 +132,10 @@ class LaunchListBuilder {
     return {weight(table_row, field), floats(table_row, field + 1), k, n, padded(k), padded(n)};
   }
 
-  // channels: the largest number that it works on, for the error.
-  template <class Params>
-  void launch(const char* kernel, LaunchShape (*shape_of_launch)(const Params&, DType, const DeviceLimits&),
-              const Params& params, int channels) {
+  // The launch's shape also fills in what host and kernel have to agree on. channels: the largest number that it works
+  // on, for the error.
+  template <class Params, class ShapeOf>
+  void launch(const char* kernel, ShapeOf shape_of_launch, Params params, int channels) {
     const LaunchShape shape = shape_of_launch(params, call_.dtype, call_.limits);
     if (shape.shared > call_.limits.shared_per_block)
       throw std::runtime_error(std::string("cuda_launches: ") + kernel + " at " + std::to_string(channels) +

@@ -95,9 +95,9 @@ class CallBuilder {
   }
   OpenSamples opened(const Maybe& mask) { return open(mask), prepare_.list; }
   void launch_prepare(const char* op) { launch(op, "prepare", prepare_shape, prepare_); }
-  template <class Params>
-  void launch(const char* op, const char* kernel, LaunchShape (*shape_of)(const Params&, DType, const DeviceLimits&),
-              const Params& params) {
+  // The launch's shape also fills in what host and kernel have to agree on.
+  template <class Params, class ShapeOf>
+  void launch(const char* op, const char* kernel, ShapeOf shape_of, Params params) {
     const LaunchShape shape = shape_of(params, call_.dtype, limits_);
     require(shape.shared <= limits_.shared_per_block,
             std::string(op) + ": these channels need " + std::to_string(shape.shared) +
