@@ -137,6 +137,18 @@ struct StemConvParams {
   Divisor across, down;  // tiles in a row of a map, and rows of tiles; by stem_conv_shape
 };
 
+// stem_stages: both stages of the stem, dw 3x3 (padding 1, stride 1, then 2) -> pointwise -> shift -> ReLU, in one
+// pass.
+struct StemStagesParams {
+  const Io* io;
+  const void* x;              // [n][h_in * w_in * width]
+  void* out;                  // [n][h_out * w_out * pointwise[1].n]
+  const float* depthwise[2];  // [9][width]
+  Matrix pointwise[2];
+  int n, h_in, w_in, h_out, w_out;
+  Divisor across, down;  // tiles in a row of a map, and rows of tiles; by stem_stages_shape
+};
+
 // sepconv: one stage, dw 3x3 (padding 1, stride 1 or 2) -> pointwise -> shift [+ residual] [-> ReLU].
 enum StageMap { kX = 0, kOut = 1, kBetween = 2, kPlain = 3 };  // of a node's maps, or a plain pointer
 struct SepconvStage {

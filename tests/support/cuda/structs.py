@@ -75,6 +75,13 @@ class StemConvParams(Struct):
     ]  # fmt: skip
 
 
+class StemStagesParams(Struct):
+    _fields_ = [
+        ("io", c_void_p), ("x", c_void_p), ("out", c_void_p), ("depthwise", c_void_p * 2), ("pointwise", Matrix * 2),
+        *((name, c_int) for name in ("n", "h_in", "w_in", "h_out", "w_out")), ("across", Divisor), ("down", Divisor),
+    ]  # fmt: skip
+
+
 class SepconvStage(Struct):
     _fields_ = [
         ("depthwise", c_void_p), ("pointwise", Matrix),
