@@ -138,15 +138,25 @@ class Work:
         return self.macs * instructions[self.kernel] / 32 / (4 * device.multiprocessors * device.clock)
 
 
-def network_work(config: NetworkConfig, h: int, w: int, fused: set[int], size: int = HALF) -> Iterator[Work]:
-    """Everything open, one image; `fused`: scales whose cells are done in one pass."""
+def network_work(
+    config: NetworkConfig, h: int, w: int, fused: set[int], fused_stem: bool, size: int = HALF
+) -> Iterator[Work]:
+    """Everything open, one image; `fused`: scales whose cells are done in one pass; `fused_stem`: the stem's stages."""
     pixels = [(h >> (s + 2)) * (w >> (s + 2)) for s in range(SCALES)]
     channels = [config.channels << s for s in range(SCALES)]
     maps = [p * c * size for p, c in zip(pixels, channels)]
     width, stem = config.stem_width, (h // 2) * (w // 2)
     yield Work("stem_conv", stem * 27 * width, 0, 3 * h * w * 4 + stem * width * size)
-    yield Work("sepconv", stem * width**2, stem * 9 * width, 2 * stem * width * size)
-    yield Work("sepconv", pixels[0] * width * channels[0], pixels[0] * 9 * width, stem * width * size + maps[0])
+    stages = [
+        Work("sepconv", stem * width**2, stem * 9 * width, 2 * stem * width * size),
+        Work("sepconv", pixels[0] * width * channels[0], pixels[0] * 9 * width, stem * width * size + maps[0]),
+    ]
+    if fused_stem:  # what lies between is neither stored nor read
+        first, second = stages
+        moved = first.bytes + second.bytes - 2 * stem * width * size
+        tensor, simt = first.tensor_macs + second.tensor_macs, first.simt_macs + second.simt_macs
+        stages = [Work("stem_stages", tensor, simt, moved)]
+    yield from stages
     space = build_space(config.layers)
     for nodes in space:
         gate, cell, last = Work("aggregate_route"), Work("cell"), Work("stage_paths")
@@ -186,7 +196,7 @@ def instructions_per_mac(run: dict[str, Any]) -> dict[str, float]:
     """Of what `emulated` ran: threads' instructions for each multiply-accumulate; a large map takes fewer."""
     config = dynroute.create_model("dynamic_raw_l16", layers=EMULATED["layers"], num_classes=CLASSES).config
     macs: dict[str, float] = {}
-    for one in network_work(config, *EMULATED["image"][1:], fused={0}):  # type: ignore[index]
+    for one in network_work(config, *EMULATED["image"][1:], fused={0}, fused_stem=True):  # type: ignore[index]
         macs[one.kernel] = macs.get(one.kernel, 0) + one.macs
     return {kernel: run["kernels"][kernel]["instructions"] / total for kernel, total in macs.items()}
 
@@ -199,8 +209,9 @@ def estimate(instructions: dict[str, float]) -> dict[str, Any]:
     seconds = dict.fromkeys((device.name for device in DEVICES), 0.0)
     bounded = dict(seconds)
     for device in DEVICES:
-        # 128 channels are fused where the shared memory has room for tiles (cell_pays)
-        for one in network_work(config, *IMAGE[1:], fused={0, 1} if device.shared_per_block > 200 << 10 else {0}):
+        # 128 channels, and the stem, are fused where the shared memory has room for tiles (cell_pays, stem_stages_pay)
+        room = device.shared_per_block > 200 << 10
+        for one in network_work(config, *IMAGE[1:], fused={0, 1} if room else {0}, fused_stem=room):
             total = by_kernel.setdefault(one.kernel, {"launches": 0, "gmacs": 0.0, "mbytes": 0.0, "microseconds": {}})
             issue = total.setdefault("issue_microseconds", {})
             if device is DEVICES[0]:

@@ -38,18 +38,21 @@ RENAMED = {"begin": "init_call", "aggregate": "aggregate_route", "tail": "stage_
 # Parameter structs of the CUDA kernels, field by field (csrc/cuda/kernels/params.h): what lies between fields is never
 # written, and is left out of the hashes.
 _MATRIX, _LEVEL, _ROW, _IO = "QQiiii", "QQQiii4x", "QQQ", "7Q"
-_STAGE = f"Q{_MATRIX}8iQQii"
-_SEPCONV = f"Q{_ROW}{_LEVEL * 4}{_STAGE * 4}4i"
+_STAGE = f"Q{_MATRIX}8iQQiiQ"
+_SEPCONV = f"Q{_ROW}{_LEVEL * 4}{_STAGE * 4}5i"
+_DIVISOR = "Iii"
+_CUT, _TILING = f"i{_DIVISOR}", f"4i{_DIVISOR * 3}"
 PARAMETERS = {
-    "init_call": f"{_IO}QQi4xQii",
-    "stem_conv": f"Q{_MATRIX}Q5i",
+    "init_call": f"{_IO}QQi4x{_ROW}ii",
+    "stem_conv": f"Q{_MATRIX}Q5i{_DIVISOR * 2}",
+    "stem_stages": f"5Q{_MATRIX * 2}5i{_DIVISOR * 2}",
     "sepconv": _SEPCONV,
     "cell": f"Q{_ROW}{_LEVEL * 4}8Q{_MATRIX * 8}3i",
-    "aggregate_route": f"Q{_ROW * 2}{_LEVEL * 4}{_MATRIX * 4}12Q2Q5i",
-    "stage_paths": f"{_SEPCONV}{_MATRIX * 8}QQ",
-    "merge": f"Q{_ROW}{_LEVEL}i4xQ{_MATRIX}Qi",
-    "predictor": f"QQ{_MATRIX}Q4i",
-    "upsample": "QQ6i",
+    "aggregate_route": f"Q{_ROW * 2}{_LEVEL * 4}{_MATRIX * 4}12Q2Q5i{_TILING * 4}",
+    "stage_paths": f"{_SEPCONV}4x{_MATRIX * 8}QQ{f'i{_CUT}' * 8}{_DIVISOR * 4}",
+    "merge": f"Q{_ROW}{_LEVEL}i4xQ{_MATRIX}Qi{_CUT}{_DIVISOR * 2}",
+    "predictor": f"QQ{_MATRIX}Q4i{_DIVISOR * 3}",
+    "upsample": f"QQ6i{_DIVISOR * 2}",
 }
 NETWORKS: dict[str, dict[str, Any]] = {
     "tanh": {"layers": 5, "channels": 8},
@@ -283,14 +286,14 @@ def take_apart(data: bytes) -> tuple[list[tuple[Any, ...]], list[tuple[int, ...]
     """Kernels with their launch shapes, and their parameters."""
     kernels, parameters, at = [], [], 0
     while at < len(data):
-        name = data[at : at + 16].rstrip(b"\0").decode()
-        blocks, threads, shared, size = (int.from_bytes(data[at + i : at + i + 4], "little") for i in (16, 20, 24, 28))
+        name = data[at : at + 32].rstrip(b"\0").decode()
+        blocks, threads, shared, size = struct.unpack_from("<4i", data, at + 32)
         name = RENAMED.get(name, name)
         kernels.append((name, blocks, threads, shared))
         fields = "<" + PARAMETERS[name]
         assert 0 <= size - struct.calcsize(fields) < 8, name
-        parameters.append(struct.unpack_from(fields, data, at + 32))
-        at += 32 + size
+        parameters.append(struct.unpack_from(fields, data, at + 48))
+        at += 48 + size
     return kernels, parameters
 
 

@@ -41,8 +41,8 @@ template <class T>
 __device__ inline void backward_unit(const AggregateBackwardParams& p, int64_t sample, int unit,
                                      const float (&weights)[kPaths], float (&sums)[kPaths]) {
   constexpr int V = kVector<T>;
-  const int groups = p.c / V, across = ceil_div(p.w, 2), channel = unit % groups * V;
-  const int x = unit / groups % across, y = unit / groups / across;
+  const int pair = unit / p.groups, y = pair / p.across, x = pair - y * p.across,
+            channel = (unit - pair * p.groups) * V;
   const int64_t size = int64_t(p.h) * p.w * p.c;
   const auto map = [&](const void* of, int64_t values) {
     return of ? static_cast<const T*>(of) + sample * values : nullptr;
@@ -81,7 +81,7 @@ __device__ inline void backward_unit(const AggregateBackwardParams& p, int64_t s
   same_size<T>(map(p.keep, size), out(p.grad_keep, size), weights[kKeep], at, is, own, sums[kKeep]);
   same_size<T>(map(p.down, size), out(p.grad_down, size), weights[kDown], at, is, own, sums[kDown]);
   if (!of_up) return;
-  const int here = (y * across + x) * p.c + channel;  // of up, whose sides are half of X's
+  const int here = (y * p.across + x) * p.c + channel;  // of up, whose sides are half of X's
   if (p.up && weights[kUp] != 0) {
     float values[V];
     unpack<T>(load_group(map(p.up, size / 4) + here), values);
@@ -98,18 +98,18 @@ template <class T>
 __device__ inline void aggregate_backward(const AggregateBackwardParams& p) {
   __shared__ double scratch[kThreads / 32];
   __shared__ int last;
-  const int64_t units = aggregate_backward_units(p, sizeof(T));
-  const int tasks = aggregate_backward_tasks(p, sizeof(T));
-  for (int64_t at = blockIdx.x; at < int64_t(p.n) * tasks; at += gridDim.x) {
-    const int64_t sample = at / tasks, task = at % tasks;
+  const int units = ceil_div(p.h, 2) * p.across * p.groups, tasks = p.tasks;
+  for (int at = blockIdx.x; at < p.n * tasks; at += gridDim.x) {
+    const int64_t sample = at / p.tasks;
+    const int task = at % p.tasks;
     float weights[kPaths], sums[kPaths] = {};
 #pragma unroll
     for (int path = 0; path < kPaths; ++path)
       weights[path] = p.alphas ? float(static_cast<const T*>(p.alphas)[sample * kPaths + path]) : 1.f;
 #pragma unroll 1
     for (int i = 0; i < kAggregateBackwardRun; ++i) {
-      const int64_t unit = (task * kAggregateBackwardRun + i) * kThreads + threadIdx.x;
-      if (unit < units) backward_unit<T>(p, sample, int(unit), weights, sums);
+      const int unit = (task * kAggregateBackwardRun + i) * kThreads + threadIdx.x;
+      if (unit < units) backward_unit<T>(p, sample, unit, weights, sums);
     }
     if (!p.grad_alphas) continue;
     double* const partials = p.partials + sample * tasks * kPaths;

@@ -19,9 +19,10 @@ namespace dynroute::cuda {
 
 // The beginning of shared memory.
 struct alignas(16) AggregateHead {
-  AggregateTiling tiling[kScales];
-  int tasks[kScales], counts[kScales];  // counts: of present samples
-  int last;                             // block: of a node, of the row
+  int counts[kScales];  // of present samples
+  ScheduledTile work;   // the task: what all threads know alike needs no registers of each
+  int forced;           // alphas are given
+  int last;             // block: of a node, of the row
 };
 static_assert(sizeof(AggregateHead) == kAggregateHead);
 
@@ -38,8 +39,8 @@ struct NodeEnd {
   int s, sample, tasks;
   __device__ const Matrix& gate() const { return p.gate[s]; }
   __device__ const float* partials() const { return p.partials[s] + int64_t(sample) * tasks * p.gate[s].n_pad; }
-  __device__ float pixels() const {
-    return float(gate_side(p.maps[s].shape.h, p.small_gate)) * float(gate_side(p.maps[s].shape.w, p.small_gate));
+  __device__ int pixels() const {
+    return gate_side(p.maps[s].shape.h, p.small_gate) * gate_side(p.maps[s].shape.w, p.small_gate);
   }
   __device__ const float* fc_weight() const { return p.fc_weight[s]; }
   __device__ const float* fc_bias() const { return p.fc_bias[s]; }
@@ -51,13 +52,13 @@ __device__ inline void finish_node(const AggregateRouteParams& p, const Io& io, 
   static_assert(kPublishedOrder[0] == kKeep && kPublishedOrder[1] == kUp && kPublishedOrder[2] == kDown);
   const bool up = path_exists(p.row_index, p.rows, s, kUp), down = path_exists(p.row_index, p.rows, s, kDown);
   const int gates = 1 + up + down;
-  finish_gate(NodeEnd{p, s, sample, tasks}, tasks, gates, p.activation, scratch, [&](const float (&value)[kPaths]) {
+  const NodeEnd end{p, s, sample, tasks};
+  finish_gate(end, tasks, gates, p.activation, scratch, [&](int g, float value) {
     const int64_t node = node_index(sample, p.rows, p.row_index, s);
-    float* alphas = io.alphas + node * kPaths;
-    alphas[kKeep] = value[0];
-    if (up) alphas[kUp] = value[1];
-    if (down) alphas[kDown] = up ? value[2] : value[1];
-    count(io.node_macs + node * kNodeParts + kGatePart, int64_t(p.gate[s].n) * gates);
+    io.alphas[node * kPaths + (g == 0 ? kKeep : g == 1 && up ? kUp : kDown)] = value;
+    if (g > 0) return;
+    const Matrix& gate = p.gate[s];
+    count(io.node_macs + node * kNodeParts + kGatePart, gate.n * (int64_t(end.pixels()) * gate.k + gates));
   });
 }
 
@@ -65,55 +66,53 @@ template <class T>
 __device__ inline void aggregate_route(const AggregateRouteParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   static_assert(sizeof(RouteShared) <= kMinChunks * kAggregateChunk);
-  const bool forced = p.io->gates;
   AggregateHead& head = *reinterpret_cast<AggregateHead*>(memory);
   unsigned char* const rest = memory + sizeof(AggregateHead);
-  if (threadIdx.x < kScales) {
-    head.tiling[threadIdx.x] = aggregate_tiling(p.maps[threadIdx.x].shape, kAggregateType<T>);
-    head.tasks[threadIdx.x] = head.tiling[threadIdx.x].tasks;
-    head.counts[threadIdx.x] = p.row.counts[kPresent * kScales + threadIdx.x];
-  }
+  if (threadIdx.x == 0) head.forced = p.io->gates != nullptr;
+  if (threadIdx.x < kScales) head.counts[threadIdx.x] = p.row.counts[kPresent * kScales + threadIdx.x];
   __syncthreads();
   Row row = p.row;
   row.counts = head.counts;
   static_assert(kPresent == 0);
 
-  ScheduledTile work;  // its tile is a task
-  for (int at = blockIdx.x; find_tile(row, kPresent, head.tasks, p.n, at, work); at += gridDim.x) {
+  const auto tasks = [&](int s) -> const Divisor& { return p.tiling[s].tasks; };
+  const ScheduledTile& work = head.work;  // its tile is a task
+  for (int at = blockIdx.x;; at += gridDim.x) {
+    if (threadIdx.x == 0 && !find_tile(row, kPresent, tasks, p.n, at, head.work)) head.work.scale = -1;
+    __syncthreads();
+    if (work.scale < 0) break;
     const int s = work.scale;
     const ScaleMaps maps = p.maps[s];
     const Matrix gate = p.gate[s];
     const Node node = p.row.nodes[work.sample * kScales + s];
-    const bool gated = gate.weight && !forced;
-    if (node.aliased && !gated) continue;
+    const bool gated = gate.weight && !head.forced;
     const int64_t size = maps.shape.size(), sample = work.sample;
     T* const x = static_cast<T*>(node.x_map ? maps.map[1] : maps.map[0]) + sample * size;
     const T* const other = static_cast<const T*>(node.x_map ? maps.map[0] : maps.map[1]) + sample * size;
-    Task<T> task = {};
-    task.x = {nullptr,          node.aliased ? x : other, nullptr,      node.source_down,
-              node.source_keep, node.source_up,           maps.shape.h, maps.shape.w,
-              maps.shape.c};
-    if (node.source_down != 0) task.x.down = handed_on<T>(p, source_scale(s, kDown), kDown, sample);
-    if (node.source_up != 0) task.x.up = handed_on<T>(p, source_scale(s, kUp), kUp, sample);
-    task.out = node.aliased ? nullptr : x;
-    task.small = p.small_gate;
-    task.tiling = head.tiling[s];
-    task.begin = work.tile * task.tiling.run;
-    task.end = min(task.begin + task.tiling.run, task.tiling.tiles);
+    const AggregateTiling& tiling = p.tiling[s];
+    const T *down = nullptr, *up = nullptr;
+    if (node.source_down != 0) down = handed_on<T>(p, source_scale(s, kDown), kDown, sample);
+    if (node.source_up != 0) up = handed_on<T>(p, source_scale(s, kUp), kUp, sample);
+    const Task<T> task = {{down, node.source_down, node.aliased ? x : other, node.source_keep, up, node.source_up,
+                           maps.shape.h, maps.shape.w, maps.shape.c},
+                          node.aliased ? nullptr : x,
+                          tiling,
+                          work.tile * tiling.run,
+                          min((work.tile + 1) * tiling.run, tiling.tiles),
+                          p.small_gate != 0};
     if (!gated) {
-      for (int tile = task.begin; tile < task.end; ++tile) pull_tile<T, false>(task, tile, 0, nullptr, 0);
+      for (int tile = task.begin; tile < task.end && task.out; ++tile)
+        pull_tile<T, false>(task, TilePlace(tiling, tile), 0, nullptr, 0);
+      __syncthreads();
       continue;
     }
 
     float* totals;
-    const int pixels = gated_tiles<T>(task, gate, rest, totals);
+    gated_tiles<T>(task, gate, rest, totals);
     __syncthreads();
-    store_partial<T>(totals, gate.n_pad, p.partials[s] + (sample * task.tiling.tasks + work.tile) * gate.n_pad);
-    if (threadIdx.x == 0)
-      count(p.io->node_macs + node_index(sample, p.rows, p.row_index, s) * kNodeParts + kGatePart,
-            int64_t(pixels) * gate.k * gate.n);
-    if (arrive_last(p.node_arrivals + work.sample * kScales + s, task.tiling.tasks, &head.last)) {
-      finish_node(p, *p.io, s, work.sample, task.tiling.tasks, reinterpret_cast<float*>(rest));
+    store_partial<T>(totals, gate.n_pad, p.partials[s] + (sample * tiling.tasks + work.tile) * gate.n_pad);
+    if (arrive_last(p.node_arrivals + work.sample * kScales + s, tiling.tasks, &head.last)) {
+      finish_node(p, *p.io, s, work.sample, tiling.tasks, reinterpret_cast<float*>(rest));
     }
     __syncthreads();
   }

@@ -9,27 +9,22 @@ namespace dynroute::cuda {
 // leaves one row of n_pad partial sums; the one block that adds a node's up reads at most 64 KB of them.
 constexpr int kEnoughTiles = 128, kPartialSums = 16384;
 
-struct AggregateTiling {
-  int blocks_y = 0, blocks_x = 0;  // of a tile
-  int tiles_x = 0, tiles = 0;      // in a row of the map, in all
-  int run = 0, tasks = 0;          // tiles of a task (the last may have fewer); tasks of a sample
-};
-
 // Depends on shape and type alone: so does, then, the order in which a gate's mean is summed up.
-DYNROUTE_DEVICE_TOO constexpr AggregateTiling aggregate_tiling(const MapShape& map, DType type) {
+constexpr AggregateTiling aggregate_tiling(const MapShape& map, DType type) {
   if (map.h == 0 || map.w == 0 || map.c == 0) return {};  // a scale that is not there
   const int n_pad = padded(gate_channels(map.c)), max_tasks = n_pad < kPartialSums ? kPartialSums / n_pad : 1;
   const int blocks_y = ceil_div(map.h, 4), blocks_x = ceil_div(map.w, 4);  // of the map
-  AggregateTiling tiling;
+  AggregateTiling tiling = {};
   for (int blocks = type == DType::kFloat ? 2 : 4; blocks > 0; blocks /= 2) {
     const int y = blocks == 4 ? 2 : 1, x = blocks == 1 ? 1 : 2;
-    const int tiles_x = ceil_div(blocks_x, x), tiles = tiles_x * ceil_div(blocks_y, y);
+    const int across = ceil_div(blocks_x, x), tiles = across * ceil_div(blocks_y, y);
     if (tiling.tiles > 0 && tiles > max_tasks) break;
-    tiling = {y, x, tiles_x, tiles, 0, 0};
+    tiling.blocks_y = y, tiling.blocks_x = x, tiling.tiles = tiles, tiling.across = divisor(across);
     if (tiles >= kEnoughTiles) break;
   }
   tiling.run = ceil_div(tiling.tiles, max_tasks);
-  tiling.tasks = ceil_div(tiling.tiles, tiling.run);
+  tiling.tasks = divisor(ceil_div(tiling.tiles, tiling.run));
+  tiling.groups = divisor(map.c * bytes_of(type) / 16);
   return tiling;
 }
 
@@ -41,11 +36,11 @@ inline int64_t aggregate_partials(const MapShape& map, int n, DType type) {
   return int64_t(n) * aggregate_tiling(map, type).tasks * padded(gate_channels(map.c));
 }
 
-// Shared memory, in bytes: the tilings, A, then per output channel the gate's shift and the task's sums of each row of
+// Shared memory, in bytes: the head, A, then per output channel the gate's shift and the task's sums of each row of
 // warps, then a ring of chunks of weights, of any length from kMinChunks to kMaxChunks. The kernel uses what it is
 // given: the longer the ring, the more weights are on their way, which counts where few blocks run and less where many
 // do.
-constexpr int kAggregateHead = 144, kAggregateChunk = 4096, kMinChunks = 3, kMaxChunks = 6;
+constexpr int kAggregateHead = 48, kAggregateChunk = 4096, kMinChunks = 3, kMaxChunks = 6;
 DYNROUTE_DEVICE_TOO constexpr int aggregate_warp_rows(DType type) { return type == DType::kFloat ? 4 : 2; }
 inline int aggregate_shared(const Matrix& gate, const AggregateTiling& tiling, DType type) {
   const int row = type == DType::kFloat ? 4 * (gate.k_pad + 4) : 2 * (gate.k_pad + 8);
@@ -55,11 +50,12 @@ inline int aggregate_shared(const Matrix& gate, const AggregateTiling& tiling, D
 
 constexpr int kAggregateBlocks = 4;  // of a multiprocessor at once, by registers
 
-inline LaunchShape aggregate_route_shape(const AggregateRouteParams& params, DType type, const DeviceLimits& device) {
+inline LaunchShape aggregate_route_shape(AggregateRouteParams& params, DType type, const DeviceLimits& device) {
   int64_t tasks = 0;
   int shared = kAggregateHead;  // without the ring
+  for (int s = 0; s < kScales; ++s) params.tiling[s] = aggregate_tiling(params.maps[s].shape, type);
   for (int s = 0; s < scales_of_row(params.row_index); ++s) {
-    const AggregateTiling tiling = aggregate_tiling(params.maps[s].shape, type);
+    const AggregateTiling& tiling = params.tiling[s];
     tasks += int64_t(params.n) * tiling.tasks;
     if (!params.gate[s].weight) continue;
     const int needed = aggregate_shared(params.gate[s], tiling, type);

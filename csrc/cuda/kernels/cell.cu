@@ -15,8 +15,6 @@
 // (4 per cycle), FMA 2700, mma 2400 (1024 per cycle), global memory 5800 (84 KB at 14.4 bytes per cycle; 4600 if L2
 // serves the halo). So wide runs pay most: 6 pixels in stage 1 as registers allow; in stage 2 4, as that gives 8 warps
 // a unit each. Bytes: 1.28 of X and the result alone, 1.21 with the weights once per tile on both sides.
-#include <type_traits>
-
 #include "cell.h"
 #include "cell_stage.cuh"
 #include "tile_scheduler.cuh"
@@ -55,70 +53,6 @@ struct CellShared {
   }
 };
 
-// pack_relu in half the instructions: negative zeros and NaN may differ from fmaxf's.
-template <class T>
-__device__ inline uint4 convert_relu(float (&values)[kVector<T>]) {
-  if constexpr (kIsFloat<T>) {
-    return pack_relu<T>(values);
-  } else {
-    unsigned words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if constexpr (std::is_same_v<T, __half>)
-        asm volatile("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(values[2 * i + 1]), "f"(values[2 * i]));
-      else
-        asm volatile("cvt.rn.relu.bf16x2.f32 %0, %1, %2;"
-                     : "=r"(words[i])
-                     : "f"(values[2 * i + 1]), "f"(values[2 * i]));
-    return {words[0], words[1], words[2], words[3]};
-  }
-}
-
-// Weights of both stages, on their way.
-template <class T, int K>
-__device__ inline void cell_fetch_weights(const CellShared<T, K>& to, const CellParams& p, int scale) {
-  constexpr int V = kVector<T>, kGroups = K / V;
-  const int c = p.maps[scale].shape.c;
-#pragma unroll 1
-  for (int i = 0; i < 2; ++i) {
-    const Matrix& m = p.pointwise[scale][i];  // k and n are both c
-#pragma unroll 1
-    for (int at = threadIdx.x; at < K * kGroups; at += blockDim.x) {
-      const int row = at / kGroups, group = at % kGroups;
-      const bool valid = row < m.k_pad && group * V < m.k_pad;
-      const T* from = static_cast<const T*>(m.weight) + (valid ? row * m.k_pad + group * V : 0);
-      copy_async(to.weight[0] + (i * K + row) * K + (group ^ cell_weight_swap<T, K>(row)) * V, from, valid);
-    }
-#pragma unroll 1
-    for (int at = threadIdx.x; at < 10 * K / 4; at += blockDim.x) {
-      const int tap = at / (K / 4), channel = at % (K / 4) * 4;
-      const float* from = tap < 9 ? p.depthwise[scale][i] + tap * c : m.shift;
-      float* row = tap < 9 ? to.depthwise[0] + (i * 9 + tap) * K : to.shift[0] + i * K;
-      copy_async(row + channel, from + (channel < c ? channel : 0), channel < c);
-    }
-  }
-}
-
-// X with a halo of two pixels, on its way; zeros outside the map and beyond its channels. A warp for each row.
-template <class T, int K>
-__device__ inline void cell_fetch_x(T* to, const CellTile& tile, int rows) {
-  constexpr int V = kVector<T>, kGroups = K / V;
-  const T* x = static_cast<const T*>(tile.x);
-  const int h = tile.h, w = tile.w, c = tile.c, y0 = tile.y0 - 2, x0 = tile.x0 - 2;
-#pragma unroll 1
-  for (int row = threadIdx.x / 32; row < rows; row += blockDim.x / 32) {
-    const bool inside = unsigned(y0 + row) < unsigned(h);
-    const T* from = x + (int64_t(y0 + row) * w + x0) * c;
-#pragma unroll 1
-    for (int at = threadIdx.x % 32; at < kXWidth * kGroups; at += 32) {
-      const int column = at / kGroups, group = at % kGroups;
-      const bool valid = inside && unsigned(x0 + column) < unsigned(w) && group * V < c;
-      copy_async(to + (row * kXWidth + column) * K + (group ^ cell_swap<kGroups>(column)) * V,
-                 valid ? from + column * c + group * V : x, valid);
-    }
-  }
-}
-
 // Describes tile number `at`; `last_scale` is that of the block's tile before.
 template <class T>
 __device__ inline void find_cell_tile(CellTile& to, const CellParams& p, int at, int last_scale) {
@@ -129,7 +63,7 @@ __device__ inline void find_cell_tile(CellTile& to, const CellParams& p, int at,
     totals[s] = p.depthwise[s][0] ? cell_tiling(p.maps[s].shape, sizeof(T), bytes, int(blockDim.x)).total : 0;
   ScheduledTile found;
   to.at = at, to.scale = -1;
-  if (!find_tile(p.row, kOpen, totals, p.n, at, found)) return;
+  if (!find_tile(p.row, kOpen, [&](int s) { return totals[s]; }, p.n, at, found)) return;
   const ScaleMaps& maps = p.maps[found.scale];
   const CellTiling tiling = cell_tiling(maps.shape, sizeof(T), bytes, int(blockDim.x));
   const Node& node = p.row.nodes[found.sample * kScales + found.scale];
@@ -158,8 +92,13 @@ __device__ inline void make_cell_tile(const CellParams& p, const CellTile& tile,
   constexpr int V = kVector<T>, kGroups = K / V, kRun = cell_run(K, sizeof(T));
   const CellShared<T, K> shared(memory, tile.bands);
   const bool finds_and_counts = threadIdx.x == blockDim.x - 32;  // of the last warp, which has the least to do
-  if (tile.new_scale) cell_fetch_weights<T, K>(shared, p, tile.scale);
-  cell_fetch_x<T, K>(shared.x, tile, kRun * tile.bands + 2);
+  if (tile.new_scale)
+#pragma unroll 1
+    for (int i = 0; i < 2; ++i)
+      fetch_stage_weights<T, K>(shared.weight[0] + i * K * K, shared.depthwise[0] + i * 9 * K, shared.shift[0] + i * K,
+                                p.pointwise[tile.scale][i], p.depthwise[tile.scale][i]);
+  fetch_halo<T, K, kXWidth>(shared.x, static_cast<const T*>(tile.x), tile.h, tile.w, tile.c, tile.y0 - 2, tile.x0 - 2,
+                            kRun * tile.bands + 2);
   commit_copies();
   if (finds_and_counts) find_cell_tile<T>(next, p, tile.at + gridDim.x, tile.scale);
   wait_copies<0>();

@@ -5,6 +5,8 @@
 // mma's operands can be permuted at will, its results, rounded, are at once the lane's part of the left operand: no
 // barrier and no shared memory between depthwise and product.
 #pragma once
+#include <type_traits>
+
 #include "depthwise.cuh"
 
 namespace dynroute::cuda {
@@ -42,6 +44,66 @@ DYNROUTE_MMA_FROM(__half, "f16")
 DYNROUTE_MMA_FROM(__nv_bfloat16, "bf16")
 #undef DYNROUTE_MMA_FROM
 
+// pack_relu in half the instructions: negative zeros and NaN may differ from fmaxf's.
+template <class T>
+__device__ inline uint4 convert_relu(float (&values)[kVector<T>]) {
+  if constexpr (kIsFloat<T>) {
+    return pack_relu<T>(values);
+  } else {
+    unsigned words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if constexpr (std::is_same_v<T, __half>)
+        asm volatile("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(values[2 * i + 1]), "f"(values[2 * i]));
+      else
+        asm volatile("cvt.rn.relu.bf16x2.f32 %0, %1, %2;"
+                     : "=r"(words[i])
+                     : "f"(values[2 * i + 1]), "f"(values[2 * i]));
+    return {words[0], words[1], words[2], words[3]};
+  }
+}
+
+// Weights of one stage, on their way: [K][K], as in Matrix, [9][K] and [K].
+template <class T, int K>
+__device__ inline void fetch_stage_weights(T* weight, float* depthwise, float* shift, const Matrix& m,
+                                           const float* taps) {
+  constexpr int V = kVector<T>, kGroups = K / V;
+  const int rows = kIsFloat<T> ? m.k_pad : m.n_pad, columns = kIsFloat<T> ? m.n_pad : m.k_pad;
+#pragma unroll 1
+  for (int at = threadIdx.x; at < K * kGroups; at += blockDim.x) {
+    const int row = at / kGroups, group = at % kGroups;
+    const bool valid = row < rows && group * V < columns;
+    const T* from = static_cast<const T*>(m.weight) + (valid ? row * columns + group * V : 0);
+    copy_async(weight + row * K + (group ^ cell_weight_swap<T, K>(row)) * V, from, valid);
+  }
+#pragma unroll 1
+  for (int at = threadIdx.x; at < 10 * K / 4; at += blockDim.x) {
+    const int tap = at / (K / 4), channel = at % (K / 4) * 4, channels = tap < 9 ? m.k : m.n;
+    const float* from = tap < 9 ? taps + tap * m.k : m.shift;
+    copy_async((tap < 9 ? depthwise + tap * K : shift) + channel, from + (channel < channels ? channel : 0),
+               channel < channels);
+  }
+}
+
+// `rows` rows of kWidth pixels of a map from (y0, x0) on, on their way; zeros outside the map and beyond its channels.
+// A warp for each row.
+template <class T, int K, int kWidth>
+__device__ inline void fetch_halo(T* to, const T* x, int h, int w, int c, int y0, int x0, int rows) {
+  constexpr int V = kVector<T>, kGroups = K / V;
+#pragma unroll 1
+  for (int row = threadIdx.x / 32; row < rows; row += blockDim.x / 32) {
+    const bool inside = unsigned(y0 + row) < unsigned(h);
+    const T* from = x + (int64_t(y0 + row) * w + x0) * c;
+#pragma unroll 1
+    for (int at = threadIdx.x % 32; at < kWidth * kGroups; at += 32) {
+      const int column = at / kGroups, group = at % kGroups;
+      const bool valid = inside && unsigned(x0 + column) < unsigned(w) && group * V < c;
+      copy_async(to + (row * kWidth + column) * K + (group ^ cell_swap<kGroups>(column)) * V,
+                 valid ? from + column * c + group * V : x, valid);
+    }
+  }
+}
+
 // A lane's share of a warp's 8 * kRun pixels as the product's left operand: its run's kRun pixels and a quarter of all
 // channels. 16-bit: as mma wants it, [k / 32][pair of the run][mma of two][register].
 template <class T, int K, int kRun>
@@ -55,8 +117,9 @@ struct CellPanel<float, K, kRun> {
   float a[kChunks][kRun][4];
 };
 
-// The 3x3 depthwise of a run: `from` is the first pixel that it reads, in column `column` of the source.
-template <class T, int K, int kRun, int kWidth>
+// The 3x3 depthwise of a run: `from` is the first pixel that it reads, in column kStride * column of the source, whose
+// groups have changed places by its columns' numbers divided by kStride.
+template <class T, int K, int kRun, int kWidth, int kStride>
 __device__ inline void cell_depthwise(CellPanel<T, K, kRun>& panel, const T* from, int column, const float* weights) {
   constexpr int V = kVector<T>;
   const int quarter = thread_here() % 4;
@@ -76,15 +139,15 @@ __device__ inline void cell_depthwise(CellPanel<T, K, kRun>& panel, const T* fro
               *reinterpret_cast<const float4*>(weights + (ky * 3 + kx) * K + group * V + i);
         w[ky] = Taps<T, V>::of_floats(values);
       }
-      const T* x = from + kx * K + (group ^ cell_swap<K / V>(column + kx)) * V;
+      const T* x = from + kx * K + (group ^ cell_swap<K / V>(column + kx / kStride)) * V;
 #pragma unroll
-      for (int row = 0; row < kRun + 2; ++row) {
+      for (int row = 0; row < (kRun - 1) * kStride + 3; ++row) {
         const uint4 words = load_group(x + row * kWidth * K);
         const Taps<T, V> values = Taps<T, V>::of_words({words.x, words.y, words.z, words.w});
 #pragma unroll
         for (int ky = 0; ky < 3; ++ky) {
-          const int out = row - ky;
-          if (out >= 0 && out < kRun) sums[out].add(values, w[ky]);
+          const int out = (row - ky) / kStride;
+          if (row >= ky && (row - ky) % kStride == 0 && out < kRun) sums[out].add(values, w[ky]);
         }
       }
     }
@@ -191,17 +254,18 @@ __device__ inline void cell_product(const CellPanel<float, K, kRun>& panel, cons
   }
 }
 
-// One stage: `bands` bands of kRun rows of kColumns pixels, from a source two columns wider. Each warp takes one unit
-// of 8 runs, neighbours as far as a row goes, and needs nobody else's results; there are no more units than warps (see
-// cell_bands). Lanes beyond the last run repeat it. begin(row, column) returns the f of cell_product.
-template <class T, int K, int kRun, int kColumns, class Begin>
+// One stage: `bands` bands of kRun rows of kColumns pixels, from a source as wide as they need. Each warp takes one
+// unit of 8 runs, neighbours as far as a row goes, and needs nobody else's results; there are no more units than warps
+// (see cell_bands). Lanes beyond the last run repeat it. begin(row, column) returns the f of cell_product.
+template <class T, int K, int kRun, int kColumns, int kStride = 1, class Begin>
 __device__ inline void cell_stage(const T* from, int bands, const T* weights, const float* depthwise,
                                   const float* shift, Begin&& begin) {
-  const int runs = kColumns * bands, at = threadIdx.x / 4, run = min(at, runs - 1);
+  const int runs = kColumns * bands, at = thread_here() / 4, run = min(at, runs - 1);
   if (at / 8 * 8 >= runs) return;
   const int row = run / kColumns * kRun, column = run % kColumns;
   CellPanel<T, K, kRun> panel;
-  cell_depthwise<T, K, kRun, kColumns + 2>(panel, from + (row * (kColumns + 2) + column) * K, column, depthwise);
+  constexpr int kWidth = (kColumns - 1) * kStride + 3;
+  cell_depthwise<T, K, kRun, kWidth, kStride>(panel, from + (row * kWidth + column) * kStride * K, column, depthwise);
   cell_product(panel, weights, shift, begin(row, column));
 }
 

@@ -15,32 +15,62 @@ template <class T>
 struct Task {
   XSources<T> x;
   T* out;  // null: X is not stored
-  AggregateTiling tiling;
+  const AggregateTiling& tiling;
   int begin, end;  // tiles
   bool small;      // the gate sees X at a quarter of its size
 
-  __device__ int blocks() const { return tiling.blocks_y * tiling.blocks_x; }
-  __device__ int y_of(int tile) const { return tile / tiling.tiles_x * tiling.blocks_y * 4; }
-  __device__ int x_of(int tile) const { return tile % tiling.tiles_x * tiling.blocks_x * 4; }
+  __device__ int blocks() const { return tiling.blocks_y * tiling.blocks_x; }  // 1, 2 or 4
+  __device__ int log_blocks() const { return blocks() / 2; }
   __device__ int y_in(int block) const { return (tiling.blocks_y == 2 ? block / 2 : 0) * 4; }
   __device__ int x_in(int block) const { return (tiling.blocks_x == 2 ? block % 2 : 0) * 4; }
+  __device__ int tiles_of_a() const { return small ? aggregate_rows_of_a(blocks()) >> log_blocks() : 1; }
+};
 
-  // The gate's pixels in a tile, and the tiles of which A holds them.
-  __device__ int gate_pixels(int tile) const {
-    const int y = y_of(tile), x0 = x_of(tile), height = 4 * tiling.blocks_y, width = 4 * tiling.blocks_x;
-    if (small) return max(min(height, x.h - y) / 4, 0) * max(min(width, x.w - x0) / 4, 0);
-    return min(height, x.h - y) * min(width, x.w - x0);
-  }
-  __device__ int tiles_of_a() const { return small ? aggregate_rows_of_a(blocks()) / blocks() : 1; }
-  // Is row `row` of A, which holds tiles from `first` to `last`, a pixel of the gate's map?
-  __device__ bool is_gate_pixel(int row, int first, int last) const {
-    const int block = row % blocks(), in_block = row / blocks(), quad = in_block % 4, pixel = in_block / 4;
-    const int tile = small ? first + in_block : first;
-    const int y = y_of(tile) + y_in(block), x0 = x_of(tile) + x_in(block);
-    if (small) return tile < last && y + 3 < x.h && x0 + 3 < x.w;
-    return pixel < 4 && y + quad / 2 * 2 + pixel / 2 < x.h && x0 + quad % 2 * 2 + pixel % 2 < x.w;
+// A tile's first pixel.
+struct TilePlace {
+  int y, x;
+  __device__ TilePlace(const AggregateTiling& tiling, int tile) {
+    const int row = tile / tiling.across;
+    y = row * tiling.blocks_y * 4, x = (tile - row * tiling.across) * tiling.blocks_x * 4;
   }
 };
+
+// Which of a thread's rows of the product are pixels of the gate's map; bit i: row Tile::row(i) of A, which holds one
+// tile,
+template <class T, class Tile>
+__device__ inline unsigned rows_of_tile(const Task<T>& task, const TilePlace& place) {
+  const int thread = thread_here();
+  const int blocks = task.blocks(), log_blocks = task.log_blocks();
+  const bool whole = place.y + 4 * task.tiling.blocks_y <= task.x.h && place.x + 4 * task.tiling.blocks_x <= task.x.w;
+  unsigned rows = 0;
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i) rows |= unsigned(Tile::row(i, thread) < 16 * blocks) << i;
+  if (whole) return rows;
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i) {
+    const int row = Tile::row(i, thread), block = row & (blocks - 1), in_block = row >> log_blocks;
+    const int y = place.y + task.y_in(block) + in_block % 4 / 2 * 2 + in_block / 4 / 2;
+    const int x = place.x + task.x_in(block) + in_block % 2 * 2 + in_block / 4 % 2;
+    if (y >= task.x.h || x >= task.x.w) rows &= ~(1u << i);
+  }
+  return rows;
+}
+// or the blocks of several for the small gate.
+template <class T, class Tile>
+__device__ inline unsigned rows_of_blocks(const Task<T>& task, int first, int last) {
+  const int thread = thread_here();
+  const int blocks = task.blocks(), log_blocks = task.log_blocks();
+  unsigned rows = 0;
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i) {
+    const int row = Tile::row(i, thread), block = row & (blocks - 1), tile = first + (row >> log_blocks);
+    const TilePlace place(task.tiling, tile);
+    const bool is =
+        tile < last && place.y + task.y_in(block) + 3 < task.x.h && place.x + task.x_in(block) + 3 < task.x.w;
+    rows |= unsigned(is) << i;
+  }
+  return rows;
+}
 
 // By words, so that nothing's address is taken.
 __device__ inline uint4 pick(bool first, const uint4& a, const uint4& b) {
@@ -51,28 +81,29 @@ __device__ inline uint4 pick(bool first, const uint4& a, const uint4& b) {
 // group of channels) at a time, each quarter of it one quad of the block: so a quarter accesses 128 bytes of a pixel,
 // and a block's mean is made by shuffles.
 template <class T, bool kGated>
-__device__ inline void pull_tile(const Task<T>& task, int tile, int row, T* a, int lda) {
-  const int lane = threadIdx.x % 32, quad = lane / 8, groups = task.x.c / kVector<T>, blocks = task.blocks();
-  const int y0 = task.y_of(tile) + quad / 2 * 2, x0 = task.x_of(tile) + quad % 2 * 2;
-  for (int first = threadIdx.x / 32 * 8; first < groups * blocks; first += kThreads / 4) {
+__device__ inline void pull_tile(const Task<T>& task, const TilePlace& place, int row, T* a, int lda) {
+  const int thread = thread_here(), lane = thread % 32, quad = lane / 8, blocks = task.blocks();
+  const Divisor groups = task.tiling.groups;
+  const int y0 = place.y + quad / 2 * 2, x0 = place.x + quad % 2 * 2, units = groups * blocks;
+  for (int first = thread / 32 * 8; first < units; first += kThreads / 4) {
     const int unit = first + lane % 8;
-    const bool active = unit < groups * blocks;
-    const int block = active ? unit / groups : 0, channel = active ? unit % groups * kVector<T> : 0;
+    const bool active = unit < units;
+    const int block = active ? unit / groups : 0, channel = active ? (unit - block * groups) * kVector<T> : 0;
     const int y = y0 + task.y_in(block), x = x0 + task.x_in(block);
     uint4 inner = {};  // of the quad's pixels the one in the middle of its block
     if (kGated && task.small && !task.out) {
       const int yi = min(y + 1 - quad / 2, task.x.h - 1), xi = min(x + 1 - quad % 2, task.x.w - 1);
       inner = load_group(task.x.keep + (yi * task.x.w + xi) * task.x.c + channel);
     } else {
+      const Quad at(task.x.h, task.x.w, task.x.c, y, x, channel);
       uint4 pixels[4];
-      pull(task.x, y, x, channel, pixels);
+      pull(task.x, y, x, channel, at, pixels);
+      T* const to = a + (quad * blocks + block) * lda + channel;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int yi = y + i / 2, xi = x + i % 2;
-        if (task.out && active && yi < task.x.h && xi < task.x.w)
-          store_global(task.out + (yi * task.x.w + xi) * task.x.c + channel, pixels[i]);
-        if (kGated && !task.small && active)
-          store_group(a + ((i * 4 + quad) * blocks + block) * lda + channel, pixels[i]);
+        if (task.out && active && y + i / 2 < task.x.h && x + i % 2 < task.x.w)
+          store_global(task.out + at.at(i), pixels[i]);
+        if (kGated && !task.small && active) store_group(to + i * 4 * blocks * lda, pixels[i]);
       }
       const uint4 right = pick(quad / 2, pixels[1], pixels[3]), left = pick(quad / 2, pixels[0], pixels[2]);
       inner = pick(quad % 2, left, right);
@@ -91,9 +122,9 @@ __device__ inline void pull_tile(const Task<T>& task, int tile, int row, T* a, i
   }
 }
 
-// All of a task's tiles, and the gate's totals [kWarpRows][n_pad] over them. Returns the number of its pixels.
+// All of a task's tiles, and the gate's totals [kWarpRows][n_pad] over them.
 template <class T>
-__device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsigned char* memory, float*& totals) {
+__device__ inline void gated_tiles(const Task<T>& task, const Matrix& gate, unsigned char* memory, float*& totals) {
   using Tile = SmallTile<T>;
   constexpr int BN = Tile::BN, BK = Tile::BK, kChunk = Tile::kChunk;
   static_assert(kChunk * sizeof(T) == kAggregateChunk);
@@ -110,13 +141,13 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
     for (int row = 0; row < Tile::kWarpRows; ++row) totals[row * gate.n_pad + i] = 0;
   }
   const int beyond = (gate.k_pad - task.x.c) / kVector<T>;
-  for (int i = threadIdx.x; i < rows_of_a * beyond; i += kThreads)
-    store_group(a + i / beyond * lda + task.x.c + i % beyond * kVector<T>, uint4{});
+  if (const int group = threadIdx.x % 8; group < beyond)
+    for (int row = threadIdx.x / 8; row < rows_of_a; row += kThreads / 8)
+      store_group(a + row * lda + task.x.c + group * kVector<T>, uint4{});
 
   // all blocks of BN output channels, one after another, pass through the ring as one sequence of chunks
   const int chunks = ceil_div(gate.n_pad, BN) * (gate.k_pad / BK);
-  const bool stay = chunks <= length;
-  int pixels = 0;
+  bool fetches = true;
   for (int first = task.begin, last; first < task.end; first = last) {
     last = min(first + task.tiles_of_a(), task.end);
     __syncthreads();  // nobody reads A or the ring any more
@@ -128,36 +159,36 @@ __device__ inline int gated_tiles(const Task<T>& task, const Matrix& gate, unsig
       if (++fetch_slot == length) fetch_slot = 0;
       if ((fetch_k += BK) == gate.k_pad) fetch_k = 0, fetch_n += BN;
     };
-    const bool fetches = !stay || first == task.begin;
     if (fetches)
+#pragma unroll 1
       for (int i = 0; i < length - 1; ++i) fetch();
-    for (int tile = first; tile < last; ++tile) {
-      pull_tile<T, true>(task, tile, (tile - first) * task.blocks(), a, lda);
-      pixels += task.gate_pixels(tile);
-    }
-    unsigned rows = 0;
-#pragma unroll
-    for (int i = 0; i < Tile::kRows; ++i) rows |= unsigned(task.is_gate_pixel(Tile::row(i), first, last)) << i;
+    for (int tile = first; tile < last; ++tile)
+      pull_tile<T, true>(task, TilePlace(task.tiling, tile), (tile - first) * task.blocks(), a, lda);
+    const unsigned rows = task.small ? rows_of_blocks<T, Tile>(task, first, last)
+                                     : rows_of_tile<T, Tile>(task, TilePlace(task.tiling, first));
     const bool any = __any_sync(~0u, rows);  // else this warp has nothing to multiply
 
-    typename Tile::Accumulators sums;
-    clear(sums);
     const PixelRows<Tile> at(a, lda, thread_here());
-    for (int n = 0, k = 0, slot = 0; n < gate.n_pad;) {
-      wait_copies(length - 2);
-      __syncthreads();
-      if (fetches) fetch();
-      const bool busy = any && n + Tile::warp_column() < gate.n_pad;
-      if (busy) multiply_chunk<Tile>(sums, at, k, ring + slot * kChunk);
-      if (++slot == length) slot = 0;
-      if ((k += BK) < gate.k_pad) continue;
-      if (busy) add_columns<Tile>(sums, rows, n, gate.n_pad, shift, totals);
-      clear(sums);
-      k = 0, n += BN;
+    for (int n = 0, slot = 0; n < gate.n_pad; n += BN) {
+      const int thread = thread_here();
+      const bool busy = any && n + Tile::warp_column(thread) < gate.n_pad;
+      typename Tile::Accumulators sums;
+      begin_with_shift<Tile>(sums, n, gate.n_pad, shift, thread);
+#pragma unroll 1
+      for (int k = 0; k < gate.k_pad; k += BK) {
+        if (fetches || n + k == 0) {  // else all weights are there
+          wait_copies(length - 2);
+          __syncthreads();
+        }
+        if (fetches) fetch();
+        if (busy) multiply_chunk<Tile>(sums, at, k, ring + slot * kChunk, thread);
+        if (++slot == length) slot = 0;
+      }
+      if (busy) add_columns<Tile>(sums, rows, n, gate.n_pad, totals, thread);
     }
     wait_copies<0>();
+    fetches = chunks > length;  // else they stay
   }
-  return pixels;
 }
 
 // A task's sums over the rows of warps, behind `gated_tiles`. The block has to meet before.

@@ -5,10 +5,11 @@
 // of output channels, cut as those of paths are (path_item.cuh); 128 threads, blocks take every gridDim.x-th item.
 // Memory: the map's tile goes where the product wants its A, the coarse pixels under it with a border of one, 6 x 6,
 // behind it: all by cp.async, at once, 128 contiguous bytes of a pixel per 8 threads. Then A is made in place: of two
-// pixels side by side a thread mixes 2 lines x 3 columns of coarse ones, in float and in the CPU engine's order, and
-// rounds the sum once. A map is read once per item of a tile, a coarse one 2.25 times, mostly from L2; weights stream.
-// Shared memory at C = 64, 128, 256, 512 of 16 bits: 26, 39, 63 and 45 KB, the last one without a coarse map and with k
-// in two slices. At most 128 registers: four blocks per multiprocessor on H100 but at C = 256, three.
+// pixels side by side a thread mixes 2 lines x 3 columns of coarse ones (depthwise.cuh: float16 rounds each step). A
+// map is read once per item of a tile, a coarse one 2.25 times, mostly from L2; weights stream. Shared memory at C =
+// 64, 128, 256, 512 of 16 bits: 26, 39, 63 and 45 KB, the last one without a coarse map and with k in two slices. At
+// most 128 registers: four blocks per multiprocessor on H100 but at C = 256, three.
+#include "depthwise.cuh"
 #include "merge.h"
 #include "pointwise.cuh"
 
@@ -18,38 +19,35 @@ namespace dynroute::cuda {
 // three: weights 3/4 and 1/4 down the columns, then along the line.
 template <class T>
 __device__ inline void add_coarse(T* a, int pitch, const T* near, const T* far, float keep) {
-  constexpr int kVec = kVector<T>;
-  float mixed[3][kVec];
+  using Values = Taps<T, kVector<T>>;
+  const auto large = Values::weight_of(0.75f), small = Values::weight_of(0.25f);
+  Values mixed[3];
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
-    float other[kVec];
-    unpack<T>(load_group(near + i * pitch), mixed[i]);
-    unpack<T>(load_group(far + i * pitch), other);
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) mixed[i][j] = fmaf(0.75f, mixed[i][j], 0.25f * other[j]);
+    mixed[i] = taps<T>(load_group(near + i * pitch)).times(large);
+    mixed[i].add(taps<T>(load_group(far + i * pitch)), small);
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float sums[kVec];
-    unpack<T>(load_group(a + i * pitch), sums);
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) sums[j] = fmaf(0.25f, mixed[2 * i][j], 0.75f * mixed[1][j]) + keep * sums[j];
-    store_group(a + i * pitch, pack<T>(sums));
+    Values sums = taps<T>(load_group(a + i * pitch)).times(Values::weight_of(keep));
+    sums.add(mixed[1], large);
+    sums.add(mixed[2 * i], small);
+    store_group(a + i * pitch, sums.group());
   }
 }
 
 template <class Tile>
-__device__ inline void merge_item(const MergeParams& params, int item, int tiles, int slice, const Cut& part,
-                                  void* memory) {
+__device__ inline void merge_item(const MergeParams& params, int item, int slice, void* memory) {
   using T = typename Tile::T;
   constexpr int kVec = kVector<T>, kColumns = kMergeTileWidth, kLines = Tile::BM / kColumns;
   constexpr int kCoarseColumns = kColumns / 2 + 2, kCoarseLines = kLines / 2 + 2;
   static_assert(kCoarseColumns * kCoarseLines == merge_coarse_pixels(tile_of<Tile>), "what the host has reserved");
   const Matrix& w = params.weight;
   const int h = params.maps.shape.h, width = params.maps.shape.w, c = params.maps.shape.c;
-  const int begin = item % part.parts * part.channels, end = min(begin + part.channels, w.n);
-  const int tile = item / part.parts % tiles, sample = item / part.parts / tiles;
-  const int across = ceil_div(width, kColumns), y0 = tile / across * kLines, x0 = tile % across * kColumns;
+  const Cut& part = params.part;
+  const int of_all = item / part.parts, sample = of_all / params.tiles, tile = of_all - sample * params.tiles;
+  const int begin = (item - of_all * part.parts) * part.channels, end = min(begin + part.channels, w.n);
+  const int y0 = tile / params.across * kLines, x0 = tile % params.across * kColumns;
 
   const Node& node = params.row.nodes[sample * kScales + params.scale];
   const float keep = node.present ? node.weight[kKeep] : 0;
@@ -86,11 +84,8 @@ __device__ inline void merge_item(const MergeParams& params, int item, int tiles
     if (!coarse) {
       for (int pixel = first; pixel < kLines * kColumns; pixel += kPixels)
         for (int i = channel; i < count; i += kChannels) {
-          float values[kVec];
-          unpack<T>(load_group(a + pixel * pitch + i), values);
-#pragma unroll
-          for (float& value : values) value *= keep;
-          store_group(a + pixel * pitch + i, pack<T>(values));
+          T* const at = a + pixel * pitch + i;
+          store_group(at, taps<T>(load_group(at)).times(Taps<T, kVec>::weight_of(keep)).group());
         }
       return;
     }
@@ -121,10 +116,8 @@ __device__ inline void merge(const MergeParams& params) {
   extern __shared__ __align__(16) unsigned char memory[];
   const Matrix& w = params.weight;
   const PointwiseTile tile = merge_tile(w, kIsFloat<T>);
-  const int tiles = merge_tiles(params.maps.shape, tile);
-  const Cut part = cut(w, tile, tiles);
-  for (int item = blockIdx.x; item < params.n * tiles * part.parts; item += gridDim.x) {
-    with_tile<T>(w, [&](auto of) { merge_item<decltype(of)>(params, item, tiles, tile.slice, part, memory); });
+  for (int item = blockIdx.x; item < params.n * params.tiles * params.part.parts; item += gridDim.x) {
+    with_tile<T>(w, [&](auto of) { merge_item<decltype(of)>(params, item, tile.slice, memory); });
     __syncthreads();  // the next item writes what this one may still read
   }
 }

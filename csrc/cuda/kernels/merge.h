@@ -12,19 +12,18 @@ DYNROUTE_DEVICE_TOO constexpr PointwiseTile merge_tile(const Matrix& w, bool is_
   const PointwiseTile tile = pointwise_tile(w, is_float);
   return {tile.width, tile.pixels, is_float ? tile.slice : 2 * tile.slice};
 }
-// Tiles of a sample's map, 8 pixels wide; and the coarse pixels that a tile mixes from: half of it, and a border.
-DYNROUTE_DEVICE_TOO inline int merge_tiles(const MapShape& map, const PointwiseTile& tile) {
-  return ceil_div(map.h, tile.pixels / kMergeTileWidth) * ceil_div(map.w, kMergeTileWidth);
-}
+// The coarse pixels that a tile mixes from: half of it, and a border.
 DYNROUTE_DEVICE_TOO constexpr int merge_coarse_pixels(const PointwiseTile& tile) {
   return (tile.pixels / kMergeTileWidth / 2 + 2) * (kMergeTileWidth / 2 + 2);
 }
 
-inline LaunchShape merge_shape(const MergeParams& params, DType type, const DeviceLimits& device) {
+inline LaunchShape merge_shape(MergeParams& params, DType type, const DeviceLimits& device) {
   const bool is_float = type == DType::kFloat;
   const PointwiseTile tile = merge_tile(params.weight, is_float);
-  const int tiles = merge_tiles(params.maps.shape, tile);
-  const int64_t items = int64_t(params.n) * tiles * cut(params.weight, tile, tiles).parts;
+  params.across = divisor(ceil_div(params.maps.shape.w, kMergeTileWidth));
+  params.tiles = divisor(ceil_div(params.maps.shape.h, tile.pixels / kMergeTileWidth) * params.across);
+  params.part = cut(params.weight, tile, params.tiles, device);
+  const int64_t items = int64_t(params.n) * params.tiles * params.part.parts;
   int shared = pointwise_shared(params.weight, tile, is_float);
   if (params.coarse) shared += merge_coarse_pixels(tile) * pixel_bytes(params.weight, tile, is_float);
   return {resident_blocks(items, shared, kMergeResident, device), kThreads, shared};

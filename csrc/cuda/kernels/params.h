@@ -28,6 +28,30 @@ constexpr int kThreads = 128;  // of every block, unless its kernel says otherwi
 constexpr int kPadding = 32;
 DYNROUTE_DEVICE_TOO constexpr int padded(int channels) { return round_up(channels, kPadding); }
 
+// Division of 0 to 2^31 - 1 by a positive number that the host knows: a product and a shift, where a device's own
+// division takes twenty instructions.
+struct Divisor {
+  unsigned multiplier;  // 2^(31 + shift) / by, rounded up
+  int shift, by;
+  DYNROUTE_DEVICE_TOO constexpr operator int() const { return by; }
+};
+// Of 0 too, where nothing will be divided.
+constexpr Divisor divisor(int by) {
+  int shift = 0;
+  while (int64_t(1) << shift < by) ++shift;
+  return {unsigned(((uint64_t(1) << (31 + shift)) + by - 1) / (by < 1 ? 1 : by)), shift, by};
+}
+DYNROUTE_DEVICE_TOO constexpr int operator/(int value, const Divisor& by) {
+  return int(uint64_t(2 * unsigned(value)) * by.multiplier >> 32) >> by.shift;
+}
+DYNROUTE_DEVICE_TOO constexpr int operator%(int value, const Divisor& by) { return value - value / by * by.by; }
+
+// How a tile's output channels are cut into work items (pointwise.h).
+struct Cut {
+  int channels;   // of an item; a tile's last one may have fewer
+  Divisor parts;  // items of a tile
+};
+
 // Pointwise weights, the BatchNorm's scale folded in. k_pad and n_pad are padded(k) and padded(n).
 // T = __half, __nv_bfloat16: [n_pad][k_pad], what mma's "col" operand wants. T = float: [k_pad][n_pad].
 // A k x k convolution is a pointwise one with index (ky * 3 + kx) * c_in + c.
@@ -110,6 +134,19 @@ struct StemConvParams {
   Matrix weight;  // k = kStemInputs, index (ky * 3 + kx) * 3 + channel
   void* out;
   int n, h_in, w_in, h_out, w_out;
+  Divisor across, down;  // tiles in a row of a map, and rows of tiles; by stem_conv_shape
+};
+
+// stem_stages: both stages of the stem, dw 3x3 (padding 1, stride 1, then 2) -> pointwise -> shift -> ReLU, in one
+// pass.
+struct StemStagesParams {
+  const Io* io;
+  const void* x;              // [n][h_in * w_in * width]
+  void* out;                  // [n][h_out * w_out * pointwise[1].n]
+  const float* depthwise[2];  // [9][width]
+  Matrix pointwise[2];
+  int n, h_in, w_in, h_out, w_out;
+  Divisor across, down;  // tiles in a row of a map, and rows of tiles; by stem_stages_shape
 };
 
 // sepconv: one stage, dw 3x3 (padding 1, stride 1 or 2) -> pointwise -> shift [+ residual] [-> ReLU].
@@ -131,7 +168,8 @@ struct SepconvParams {
   ScaleMaps maps[kScales];
   SepconvStage stage[kScales];
   int n, row_index, rows;
-  int stem;  // plain stages: multiply-accumulates are counted as the stem's
+  int stem;    // plain stages: multiply-accumulates are counted as the stem's
+  int enough;  // work items that fill the device; by sepconv_shape
 };
 
 // cell: both stages of open samples' cells in one pass: out = ReLU(X + shift2 + pw2(dw2(ReLU(shift1 + pw1(dw1(X)))))).
@@ -142,6 +180,15 @@ struct CellParams {
   const float* depthwise[kScales][2];  // null: this scale's cells are done by sepconv launches instead
   Matrix pointwise[kScales][2];
   int n, row_index, rows;
+};
+
+// How a sample's map is cut into tiles and tasks, which aggregate_route.h says.
+struct AggregateTiling {
+  int blocks_y, blocks_x;  // of 4 x 4 pixels, in a tile
+  int tiles, run;          // of the map; of a task (the last may have fewer)
+  Divisor across;          // tiles in a row of the map
+  Divisor tasks;           // of the map
+  Divisor groups;          // 16-byte groups of a pixel's channels
 };
 
 // aggregate_route: for present nodes X from its sources (down, keep, up through a bilinear x2, in this order), stored
@@ -162,16 +209,23 @@ struct AggregateRouteParams {
   int activation;                   // Activation
   int small_gate;
   int n, row_index, rows;
+  AggregateTiling tiling[kScales];  // by aggregate_route_shape
 };
 
 // stage_paths: the last stage of the cells that go by stages, and the outgoing paths of all open nodes: up =
 // ReLU(1x1(ReLU(H))) and down (stride 2); H lies ReLU'd in map[out_map]. A path of a node whose stage is done here
 // waits for it.
+struct PathCut {
+  int of_sample;  // items; 0: there is no path
+  Cut part;
+};
 struct StagePathsParams {
   SepconvParams cells;                // depthwise null: the scale has no cells in this row, or their H is there already
   Matrix up[kScales], down[kScales];  // weight null: none at this scale
   int* finished;                      // [n][kScales], zero: how many of a node's stage items are done
   int* ticket;                        // [1], zero: how many items have been taken
+  PathCut cuts[2][kScales];           // of up, of down; by stage_paths_shape
+  Divisor half_w[kScales];            // of down's results
 };
 
 // merge: the decoder's f = ReLU(1x1(f_s + bilinear_x2(f_{s+1}))), all samples; an absent f_s is zero.
@@ -184,6 +238,8 @@ struct MergeParams {
   Matrix weight;
   void* out;  // [n][h * w * weight.n]
   int n;
+  Cut part;
+  Divisor tiles, across;  // tiles of a map, in a row of it; by merge_shape
 };
 
 // predictor: 3x3, padding 1, with bias -> [n][h * w * classes] float.
@@ -193,6 +249,8 @@ struct PredictorParams {
   Matrix weight;  // k = 9 * c
   float* out;
   int n, h, w, c;
+  Divisor tiles, across;  // as above
+  Divisor groups;         // 16-byte groups of a pixel's channels
 };
 
 // upsample: bilinear x4, cropped, to logits as planes and / or labels, as io says.
@@ -200,6 +258,7 @@ struct UpsampleParams {
   const Io* io;
   const float* x;  // [n][h * w * classes]
   int n, h, w, classes, out_h, out_w;
+  Divisor tiles, across;  // as above
 };
 
 // How the host launches a kernel; each kernel's header has a function that says so, in plain C++.

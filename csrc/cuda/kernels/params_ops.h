@@ -18,11 +18,13 @@ struct PackedMatrix {
   const void* weight;         // T [n][k]; null: there is none
   const void *scale, *shift;  // [n] T
   Matrix to;
+  Divisor row;  // values in a row of `to`; by prepare_shape
 };
 struct PackedDepthwise {
   const void* weight;  // T [c][9]; null: there is none
   float* to;           // [9][c]
   int c;
+  Divisor channels;  // c; by prepare_shape
 };
 struct WidenedValues {
   const void* from;  // T [count]; null: there are none
@@ -49,6 +51,8 @@ struct TransformParams {
   Matrix weight;
   OpenSamples open;
   int n, h, w, c, h_out, w_out, stride;
+  Cut part;
+  Divisor items, across;  // items of a sample; w_out; by transform_shape
 };
 
 // gate: the gate of present samples, as aggregate_route's, of a map that is there.
@@ -62,6 +66,7 @@ struct GateParams {
   OpenSamples present;
   int gates, activation, small_gate;
   int n, h, w, c;
+  AggregateTiling tiling;  // by gate_shape
 };
 
 // route: one layer's routes, as `dynroute.ops.route` says; everything contiguous. (A network's rows are routed by the
@@ -84,6 +89,7 @@ struct AggregateParams {
   const void* alphas;            // T [n][3], or null: all 1
   void* out;
   int n, h, w, c;
+  Divisor tasks, across, groups;  // of a sample; pixel pairs of a row; 16-byte groups of a pixel; by aggregate_shape
 };
 
 // aggregate_backward: gradients of what went into X; a null pointer: not wanted.
@@ -96,6 +102,7 @@ struct AggregateBackwardParams {
   double* partials;   // [n][tasks][3], where alphas have a gradient
   int* arrivals;      // [n], zero
   int n, h, w, c;
+  Divisor tasks, across, groups;  // as above, by aggregate_backward_shape
 };
 
 }  // namespace dynroute::cuda

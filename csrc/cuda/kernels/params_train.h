@@ -109,6 +109,7 @@ struct TrainForwardJob {
 struct TrainForwardParams {
   TrainForwardJob job[2];
   int n;
+  int enough;  // items that fill the device; by train_forward_shape
 };
 
 // train_norm: a BatchNorm's statistics, and what it amounts to. Several processes that share it: first `mine` is made,
@@ -122,6 +123,7 @@ struct TrainNormJob {
   double* mine;            // [1 + 2 c] pixels, means, squared distances; null: nobody shares it
   const double* everyone;  // [processes][1 + 2 c], or null: they are made from partials
   int c, h, w, frozen;
+  Divisor across, tiles;  // of a row of a map, of a map; by train_norm_shape
 };
 struct TrainNormParams {
   TrainNormJob job[2];
@@ -197,6 +199,7 @@ struct TrainProductJob {
 struct TrainProductParams {
   TrainProductJob job[2];
   int n;
+  int enough;  // as above
 };
 
 // train_outer: the gradient of a product's weights, gradient^T * input, in parts of the listed tiles.
@@ -246,6 +249,7 @@ struct TrainHiddenParams {
   float* dots;      // [n][runs][chunks][2]: of grad_keep * H and of grad_keep * x
   TrainSamples samples;
   int n, closed_dots;  // whether the latter is wanted of samples that do not take part
+  Divisor w;           // hidden.w; by train_hidden_shape
 };
 
 // train_reduce: sums over parts, in order.

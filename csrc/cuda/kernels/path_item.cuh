@@ -19,10 +19,9 @@ using PathTile = GemmTile<T, path_tile({nullptr, nullptr, 0, 0, 0, Width}, kIsFl
 
 // Of a row's paths, in shared memory: what would take loads to know again for each item.
 struct PathList {
-  int of_sample[2][kScales];  // items: up, down
-  int all[2][kScales];        // of all samples
-  int waits[kScales];         // a node's stage items, for which its paths wait; 0: none
-  int stages[kScales];        // of all samples
+  int all[2][kScales];  // items of all samples: up, down
+  int waits[kScales];   // a node's stage items, for which its paths wait; 0: none
+  int stages[kScales];  // of all samples
 };
 
 // What an item is, found by one thread: in registers of all threads it would cost the product spills.
@@ -48,7 +47,7 @@ __device__ inline void find_path_item(const StagePathsParams& params, const Path
       at -= here;
       continue;
     }
-    const int of_sample = list.of_sample[down][scale], which = (down ? kDownOpen : kUpOpen) * kScales + scale;
+    const int of_sample = params.cuts[down][scale].of_sample, which = (down ? kDownOpen : kUpOpen) * kScales + scale;
     const int sample = params.cells.row.samples[which * params.cells.n + at / of_sample], number = at % of_sample;
     const ScaleMaps& maps = params.cells.maps[scale];
     const Matrix& w = down ? params.down[scale] : params.up[scale];
@@ -57,10 +56,9 @@ __device__ inline void find_path_item(const StagePathsParams& params, const Path
     item.map = params.cells.row.nodes[item.node].out_map;
 
     const PointwiseTile tile = path_tile(w, kIsFloat<T>);
-    const int pixels = path_pixels(maps.shape, down);
-    const Cut part = cut(w, tile, ceil_div(pixels, tile.pixels));
+    const Cut& part = params.cuts[down][scale].part;
     item.first_pixel = number / part.parts * tile.pixels;
-    item.pixels = min(tile.pixels, pixels - item.first_pixel);
+    item.pixels = min(tile.pixels, path_pixels(maps.shape, down) - item.first_pixel);
     item.begin = number % part.parts * part.channels;
     item.end = min(item.begin + part.channels, w.n);
 
@@ -84,13 +82,14 @@ __device__ inline void path_item(const StagePathsParams& params, const PathItem&
   // Within, copies of the item's fields: asynchronous copies are memory to the compiler, and would have it read again.
   const auto fill = [&](T* a, int lda, int k, int count) {
     const T* const x = static_cast<const T*>(maps.map[item.map]) + item.sample_at + k;
-    const int c = maps.shape.c, w_in = maps.shape.w, w_out = w_in / 2, pixels = item.pixels, first = item.first_pixel;
+    const int c = maps.shape.c, w_in = maps.shape.w, pixels = item.pixels, first = item.first_pixel;
+    const Divisor w_out = params.half_w[item.scale];
     const bool down = item.down;
     constexpr int kStep = Tile::kBlock / 8, kPixels = Tile::BM / kStep;  // from one pixel of a thread to the next
     int from[kPixels];
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
-      const int pixel = first + threadIdx.x / 8 + i * kStep, line = down ? pixel / w_out : 0;
+      const int pixel = first + threadIdx.x / 8 + i * kStep, line = pixel / w_out;
       from[i] = (down ? 2 * (line * (w_in - w_out) + pixel) : pixel) * c;
     }
     const unsigned to = shared_address(a + threadIdx.x / 8 * lda);

@@ -2,7 +2,7 @@
 //
 // An item is a tile of pixels times some of the blocks of output channels. Of k at most a slice lies in shared memory,
 // so that a launch that serves the coarse scales' long k too still has several blocks on a multiprocessor. Cuts depend
-// on the shape alone, and never touch a sum: each is one chain over all of k.
+// on shape and device, and never touch a sum: each is one chain over all of k.
 #pragma once
 #include <algorithm>
 
@@ -20,20 +20,14 @@ DYNROUTE_DEVICE_TOO constexpr PointwiseTile pointwise_tile(const Matrix& w, bool
   return w.n_pad % 64 == 0 ? PointwiseTile{64, 64, 128} : PointwiseTile{32, 128, 64};
 }
 
-constexpr int kItemsWanted = 256;  // of one map: two for each multiprocessor of a large device
-
-struct Cut {
-  int channels;  // of output, per item; the last item of a tile may have fewer
-  int parts;     // items per tile
-};
-// tiles: of pixels, of one sample's map.
-DYNROUTE_DEVICE_TOO inline Cut cut(const Matrix& w, const PointwiseTile& tile, int tiles) {
+// tiles: of pixels, of one sample's map. A map's items shall be two for each multiprocessor.
+inline Cut cut(const Matrix& w, const PointwiseTile& tile, int tiles, const DeviceLimits& device) {
   const int blocks = ceil_div(w.n_pad, tile.width);
   // A k of several slices is read anew for each block: then nothing is lost by leaving each to another item.
-  if (w.k_pad > tile.slice) return {tile.width, blocks};
-  const int parts = ceil_div(kItemsWanted, tiles);
+  if (w.k_pad > tile.slice) return {tile.width, divisor(blocks)};
+  const int parts = ceil_div(2 * device.multiprocessors, tiles < 1 ? 1 : tiles);
   const int each = ceil_div(blocks, parts < blocks ? parts : blocks);
-  return {each * tile.width, ceil_div(blocks, each)};
+  return {each * tile.width, divisor(ceil_div(blocks, each))};
 }
 
 // A block's shared memory: first the ring of weights, three chunks, then the pixels' slice.

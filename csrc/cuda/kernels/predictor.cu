@@ -31,9 +31,8 @@ __device__ inline void predictor(const PredictorParams& params) {
   const int c = params.c, pitch = predictor_pitch(c, kVec);
   int* const offsets = reinterpret_cast<int*>(tile + (kLines + 2) * kRow * pitch);  // [k_pad / kVec]
 
-  const int across = ceil_div(params.w, kColumns), down = ceil_div(params.h, kLines);
-  const int sample = blockIdx.x / (across * down), at = blockIdx.x % (across * down);
-  const int y0 = at / across * kLines, x0 = at % across * kColumns;
+  const int sample = int(blockIdx.x) / params.tiles, at = blockIdx.x - sample * params.tiles;
+  const int y0 = at / params.across * kLines, x0 = at % params.across * kColumns;
   const T* const x = static_cast<const T*>(params.x) + int64_t(sample) * params.h * params.w * c;
 
   for (int pixel = threadIdx.x / 8; pixel < (kLines + 2) * kRow; pixel += kThreads / 8) {
@@ -47,7 +46,7 @@ __device__ inline void predictor(const PredictorParams& params) {
   }
   commit_copies();
   for (int group = threadIdx.x; group < w.k_pad / kVec; group += kThreads) {
-    const int tap = group * kVec / c, channel = group * kVec % c;
+    const int tap = group / params.groups, channel = (group - tap * params.groups) * kVec;
     offsets[group] = tap < 9 ? (tap / 3 * kRow + tap % 3) * pitch + channel : c;
   }
 

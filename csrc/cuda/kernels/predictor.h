@@ -24,10 +24,11 @@ inline int predictor_shared(const PredictorParams& params, DType type) {
 
 // A block for each tile. All channels of a tile lie in shared memory: up to 232 (16-bit) or 200 (float) where a block
 // has 99 KB; the host has to refuse more than fit.
-inline LaunchShape predictor_shape(const PredictorParams& params, DType type, const DeviceLimits&) {
-  const int down = ceil_div(params.h, predictor_lines(type == DType::kFloat)),
-            across = ceil_div(params.w, kPredictorColumns);
-  return {params.n * down * across, kThreads, predictor_shared(params, type)};
+inline LaunchShape predictor_shape(PredictorParams& params, DType type, const DeviceLimits&) {
+  params.across = divisor(ceil_div(params.w, kPredictorColumns));
+  params.tiles = divisor(ceil_div(params.h, predictor_lines(type == DType::kFloat)) * params.across);
+  params.groups = divisor(params.c * bytes_of(type) / 16);
+  return {params.n * params.tiles, kThreads, predictor_shared(params, type)};
 }
 
 }  // namespace dynroute::cuda

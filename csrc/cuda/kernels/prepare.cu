@@ -5,7 +5,6 @@
 // outputs are cleared by all threads, 8 bytes at a time where that divides them (float: 16). A few microseconds that
 // the network, whose weights are packed once, does not have.
 #include "prepare.h"
-
 #include "primitives.cuh"
 
 namespace dynroute::cuda {
@@ -16,43 +15,44 @@ __device__ inline float as_float(const void* values, int64_t at) {
 }
 
 template <class T>
-__device__ inline void pack_matrix(const PackedMatrix& from, int64_t thread, int64_t threads) {
+__device__ inline void pack_matrix(const PackedMatrix& from, int thread, int threads) {
   const Matrix& to = from.to;
   T* const weight = static_cast<T*>(const_cast<void*>(to.weight));
   float* const shift = const_cast<float*>(to.shift);
-  for (int64_t i = thread; i < int64_t(to.n_pad) * to.k_pad; i += threads) {
-    const int n = int(kIsFloat<T> ? i % to.n_pad : i / to.k_pad), k = int(kIsFloat<T> ? i / to.n_pad : i % to.k_pad);
+  for (int i = thread; i < to.n_pad * to.k_pad; i += threads) {
+    const int row = i / from.row, column = i - row * from.row;
+    const int n = kIsFloat<T> ? column : row, k = kIsFloat<T> ? row : column;
     float value = 0;
-    if (n < to.n && k < to.k)
-      value = as_float<T>(from.weight, int64_t(n) * to.k + k) * as_float<T>(from.scale, n);
+    if (n < to.n && k < to.k) value = as_float<T>(from.weight, int64_t(n) * to.k + k) * as_float<T>(from.scale, n);
     weight[i] = T(value);
   }
-  for (int64_t n = thread; n < to.n_pad; n += threads)
-    shift[n] = n < to.n ? as_float<T>(from.shift, n) : 0;
+  for (int n = thread; n < to.n_pad; n += threads) shift[n] = n < to.n ? as_float<T>(from.shift, n) : 0;
 }
 
 template <class T>
 __device__ inline void prepare(const PrepareParams& p) {
-  const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x, threads = int64_t(gridDim.x) * kThreads;
+  const int thread = blockIdx.x * kThreads + threadIdx.x, threads = gridDim.x * kThreads;
 #pragma unroll 1
   for (int i = 0; i < kMostMatrices; ++i) {
     if (p.matrix[i].weight) pack_matrix<T>(p.matrix[i], thread, threads);
     const PackedDepthwise& taps = p.depthwise[i];
     if (!taps.weight) continue;
-    for (int64_t at = thread; at < 9 * int64_t(taps.c); at += threads)
-      taps.to[at] = as_float<T>(taps.weight, at % taps.c * 9 + at / taps.c);
+    for (int at = thread; at < 9 * taps.c; at += threads) {
+      const int tap = at / taps.channels, channel = at - tap * taps.channels;
+      taps.to[at] = as_float<T>(taps.weight, channel * 9 + tap);
+    }
   }
 #pragma unroll
   for (const WidenedValues& widened : p.widened)
     if (widened.from)
-      for (int64_t i = thread; i < widened.count; i += threads) widened.to[i] = as_float<T>(widened.from, i);
+      for (int i = thread; i < widened.count; i += threads) widened.to[i] = as_float<T>(widened.from, i);
   if (p.zeroed)
-    for (int64_t i = thread; i < p.zeroed_count; i += threads) p.zeroed[i] = 0;
+    for (int i = thread; i < p.zeroed_count; i += threads) p.zeroed[i] = 0;
   if (!p.open) return;
   if (thread < 32) {
     int count = 0;
     for (int first = 0; first < p.n; first += 32) {
-      const int sample = first + int(thread);
+      const int sample = first + thread;
       const bool is = sample < p.n && p.open[sample];
       append(p.list.samples, count, is, sample);
     }

@@ -16,6 +16,9 @@ inline constexpr bool kIsFloat<float> = true;
 template <class T>
 constexpr int kVector = 16 / int(sizeof(T));
 
+__half2 pair_of(__half);
+__nv_bfloat162 pair_of(__nv_bfloat16);
+
 __device__ inline float2 to_float2(unsigned pair, __half) {
   return __half22float2(*reinterpret_cast<const __half2*>(&pair));
 }
@@ -60,6 +63,21 @@ __device__ inline uint4 pack_relu(float (&values)[kVector<T>]) {
 #pragma unroll
   for (float& value : values) value = fmaxf(value, 0);
   return pack<T>(values);
+}
+// ReLU of stored values, without widening them.
+template <class T>
+__device__ inline unsigned relu_word(unsigned word) {
+  if constexpr (kIsFloat<T>) {
+    return __float_as_uint(fmaxf(__uint_as_float(word), 0));
+  } else {
+    using Pair = decltype(pair_of(T()));
+    const Pair pair = __hmax2(*reinterpret_cast<const Pair*>(&word), Pair{T(0.f), T(0.f)});
+    return *reinterpret_cast<const unsigned*>(&pair);
+  }
+}
+template <class T>
+__device__ inline uint4 relu(const uint4& group) {
+  return {relu_word<T>(group.x), relu_word<T>(group.y), relu_word<T>(group.z), relu_word<T>(group.w)};
 }
 template <class T>
 __device__ inline uint4 load_group(const T* from) {

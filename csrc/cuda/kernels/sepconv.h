@@ -9,7 +9,6 @@ namespace dynroute::cuda {
 constexpr int kSepconvThreads = 256;
 constexpr int kSepconvWide = 8;       // a tile's pixels in x; in y sepconv_high()
 constexpr int kSepconvChannels = 64;  // of a chunk of the input
-constexpr int kSepconvEnough = 128;   // work items that fill a device: fewer tiles are split by output channels
 constexpr int kSepconvResident = 2;   // blocks of a multiprocessor, by their registers
 constexpr int kSepconvStatic = 512;   // bytes of static shared memory, at most
 
@@ -83,20 +82,20 @@ DYNROUTE_DEVICE_TOO constexpr int sepconv_tiles(const SepconvStage& stage, int b
 }
 
 // How many work items share a tile's output channels, in whole blocks, where a scale has `tiles` tiles in all
-// samples. Each makes the depthwise anew, so only where a device would have idle multiprocessors otherwise. No bit
-// depends on it.
+// samples. Each makes the depthwise anew, so only where a device would have idle multiprocessors otherwise: `enough`
+// items fill it, one for each. No bit depends on it.
 DYNROUTE_DEVICE_TOO constexpr int sepconv_blocks(const Matrix& pointwise) {
   return ceil_div(pointwise.n_pad, sepconv_width(pointwise));
 }
-DYNROUTE_DEVICE_TOO constexpr int sepconv_parts(int tiles, const Matrix& pointwise) {
-  const int wanted = tiles > 0 ? kSepconvEnough / tiles : 1, blocks = sepconv_blocks(pointwise);
+DYNROUTE_DEVICE_TOO constexpr int sepconv_parts(int tiles, const Matrix& pointwise, int enough) {
+  const int wanted = tiles > 0 ? enough / tiles : 1, blocks = sepconv_blocks(pointwise);
   return wanted < 1 ? 1 : wanted < blocks ? wanted : blocks;
 }
 
 // Work items of a sample, where `listed` samples are done.
-DYNROUTE_DEVICE_TOO constexpr int sepconv_items(const SepconvStage& stage, int listed, int bytes) {
+DYNROUTE_DEVICE_TOO constexpr int sepconv_items(const SepconvStage& stage, int listed, int bytes, int enough) {
   const int tiles = sepconv_tiles(stage, bytes);
-  return tiles * sepconv_parts(listed * tiles, stage.pointwise);
+  return tiles * sepconv_parts(listed * tiles, stage.pointwise, enough);
 }
 
 // Shared memory of a block that needs `least`, of which `resident` share a multiprocessor: up to `useful`, if there is.
@@ -106,7 +105,8 @@ inline int filled_shared(int least, int useful, int resident, int fixed, const D
   return std::max(least, std::min(useful, room));
 }
 
-inline LaunchShape sepconv_shape(const SepconvParams& params, DType dtype, const DeviceLimits& limits) {
+inline LaunchShape sepconv_shape(SepconvParams& params, DType dtype, const DeviceLimits& limits) {
+  params.enough = limits.multiprocessors;
   const int bytes = bytes_of(dtype);
   LaunchShape shape = {0, kSepconvThreads, 0};
   int useful = 0;
@@ -114,7 +114,7 @@ inline LaunchShape sepconv_shape(const SepconvParams& params, DType dtype, const
     if (!stage.depthwise) continue;
     // the number of items is largest when all samples are open, or when the open ones' tiles are split
     const int tiles = params.n * sepconv_tiles(stage, bytes), blocks = sepconv_blocks(stage.pointwise);
-    shape.blocks += std::max(tiles, std::min(tiles * blocks, kSepconvEnough));
+    shape.blocks += std::max(tiles, std::min(tiles * blocks, params.enough));
     shape.shared = std::max(shape.shared, sepconv_bytes(stage, bytes));
     useful = std::max(useful, sepconv_useful_bytes(stage, bytes));
   }

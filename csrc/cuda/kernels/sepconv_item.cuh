@@ -130,7 +130,7 @@ __device__ inline void find_item(const SepconvParams& p, int number, int last_sc
     const bool plain = stage.from == kPlain;
     const bool all = plain && !p.row.counts;
     const int listed = all ? p.n : p.row.counts[kOpen * kScales + s], tiles = sepconv_tiles(stage, sizeof(T));
-    const int parts = sepconv_parts(listed * tiles, stage.pointwise), here = listed * tiles * parts;
+    const int parts = sepconv_parts(listed * tiles, stage.pointwise, p.enough), here = listed * tiles * parts;
     if (at >= here) {
       at -= here;
       continue;

@@ -25,13 +25,12 @@ __device__ inline void list_items(const StagePathsParams& p, PathList& list) {
   if (threadIdx.x >= 2 * kScales) return;
   const int s = threadIdx.x % kScales, down = threadIdx.x / kScales;
   const int* counts = p.cells.row.counts;
-  const int of_sample = path_items(down ? p.down[s] : p.up[s], p.cells.maps[s].shape, down, kIsFloat<T>);
-  list.of_sample[down][s] = of_sample;
+  const int of_sample = p.cuts[down][s].of_sample;
   list.all[down][s] = of_sample == 0 ? 0 : of_sample * counts[(down ? kDownOpen : kUpOpen) * kScales + s];
   if (down) return;
   const SepconvStage& stage = p.cells.stage[s];
   const int listed = stage.depthwise ? counts[kOpen * kScales + s] : 0;
-  list.waits[s] = listed == 0 ? 0 : sepconv_items(stage, listed, sizeof(T));
+  list.waits[s] = listed == 0 ? 0 : sepconv_items(stage, listed, sizeof(T), p.cells.enough);
   list.stages[s] = listed * list.waits[s];
 }
 

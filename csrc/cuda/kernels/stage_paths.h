@@ -22,30 +22,33 @@ DYNROUTE_DEVICE_TOO constexpr int path_a_bytes(const Matrix& w, bool is_float) {
 DYNROUTE_DEVICE_TOO inline int path_pixels(const MapShape& map, bool down) {
   return down ? map.h / 2 * (map.w / 2) : map.h * map.w;
 }
-// Items of one sample's path; 0 where there is none.
-DYNROUTE_DEVICE_TOO inline int path_items(const Matrix& w, const MapShape& map, bool down, bool is_float) {
+// One sample's.
+inline PathCut path_cut(const Matrix& w, const MapShape& map, bool down, bool is_float, const DeviceLimits& device) {
   const int pixels = path_pixels(map, down);
-  if (!w.weight || pixels == 0) return 0;
+  if (!w.weight || pixels == 0) return {};
   const PointwiseTile tile = path_tile(w, is_float);
   const int tiles = ceil_div(pixels, tile.pixels);
-  return tiles * cut(w, tile, tiles).parts;
+  const Cut part = cut(w, tile, tiles, device);
+  return {tiles * part.parts, part};
 }
 
-inline LaunchShape stage_paths_shape(const StagePathsParams& params, DType type, const DeviceLimits& device) {
+inline LaunchShape stage_paths_shape(StagePathsParams& params, DType type, const DeviceLimits& device) {
   const bool is_float = type == DType::kFloat;
   int64_t items = sepconv_shape(params.cells, type, device).blocks;  // all, or more than there will be room for below
   int shared = 0;
   for (const SepconvStage& stage : params.cells.stage)
     if (stage.depthwise) shared = std::max(shared, sepconv_bytes(stage, bytes_of(type)));
-  for (int s = 0; s < kScales; ++s)
+  for (int s = 0; s < kScales; ++s) {
+    params.half_w[s] = divisor(params.cells.maps[s].shape.w / 2);
     for (bool down : {false, true}) {
       const Matrix& w = down ? params.down[s] : params.up[s];
-      const int of_sample = path_items(w, params.cells.maps[s].shape, down, is_float);
-      if (of_sample == 0) continue;
-      items += int64_t(params.cells.n) * of_sample;
+      PathCut& cut = params.cuts[down][s] = path_cut(w, params.cells.maps[s].shape, down, is_float, device);
+      if (cut.of_sample == 0) continue;
+      items += int64_t(params.cells.n) * cut.of_sample;
       const PointwiseTile tile = path_tile(w, is_float);
       shared = std::max(shared, least_ring_bytes(tile.width) + path_a_bytes(w, is_float));
     }
+  }
   // no more memory than is needed: longer rings are no faster here, as paths have few chunks (measured on an H100)
   return {resident_blocks(items, shared + kStagePathsStatic, kStagePathsResident, device), kSepconvThreads, shared};
 }

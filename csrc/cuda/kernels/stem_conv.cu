@@ -44,8 +44,8 @@ struct StemTile {
 };
 template <class T>
 __device__ inline StemTile stem_tile(const StemConvParams& p, int number) {
-  const int in_row = ceil_div(p.w_out, Stem<T>::kWide), rows = ceil_div(p.h_out, kStemHigh);
-  return {number / in_row / rows, number % in_row * Stem<T>::kWide, number / in_row % rows * kStemHigh};
+  const int row = number / p.across, sample = row / p.down;
+  return {sample, (number - row * p.across) * Stem<T>::kWide, (row - sample * p.down) * kStemHigh};
 }
 
 __device__ inline void copy_word_async(unsigned to /* shared */, const float* from, bool valid) {
@@ -105,7 +105,7 @@ __device__ inline void stem_conv(const StemConvParams& p) {
   static_assert(sizeof(shared) == stem_a_bytes(sizeof(T)) + stem_image_bytes(sizeof(T)), "what the host has reserved");
   T* weights = reinterpret_cast<T*>(memory + sizeof(shared));
   const int blocks = ceil_div(p.weight.n_pad, Tile::BN);
-  const int tiles = p.n * ceil_div(p.h_out, kStemHigh) * ceil_div(p.w_out, S::kWide);
+  const int tiles = p.n * p.down * p.across;
   const float* images = p.io->images;
 
   for (int block = 0; block < blocks; ++block) {

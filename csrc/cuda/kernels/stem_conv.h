@@ -24,13 +24,14 @@ DYNROUTE_DEVICE_TOO constexpr int stem_a_bytes(int bytes) {
   return kStemHigh * stem_wide(bytes) * (padded(kStemInputs) * bytes + 16);
 }
 
-inline LaunchShape stem_conv_shape(const StemConvParams& params, DType dtype, const DeviceLimits& limits) {
+inline LaunchShape stem_conv_shape(StemConvParams& params, DType dtype, const DeviceLimits& limits) {
   const int bytes = bytes_of(dtype), wide = stem_wide(bytes);
   const int weights = round_up(params.weight.n_pad, 64) * padded(kStemInputs) * bytes;
   LaunchShape shape = {0, kThreads, 0};
   shape.shared = stem_a_bytes(bytes) + stem_image_bytes(bytes) + weights;
   const int resident = std::min(kStemResident, limits.shared_per_multiprocessor / (shape.shared + kReservedShared));
-  const int tiles = params.n * ceil_div(params.h_out, kStemHigh) * ceil_div(params.w_out, wide);
+  params.across = divisor(ceil_div(params.w_out, wide)), params.down = divisor(ceil_div(params.h_out, kStemHigh));
+  const int tiles = params.n * params.down * params.across;
   shape.blocks = std::min(tiles, limits.multiprocessors * std::max(resident, 1));
   return shape;
 }

@@ -11,15 +11,17 @@ struct ScheduledTile {
 
 // Tile number `at` of a row's list, when each listed sample has tiles[scale] tiles; false when there is no more.
 // Coarse scales come first: they have the fewest and longest tiles, and must not be what a launch ends with.
-__device__ inline bool find_tile(const Row& row, List list, const int (&tiles)[kScales], int n, int at,
-                                 ScheduledTile& found) {
+// tiles(s): an int, or, where many threads ask, a Divisor.
+template <class Tiles>
+__device__ inline bool find_tile(const Row& row, List list, const Tiles& tiles, int n, int at, ScheduledTile& found) {
 #pragma unroll
   for (int s = kScales - 1; s >= 0; --s) {
-    const int here = row.counts[list * kScales + s] * tiles[s];
+    const auto& of_sample = tiles(s);
+    const int here = row.counts[list * kScales + s] * of_sample;
     if (at < here) {
       found.scale = s;
-      found.sample = row.samples[(list * kScales + s) * n + at / tiles[s]];
-      found.tile = at % tiles[s];
+      found.sample = row.samples[(list * kScales + s) * n + at / of_sample];
+      found.tile = at % of_sample;
       return true;
     }
     at -= here;

@@ -94,7 +94,7 @@ __device__ inline void train_forward(const TrainForwardParams& p) {
       item.is = false;
 #pragma unroll
       for (const TrainForwardJob& job : p.job) {
-        if (!item.is && job.product.weight && find_place<T>(job.samples, p.n, job.h, job.w, job.product, at, item.place))
+        if (!item.is && job.product.weight && find_place<T>(job.samples, p.n, job.h, job.w, job.product, p.enough, at, item.place))
           item.job = job, item.is = true;
       }
     }

@@ -32,13 +32,20 @@ __device__ inline void hidden_run(const TrainHiddenParams& p, const Run& at, flo
   const float keep_weight = p.hidden_weight[sample], factor = p.hidden.factor ? p.hidden.factor[sample] : 1;
   float sums[2][V] = {}, of_hidden = 0, of_x = 0;
   if (channel < c)
+#pragma unroll 1
     for (int pixel = at.begin + threadIdx.x / kAcross; pixel < at.end; pixel += kTrainThreads / kAcross) {
-      const int from = pixel * c, row = pixel / w, column = pixel - row * w;
-      float grad[V] = {}, read[V], raw[V];
+      const int from = pixel * c, row = pixel / p.w, column = pixel - row * w;
+      float grad[V] = {}, read[V], raw[V], values[V];
       unpack<T>(load_group(x + from), read), unpack<T>(load_group(raws + from), raw);
-      const SourceValues<T> hidden(p.hidden, sample, channel);
-      float values[V];
-      unpack<T>(hidden(row, column), values);
+#pragma unroll
+      for (int i = 0; i < V; i += 4) {  // H, as a source has it
+        float scale[4], shift[4];
+        load_floats(p.hidden.scale + channel + i, scale), load_floats(p.hidden.shift + channel + i, shift);
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          values[i + k] = fmaf(factor, fmaf(scale[k], raw[i + k], shift[k]), read[i + k]);
+      }
+      unpack<T>(pack_relu<T>(values), values);
       if (keep) {
         float kept[V];
         unpack<T>(load_group(keep + from), kept);

@@ -22,10 +22,10 @@ struct Moments {
 template <class T>
 __device__ inline Moments of_tiles(const TrainNormJob& job, int n, int channel, int row) {
   Moments found = {};
-  const int listed = samples_of(job.samples, n), tiles = train_tiles(job.h, job.w, sizeof(T));
-  const int in_row = ceil_div(job.w, kSepconvWide), all = listed * tiles;
+  const int all = samples_of(job.samples, n) * job.tiles;
   for (int tile = row; tile < all; tile += kTrainThreads / kNormChannels) {
-    const int inside = tile % tiles, y = inside / in_row * sepconv_high(sizeof(T)), x = inside % in_row * kSepconvWide;
+    const int inside = tile % job.tiles, row_of_tiles = inside / job.across;
+    const int y = row_of_tiles * sepconv_high(sizeof(T)), x = (inside - row_of_tiles * job.across) * kSepconvWide;
     const float* const from = job.partials + int64_t(tile) * kTileSums * job.c + channel;
     const double pixels = double(min(kSepconvWide, job.w - x) * min(sepconv_high(sizeof(T)), job.h - y));
     const double off = double(from[job.c]) / pixels;  // the mean, from the pivot

@@ -70,7 +70,7 @@ __device__ inline void train_product(const TrainProductParams& p) {
       for (const TrainProductJob& job : p.job) {
         const TrainGradient& of = job.gradient;
         if (!item.is && job.transposed.weight &&
-            find_place<T>(job.samples, p.n, of.h, of.w, job.transposed, at, item.place))
+            find_place<T>(job.samples, p.n, of.h, of.w, job.transposed, p.enough, at, item.place))
           item.job = job, item.is = true;
       }
     }

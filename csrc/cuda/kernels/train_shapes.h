@@ -13,9 +13,6 @@ namespace dynroute::cuda {
 DYNROUTE_DEVICE_TOO constexpr int train_tiles(int h, int w, int bytes) {
   return ceil_div(h, sepconv_high(bytes)) * ceil_div(w, kSepconvWide);
 }
-DYNROUTE_DEVICE_TOO constexpr int train_parts(int tiles, const Matrix& product) {
-  return sepconv_parts(tiles, product);
-}
 
 // Sums over pixels: a run of a sample's pixels times 64 channels.
 constexpr int kRunPixels = 512, kRunChannels = 64;
@@ -57,24 +54,26 @@ DYNROUTE_DEVICE_TOO constexpr int train_product_bytes(const Matrix& product, int
   return sepconv_a_bytes(product.k_pad, bytes) + train_room(product, stride, has_taps, bytes) + kTrainTotals;
 }
 
-inline LaunchShape train_forward_shape(const TrainForwardParams& p, DType type, const DeviceLimits& device) {
+inline LaunchShape train_forward_shape(TrainForwardParams& p, DType type, const DeviceLimits& device) {
   int64_t items = 0;
   int shared = 0;
+  p.enough = device.multiprocessors;
   for (const TrainForwardJob& job : p.job) {
     if (!job.product.weight) continue;
     const int tiles = p.n * train_tiles(job.h, job.w, bytes_of(type));
-    items += std::max(tiles, std::min(tiles * sepconv_blocks(job.product), kSepconvEnough));
+    items += std::max(tiles, std::min(tiles * sepconv_blocks(job.product), p.enough));
     shared = std::max(shared, train_product_bytes(job.product, job.stride, job.taps, bytes_of(type)));
   }
   return train_shape(items, shared, device);
 }
-inline LaunchShape train_product_shape(const TrainProductParams& p, DType type, const DeviceLimits& device) {
+inline LaunchShape train_product_shape(TrainProductParams& p, DType type, const DeviceLimits& device) {
   int64_t items = 0;
   int shared = 0;
+  p.enough = device.multiprocessors;
   for (const TrainProductJob& job : p.job) {
     if (!job.transposed.weight) continue;
     const int tiles = p.n * train_tiles(job.gradient.h, job.gradient.w, bytes_of(type));
-    items += std::max(tiles, std::min(tiles * sepconv_blocks(job.transposed), kSepconvEnough));
+    items += std::max(tiles, std::min(tiles * sepconv_blocks(job.transposed), p.enough));
     shared = std::max(shared, train_product_bytes(job.transposed, 1, false, bytes_of(type)));
   }
   return train_shape(items, shared, device);
@@ -120,7 +119,8 @@ inline LaunchShape train_sums_shape(const TrainSumsParams& p, DType, const Devic
   for (const TrainSumsJob& job : p.job) runs += job.grad ? all_runs(p.n, job.pixels, job.c) : 0;
   return runs_shape(runs, 2, device, kSumsResident);
 }
-inline LaunchShape train_hidden_shape(const TrainHiddenParams& p, DType, const DeviceLimits& device) {
+inline LaunchShape train_hidden_shape(TrainHiddenParams& p, DType, const DeviceLimits& device) {
+  p.w = divisor(p.hidden.w);
   return runs_shape(all_runs(p.n, p.hidden.h * p.hidden.w, p.hidden.c), 2, device, kTrainResident);
 }
 inline LaunchShape train_gate_pool_shape(const TrainGatePoolParams& p, DType, const DeviceLimits& device) {
@@ -134,9 +134,12 @@ inline LaunchShape train_apply_shape(const TrainApplyParams& p, DType, const Dev
 
 // Kernels that add up what tasks left: blocks of 8 channels.
 constexpr int kNormChannels = 8;
-inline LaunchShape train_norm_shape(const TrainNormParams& p, DType, const DeviceLimits&) {
+inline LaunchShape train_norm_shape(TrainNormParams& p, DType type, const DeviceLimits&) {
   int blocks = 0;
-  for (const TrainNormJob& job : p.job) blocks += job.stats ? ceil_div(job.c, kNormChannels) : 0;
+  for (TrainNormJob& job : p.job) {
+    blocks += job.stats ? ceil_div(job.c, kNormChannels) : 0;
+    job.across = divisor(ceil_div(job.w, kSepconvWide)), job.tiles = divisor(train_tiles(job.h, job.w, bytes_of(type)));
+  }
   return {blocks, kTrainThreads, 0};
 }
 inline LaunchShape train_norm_backward_shape(const TrainNormBackwardParams& p, DType, const DeviceLimits&) {

@@ -25,10 +25,10 @@ struct TrainItem {
 };
 // Item number `at` of a job over maps of h x w pixels; false, and `at` less the job's, where it has no such.
 template <class T>
-__device__ inline bool find_place(const TrainSamples& samples, int n, int h, int w, const Matrix& product, int64_t& at,
-                                  TrainPlace& place) {
+__device__ inline bool find_place(const TrainSamples& samples, int n, int h, int w, const Matrix& product, int enough,
+                                  int64_t& at, TrainPlace& place) {
   const int listed = samples_of(samples, n), tiles = train_tiles(h, w, sizeof(T));
-  const int parts = train_parts(listed * tiles, product);
+  const int parts = sepconv_parts(listed * tiles, product, enough);
   const int64_t here = int64_t(listed) * tiles * parts;
   if (at >= here) {
     at -= here;

@@ -55,10 +55,9 @@ __device__ inline void upsample(const UpsampleParams& params) {
   constexpr int kLines = kUpsampleLines, kRow = kUpsampleColumns + 2, kWarps = kThreads / 32;
   static_assert(kWarps == kLines, "a warp per line");
   extern __shared__ float tile[];  // [kLines + 2][kRow][pitch]
-  const int pitch = upsample_pitch(params.classes), across = upsample_across(params.out_w);
-  const int down = upsample_down(params.out_h), at = blockIdx.x % (across * down),
-            sample = blockIdx.x / (across * down);
-  const int y0 = at / across * kLines, x0 = at % across * upsample_step(params.out_w);
+  const int pitch = upsample_pitch(params.classes);
+  const int sample = int(blockIdx.x) / params.tiles, at = blockIdx.x - sample * params.tiles;
+  const int y0 = at / params.across * kLines, x0 = at % params.across * upsample_step(params.out_w);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int line = 4 * (y0 + warp), column = 4 * (x0 + lane), left = params.out_w - column;  // of the output
   const bool aligned = params.out_w % 4 == 0;

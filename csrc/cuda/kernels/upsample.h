@@ -22,16 +22,15 @@ DYNROUTE_DEVICE_TOO constexpr int upsample_step(int out_w) {
 }
 
 // Tiles across that have something to write.
-DYNROUTE_DEVICE_TOO constexpr int upsample_across(int out_w) {
-  return ceil_div(ceil_div(out_w, 4), upsample_step(out_w));
-}
-DYNROUTE_DEVICE_TOO constexpr int upsample_down(int out_h) { return ceil_div(out_h, 4 * kUpsampleLines); }
+constexpr int upsample_across(int out_w) { return ceil_div(ceil_div(out_w, 4), upsample_step(out_w)); }
+constexpr int upsample_down(int out_h) { return ceil_div(out_h, 4 * kUpsampleLines); }
 
 // A block for each tile; the same whatever the storage type.
-inline LaunchShape upsample_shape(const UpsampleParams& params, DType, const DeviceLimits&) {
+inline LaunchShape upsample_shape(UpsampleParams& params, DType, const DeviceLimits&) {
+  params.across = divisor(upsample_across(params.out_w));
+  params.tiles = divisor(upsample_down(params.out_h) * params.across);
   const int pixels = (kUpsampleLines + 2) * (kUpsampleColumns + 2);
-  return {params.n * upsample_down(params.out_h) * upsample_across(params.out_w), kThreads,
-          pixels * upsample_pitch(params.classes) * int(sizeof(float))};
+  return {params.n * params.tiles, kThreads, pixels * upsample_pitch(params.classes) * int(sizeof(float))};
 }
 
 }  // namespace dynroute::cuda

@@ -12,6 +12,7 @@
 #include "cuda/kernels/sepconv.h"
 #include "cuda/kernels/stage_paths.h"
 #include "cuda/kernels/stem_conv.h"
+#include "cuda/kernels/stem_stages.h"
 #include "cuda/kernels/upsample.h"
 
 namespace dynroute::cuda {
@@ -37,6 +38,12 @@ bool is_fused(const CallSpec& call, int scale) {
                                        : cell_pays(map, call.dtype, call.limits);
 }
 
+// Are the stem's stages done by `stem_stages`?
+bool stem_is_fused(const CallSpec& call) {
+  return call.fusion != Fusion::kStaged &&
+         stem_stages_pay(stem_shape_of(call).c, shape_of(call, 0).c, call.dtype, call.limits);
+}
+
 // What blocks of a row count together: per node, aggregate_route's tasks and stage_paths' stage items; in all,
 // aggregate_route's blocks and stage_paths' ticket.
 int64_t arrivals_of_row(const CallSpec& call) { return 2 * (int64_t(call.n) * kScales + 1); }
@@ -44,6 +51,7 @@ int64_t arrivals_of_row(const CallSpec& call) { return 2 * (int64_t(call.n) * kS
 // Numbers the buffers and says where in the workspace each lies.
 //   [tables and partial sums, live from `init_call` to the end][maps, halves]
 //   [ ... the same ...                                     ][stem A (map 0 of scale 0 over it)      ][stem B]
+//                                    or, with both stages in one pass, [map 0 of scale 0][stem A]
 //   [ ... the same ...                                     ][small logits, over maps][halves of scale 0]
 // The stem's second map is live until the first map of scale 0 is written, and the decoder's last map, which lies in
 // the halves of scale 0, until the small logits are. Everything else of one line is dead when the next one begins.
@@ -80,8 +88,10 @@ std::vector<Buffer> lay_out(const CallSpec& call, int64_t& end) {
   append(map_buffer(0, kHalves), "halves_0", n * finest.size() * value);
 
   const int64_t stem = n * stem_shape_of(call).size() * value;
-  put(kStemA, "stem_a", stem, start);
-  put(kStemB, "stem_b", stem, start + round_up(std::max(stem, buffers[size_t(map_buffer(0, kMap0))].bytes), kAlign));
+  const int64_t first_map = buffers[size_t(map_buffer(0, kMap0))].bytes;
+  const bool fused = stem_is_fused(call);
+  put(kStemA, "stem_a", stem, start + (fused ? round_up(first_map, kAlign) : 0));
+  put(kStemB, "stem_b", fused ? 0 : stem, start + round_up(std::max(stem, first_map), kAlign));
   return buffers;
 }
 
@@ -132,10 +142,10 @@ class LaunchListBuilder {
     return {weight(table_row, field), floats(table_row, field + 1), k, n, padded(k), padded(n)};
   }
 
-  // channels: the largest number that it works on, for the error.
-  template <class Params>
-  void launch(const char* kernel, LaunchShape (*shape_of_launch)(const Params&, DType, const DeviceLimits&),
-              const Params& params, int channels) {
+  // The launch's shape also fills in what host and kernel have to agree on. channels: the largest number that it works
+  // on, for the error.
+  template <class Params, class ShapeOf>
+  void launch(const char* kernel, ShapeOf shape_of_launch, Params params, int channels) {
     const LaunchShape shape = shape_of_launch(params, call_.dtype, call_.limits);
     if (shape.shared > call_.limits.shared_per_block)
       throw std::runtime_error(std::string("cuda_launches: ") + kernel + " at " + std::to_string(channels) +
@@ -179,6 +189,19 @@ class LaunchListBuilder {
     p.n = call_.n, p.h_in = call_.h, p.w_in = call_.w, p.h_out = half.h, p.w_out = half.w;
     launch("stem_conv", stem_conv_shape, p, half.c);
 
+    if (stem_is_fused(call_)) {
+      StemStagesParams s = {};
+      s.io = io();
+      s.x = a, s.out = map(0, kMap0);
+      s.n = call_.n, s.h_in = half.h, s.w_in = half.w, s.h_out = out.h, s.w_out = out.w;
+      for (int k = 0; k < 2; ++k) {
+        const int field = stage_field(kStemStages, k);
+        s.depthwise[k] = floats(row, field + kDepthwise);
+        s.pointwise[k] = matrix(row, field + kPointwise, half.c, k == 0 ? half.c : out.c);
+      }
+      launch("stem_stages", stem_stages_shape, s, std::max(half.c, out.c));
+      return;
+    }
     const auto stage = [&](int field, const void* x, const MapShape& to, int stride, void* result) {
       SepconvParams q = {};
       q.io = io();

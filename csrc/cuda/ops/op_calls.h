@@ -59,13 +59,13 @@ class CallBuilder {
     const int n = int(weight.size(0)), k = int(weight.size(1));
     void* const weights = scratch(int64_t(padded(n)) * padded(k) * bytes_of(call_.dtype));
     const Matrix to = {weights, floats(padded(n)), k, n, padded(k), padded(n)};
-    prepare_.matrix[matrices_++] = {values(weight), values(scale), values(shift), to};
+    prepare_.matrix[matrices_++] = {values(weight), values(scale), values(shift), to, {}};
     return to;
   }
   // taps,
   const float* depthwise(const Tensor& weight) {
     float* const to = floats(9 * weight.size(0));
-    prepare_.depthwise[depthwises_++] = {values(weight), to, int(weight.size(0))};
+    prepare_.depthwise[depthwises_++] = {values(weight), to, int(weight.size(0)), {}};
     return to;
   }
   // values as floats,
@@ -95,9 +95,9 @@ class CallBuilder {
   }
   OpenSamples opened(const Maybe& mask) { return open(mask), prepare_.list; }
   void launch_prepare(const char* op) { launch(op, "prepare", prepare_shape, prepare_); }
-  template <class Params>
-  void launch(const char* op, const char* kernel, LaunchShape (*shape_of)(const Params&, DType, const DeviceLimits&),
-              const Params& params) {
+  // The launch's shape also fills in what host and kernel have to agree on.
+  template <class Params, class ShapeOf>
+  void launch(const char* op, const char* kernel, ShapeOf shape_of, Params params) {
     const LaunchShape shape = shape_of(params, call_.dtype, limits_);
     require(shape.shared <= limits_.shared_per_block,
             std::string(op) + ": these channels need " + std::to_string(shape.shared) +

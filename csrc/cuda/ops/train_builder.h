@@ -95,8 +95,8 @@ class TrainBuilder : public CallBuilder {
     return {made.gamma, made.beta, nullptr, nullptr, const_cast<float*>(stats), {made.scale, made.shift}, c};
   }
 
-  template <class Params>
-  void start(const char* kernel, LaunchShape (*shape_of)(const Params&, DType, const DeviceLimits&), const Params& params) {
+  template <class ShapeOf, class Params>
+  void start(const char* kernel, ShapeOf shape_of, const Params& params) {
     launch(op_, kernel, shape_of, params);
   }
 
@@ -121,7 +121,7 @@ class TrainBuilder : public CallBuilder {
       made.job[i] = {one.source, one.taps, one.product, one.raw, partials, one.samples, one.stride, one.h, one.w};
       const Norm& of = one.norm;
       norms.job[i] = {partials, one.samples, of.gamma, of.beta, of.running_mean, of.running_var, of.stats,
-                      of.affine.scale, of.affine.shift, nullptr, nullptr, of.c, one.h, one.w, frozen_};
+                      of.affine.scale, of.affine.shift, nullptr, nullptr, of.c, one.h, one.w, frozen_, {}, {}};
     }
     if (products.empty()) return;
     start("train_forward", train_forward_shape, made);
@@ -184,8 +184,8 @@ class TrainBuilder : public CallBuilder {
  private:
   // A launch that ends BatchNorms; where other processes share them, it is one that says what was found here, and, when
   // everyone's is there, another.
-  template <class Params>
-  void exchange(const char* kernel, LaunchShape (*shape_of)(const Params&, DType, const DeviceLimits&), Params params) {
+  template <class ShapeOf, class Params>
+  void exchange(const char* kernel, ShapeOf shape_of, Params params) {
     if (group_.empty()) return start(kernel, shape_of, params);
     int count = 0;
     for (const auto& job : params.job) count += job.c > 0 ? 1 + 2 * job.c : 0;

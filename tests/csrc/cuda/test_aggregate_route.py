@@ -21,6 +21,7 @@ from tests.support.cuda.shapes import launch_shape, library
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
 
 EPS = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+X_EPS = {**EPS, torch.float16: 2**-9}  # float16's sums are rounded at each step
 
 
 def tasks_of(space: Space) -> list[int]:
@@ -67,7 +68,7 @@ def check_row(space: Space, row: int, nodes, before, tasks: list[int]):
             if stored:
                 want = space.x(i, s, node)
                 error = (x - want).abs().max() / want.abs().max().clamp(min=1e-30)
-                assert error <= EPS[space.dtype], (i, s, error)
+                assert error <= X_EPS[space.dtype], (i, s, error)
             exist = [path_exists(row, space.rows, s, p) for p in range(PATHS)]
             assert not alpha[np.logical_not(exist)].any()
             if space.gates is not None or space.activation == "fixed":

@@ -149,6 +149,25 @@ def test_wide_scales_run_stage_by_stage(fusion: str) -> None:
 
 
 @needs_emulator
+@pytest.mark.parametrize("storage", HALVES, ids=str)
+def test_the_stem_in_one_pass_and_in_two(storage: torch.dtype) -> None:
+    """Odd tiles; its memory lies elsewhere then."""
+    net = random_network(layers=4, channels=16, stem_width=24)
+    x = random_images(2, 50, 78)
+    with torch.no_grad():
+        wanted = net(x)
+        own = copy.deepcopy(net).to(storage)(x.to(storage), gates=wanted.gates).logits
+    outs = {}
+    for fusion, kernel in (("auto", "stem_stages"), ("staged", "sepconv")):
+        run = emulated(net, storage, fusion=fusion, limits=H100)
+        outs[fusion] = run(x, wanted.gates)
+        assert run.executor.statistics[2][0] == kernel
+        assert largest_error(outs[fusion].logits, wanted.logits) <= 2 * largest_error(own, wanted.logits)
+    same_bits(outs["auto"], outs["staged"], ("executed_nodes", "executed_macs"))
+    same_bits(outs["auto"], emulated(net, storage, limits=H100, one_workspace=True, order="rand")(x, wanted.gates))
+
+
+@needs_emulator
 @pytest.mark.parametrize("storage", [torch.float32, torch.float16], ids=str)
 def test_no_schedule_changes_a_bit(storage: torch.dtype) -> None:
     net = random_network(gate_shift=-0.2, layers=4)

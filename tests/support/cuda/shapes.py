@@ -23,8 +23,7 @@ def library(name: str, more: str = "") -> ctypes.CDLL:
     #include "cuda/kernels/{name}.h"
     using namespace dynroute;
     using namespace dynroute::cuda;
-    extern "C" void shape(const {params}* params, int dtype, const DeviceLimits* limits,
-                          LaunchShape* out) {{
+    extern "C" void shape({params}* params, int dtype, const DeviceLimits* limits, LaunchShape* out) {{
       *out = {name}_shape(*params, DType(dtype), *limits);
     }}
     {more}"""
@@ -51,7 +50,7 @@ def library(name: str, more: str = "") -> ctypes.CDLL:
 def launch_shape(
     name: str, params: ctypes.Structure, dtype: torch.dtype, limits: DeviceLimits = H100
 ) -> tuple[int, int, int]:
-    """Blocks, threads, bytes of shared memory for kernel `name`."""
+    """Blocks, threads, bytes of shared memory for kernel `name`; fills in what of params host and kernel agree on."""
     shape, device = (ctypes.c_int * 3)(), (ctypes.c_int * 4)(*limits)  # LaunchShape, DeviceLimits
     library(name).shape(ctypes.byref(params), DTYPES.index(dtype), device, shape)
     assert shape[2] <= limits.shared_per_block

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int, c_void_p
+from ctypes import c_float, c_int, c_uint, c_void_p
 
 SCALES, PATHS, LISTS = 4, 3, 4
 UP, KEEP, DOWN = 0, 1, 2
@@ -19,6 +19,14 @@ class Struct(ctypes.Structure):
         if unknown:
             raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
         super().__init__(*values, **fields)
+
+
+class Divisor(Struct):
+    _fields_ = [("multiplier", c_uint), ("shift", c_int), ("by", c_int)]
+
+
+class Cut(Struct):
+    _fields_ = [("channels", c_int), ("parts", Divisor)]
 
 
 class Matrix(Struct):
@@ -63,7 +71,14 @@ class InitCallParams(Struct):
 class StemConvParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("weight", Matrix), ("out", c_void_p),
-        *((name, c_int) for name in ("n", "h_in", "w_in", "h_out", "w_out")),
+        *((name, c_int) for name in ("n", "h_in", "w_in", "h_out", "w_out")), ("across", Divisor), ("down", Divisor),
+    ]  # fmt: skip
+
+
+class StemStagesParams(Struct):
+    _fields_ = [
+        ("io", c_void_p), ("x", c_void_p), ("out", c_void_p), ("depthwise", c_void_p * 2), ("pointwise", Matrix * 2),
+        *((name, c_int) for name in ("n", "h_in", "w_in", "h_out", "w_out")), ("across", Divisor), ("down", Divisor),
     ]  # fmt: skip
 
 
@@ -79,7 +94,7 @@ class SepconvStage(Struct):
 class SepconvParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("row", Row), ("maps", ScaleMaps * SCALES), ("stage", SepconvStage * SCALES),
-        *((name, c_int) for name in ("n", "row_index", "rows", "stem")),
+        *((name, c_int) for name in ("n", "row_index", "rows", "stem", "enough")),
     ]  # fmt: skip
 
 
@@ -90,26 +105,38 @@ class CellParams(Struct):
     ]  # fmt: skip
 
 
+class AggregateTiling(Struct):
+    _fields_ = [
+        *((name, c_int) for name in ("blocks_y", "blocks_x", "tiles", "run")),
+        *((name, Divisor) for name in ("across", "tasks", "groups")),
+    ]
+
+
 class AggregateRouteParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("row", Row), ("next", Row), ("maps", ScaleMaps * SCALES), ("gate", Matrix * SCALES),
         ("fc_weight", c_void_p * SCALES), ("fc_bias", c_void_p * SCALES), ("partials", c_void_p * SCALES),
         ("node_arrivals", c_void_p), ("row_arrivals", c_void_p),
         *((name, c_int) for name in ("activation", "small_gate", "n", "row_index", "rows")),
+        ("tiling", AggregateTiling * SCALES),
     ]  # fmt: skip
+
+
+class PathCut(Struct):
+    _fields_ = [("of_sample", c_int), ("part", Cut)]
 
 
 class StagePathsParams(Struct):
     _fields_ = [
         ("cells", SepconvParams), ("up", Matrix * SCALES), ("down", Matrix * SCALES), ("finished", c_void_p),
-        ("ticket", c_void_p),
+        ("ticket", c_void_p), ("cuts", (PathCut * SCALES) * 2), ("half_w", Divisor * SCALES),
     ]  # fmt: skip
 
 
 class MergeParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("row", Row), ("maps", ScaleMaps), ("scale", c_int), ("coarse", c_void_p), ("weight", Matrix),
-        ("out", c_void_p), ("n", c_int),
+        ("out", c_void_p), ("n", c_int), ("part", Cut), ("tiles", Divisor), ("across", Divisor),
     ]  # fmt: skip
 
 
@@ -117,10 +144,12 @@ class PredictorParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("x", c_void_p), ("weight", Matrix), ("out", c_void_p),
         *((name, c_int) for name in ("n", "h", "w", "c")),
+        *((name, Divisor) for name in ("tiles", "across", "groups")),
     ]  # fmt: skip
 
 
 class UpsampleParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("x", c_void_p), *((name, c_int) for name in ("n", "h", "w", "classes", "out_h", "out_w")),
+        ("tiles", Divisor), ("across", Divisor),
     ]  # fmt: skip
