@@ -1,8 +1,8 @@
 """A training step on CUDA without a GPU, for `cuda_static.py`: ours on the emulator, beside PyTorch's operations.
 
-Ours are counted while a step runs on the emulator: launches, the bytes that threads ask for, distinct ones, instructions.
-PyTorch's are computed: an operation is a launch, which reads its inputs and writes its output once. What a step saves for
-its backward is what autograd was given to keep, each tensor's memory once.
+Ours are counted while a step runs on the emulator: launches, bytes that threads ask for, distinct ones, instructions.
+PyTorch's are computed: an operation is a launch, which reads its inputs and writes its output once. What a step saves
+for its backward is what autograd was given to keep, each tensor's memory once.
 """
 
 from __future__ import annotations
@@ -76,7 +76,12 @@ def training() -> dict[str, Any]:
             row["launches"] += 1
             for name, counter in COUNTED.items():
                 row[name] += found[counter]
-        runs[str(dtype)] = {"kernels": by_kernel, "launches": len(launches), "saved_bytes": saved, "others": rest.launches}
+        runs[str(dtype)] = {
+            "kernels": by_kernel,
+            "launches": len(launches),
+            "saved_bytes": saved,
+            "others": rest.launches,
+        }
     return {
         "network": SETTINGS, "shape": [BATCH, 3, SIDE, SIDE],
         "ours": {"kind": "emulated", "runs": runs},

@@ -8,9 +8,10 @@
 
 namespace dynroute {
 
-// Fills `all` with the `count` values of every process of a group, in the order of ranks, and returns how many processes
-// that is, 0 on failure; with `all` null it only says how many. device: of a GPU where the values lie, whose current
-// stream the gather belongs to; -1: they are in the host's memory. Python sets it (set_gather, cuda_set_gather).
+// Fills `all` with the `count` values of every process of a group, in the order of ranks, and returns how many
+// processes that is, 0 on failure; with `all` null it only says how many. device: of a GPU where the values lie, whose
+// current stream the gather belongs to; -1: they are in the host's memory. Python sets it (set_gather,
+// cuda_set_gather).
 using GatherFunction = int (*)(const char* group, const double* mine, int64_t count, double* all, int device);
 inline std::atomic<GatherFunction> gather_function{nullptr};  // of this library
 

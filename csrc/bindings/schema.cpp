@@ -26,10 +26,9 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       m,
       "gate(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor fc_weight, Tensor fc_bias, str activation, "
       "bool small, Tensor? present) -> Tensor");
-  def_operator(
-      m,
-      "route(Tensor alphas, Tensor present, Tensor path_exists, Tensor slots) -> (Tensor alphas, Tensor open, "
-      "Tensor open_count, Tensor path_open, Tensor path_count, Tensor closed, Tensor present, Tensor slots)");
+  def_operator(m,
+               "route(Tensor alphas, Tensor present, Tensor path_exists, Tensor slots) -> (Tensor alphas, Tensor open, "
+               "Tensor open_count, Tensor path_open, Tensor path_count, Tensor closed, Tensor present, Tensor slots)");
   def_operator(m, "transform(Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor? open, int stride) -> Tensor");
   def_operator(m, "aggregate(Tensor? down, Tensor? keep, Tensor? up, Tensor? alphas) -> Tensor");
   // `wanted`: gradients of down, keep, up and alphas; sources are read for the last alone. What is not wanted is empty.
@@ -43,11 +42,10 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   // weights; its `weights`: those gradients one after the other, each laid out as its weight, those of BatchNorms last.
   // `group`: the processes whose BatchNorms see one batch, by the name that the function of `set_gather` knows; "":
   // none. `narrow`: raw outputs are kept in bfloat16 beside float32 maps.
-  def_operator(
-      m,
-      "sepconv_train(Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] gamma, Tensor[] beta, "
-      "Tensor[] running_mean, Tensor[] running_var, Tensor? open, int stride, bool residual, bool final_relu, "
-      "bool frozen, str group, float eps, bool narrow) -> (Tensor out, Tensor raw, Tensor stats)");
+  def_operator(m,
+               "sepconv_train(Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] gamma, Tensor[] beta, "
+               "Tensor[] running_mean, Tensor[] running_var, Tensor? open, int stride, bool residual, bool final_relu, "
+               "bool frozen, str group, float eps, bool narrow) -> (Tensor out, Tensor raw, Tensor stats)");
   def_operator(
       m,
       "sepconv_train_backward(Tensor grad, Tensor x, Tensor[] depthwise, Tensor[] pointwise, Tensor[] gamma, "
@@ -80,10 +78,9 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
       "str group, bool narrow, bool[] wanted) -> (Tensor x, Tensor alphas, Tensor weights)");
 
   // The sum over labelled pixels; gradient: of logits, when the loss's is 1; with N = 0 where it is not wanted.
-  def_operator(
-      m,
-      "upsampled_cross_entropy(Tensor logits, Tensor labels, int factor, Tensor? weight, int ignore_index, "
-      "bool with_gradient) -> (Tensor loss, Tensor gradient)");
+  def_operator(m,
+               "upsampled_cross_entropy(Tensor logits, Tensor labels, int factor, Tensor? weight, int ignore_index, "
+               "bool with_gradient) -> (Tensor loss, Tensor gradient)");
 
   // Alphas [N, 3], zeros but for `columns`. pool: of each sample and channel, [N, 3, M] the mean of what is pooled, the
   // pixels where it is above 0, and the sum there of raw less its mean.
@@ -114,8 +111,6 @@ STABLE_TORCH_LIBRARY(dynroute, m) {
   m.def("cuda_run(Tensor(a!) workspace, Tensor launches, int dtype, int first, int last, int[] io) -> ()");
   m.def("cuda_hold(Tensor tensor) -> ()");
   m.def("cuda_limits(int device) -> int[]");
-
-
 
   m.def("set_gather(int address) -> ()");
   m.def("cuda_set_gather(int address) -> ()");

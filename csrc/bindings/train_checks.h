@@ -125,9 +125,9 @@ inline void check_gate_train(const std::string& op, const Tensor& x, const Tenso
     if (good) used[column] = true;
   }
   require(good, op + ": columns: wanted one to three different ones of 0, 1, 2, got " + shape_text(columns));
-  require(fc_weight.size(0) == int64_t(columns.size()),
-          op + ": columns: wanted one for each of the " + std::to_string(fc_weight.size(0)) +
-              " rows of fc_weight, got " + shape_text(columns));
+  require(fc_weight.size(0) == int64_t(columns.size()), op + ": columns: wanted one for each of the " +
+                                                            std::to_string(fc_weight.size(0)) +
+                                                            " rows of fc_weight, got " + shape_text(columns));
 }
 
 constexpr int kPooledRows = 3;  // of a gate's pool

@@ -71,7 +71,11 @@ def _register() -> None:
     def _(x, weight, gamma, beta, running_mean, running_var, open, stride, *rest):  # type: ignore[no-untyped-def]
         n, _, h, w = x.shape
         shape = (n, weight.shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1)
-        return nhwc_empty(x, shape), nhwc_empty(x, shape, raw_type(x, rest[-1])), weight.new_empty((1, 3, weight.shape[0]))
+        return (
+            nhwc_empty(x, shape),
+            nhwc_empty(x, shape, raw_type(x, rest[-1])),
+            weight.new_empty((1, 3, weight.shape[0])),
+        )
 
     @torch.library.register_fake("dynroute::transform_train_backward")
     def _(grad, x, weight, *rest):  # type: ignore[no-untyped-def]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -30,22 +32,63 @@ def fakes() -> dict[str, tuple]:
     }
 
 
+def lowered(autocast: torch.dtype | None, call: Any, *args: Any) -> Any:
+    """A call under CUDA's autocast, which `torch.autocast` refuses where there is no GPU."""
+    try:
+        torch.set_autocast_enabled("cuda", autocast is not None)
+        if autocast is not None:
+            torch.set_autocast_dtype("cuda", autocast)
+        return call(*args)
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", torch.float16)
+
+
 @pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("op", ON_CUDA)
 def test_fake_and_autocast(op: str, autocast: torch.dtype | None) -> None:
     """The result's device, layout and type; autocast lowers it as it lowers torch's convolutions."""
     with FakeTensorMode():
-        args = fakes()[op]
-        try:
-            torch.set_autocast_enabled("cuda", autocast is not None)
-            if autocast is not None:
-                torch.set_autocast_dtype("cuda", autocast)
-            out = getattr(torch.ops.dynroute, op)(*args)
-        finally:
-            torch.set_autocast_enabled("cuda", False)
-            torch.set_autocast_dtype("cuda", torch.float16)
+        out = lowered(autocast, getattr(torch.ops.dynroute, op), *fakes()[op])
         assert out.dtype == (autocast or torch.float32) and out.device.type == "cuda"
         assert out.dim() < 4 or out.is_contiguous(memory_format=torch.channels_last)
+
+
+TRAINED = {
+    "sepconv_train": (cases.sepconv_train(2, 16, 6, 4), (None, 1, True, True, False, "", 1e-5, False)),
+    "transform_train": (cases.transform_train(2, 16, 6, 4, 8), (None, 2, True, False, "", 1e-5, False)),
+    "gate_train": (cases.gate_train(2, 16, 6, 4), ("tanh", [1, 0, 2], False, False, "", 1e-5, False)),
+    "node_train": (cases.node_train(2, 16, 6, 4), (None, 0.0, True, False, "", 1e-5, False)),
+}
+
+
+@pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("op", list(TRAINED))
+def test_training_lowers_maps_alone(op: str, autocast: torch.dtype | None) -> None:
+    """Maps in autocast's type; statistics, alphas and the gradients of weights in float32."""
+    args, options = TRAINED[op]
+
+    def on_cuda(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return torch.empty(value.shape, device="cuda")
+        return [on_cuda(v) for v in value] if isinstance(value, list) else value
+
+    with FakeTensorMode():
+        given = [on_cuda(value) for value in args]
+        outs = lowered(autocast, getattr(torch.ops.dynroute, op), *given, *options)
+        of_maps = autocast or torch.float32
+        for out in outs:
+            assert out.dtype == (of_maps if out.dim() == 4 else torch.float32) and out.device.type == "cuda"
+        given_back = (
+            (*given[:4], given[6]) if op == "gate_train" else given[: {"sepconv_train": 5, "node_train": 8}.get(op, 4)]
+        )
+        made = 3 if op == "node_train" else 1
+        kept = outs if op == "gate_train" else outs[made:]
+        wanted = [True] * (3 if op == "sepconv_train" else 2)
+        grads = getattr(torch.ops.dynroute, f"{op}_backward")(
+            *outs[:made], *given_back, *kept, *options[:-2], False, wanted
+        )
+        assert grads[0].shape == given[0].shape and grads[-1].dtype == torch.float32
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -37,8 +37,7 @@ using GateForward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 template <class T>
 GateForward run_gate_forward(const Tensor& x_in, const Tensor& weight_in, const Tensor& gamma, const Tensor& beta,
                              const Tensor& running_mean, const Tensor& running_var, const Tensor& fc_weight,
-                             const Tensor& fc_bias, const GateOptions& options, const Ranks& ranks,
-                             double eps) {
+                             const Tensor& fc_bias, const GateOptions& options, const Ranks& ranks, double eps) {
   const GateShape shape(x_in, weight_in, fc_weight, options.small);
   const int n = shape.n, c = shape.c, gates = shape.gates;
   const TorchParallel parallel;
@@ -215,8 +214,7 @@ GateBackward run_gate_backward(const Tensor& grad_in, const Tensor& x_in, const 
   TaskList list;
   list.add(kernels.gate_product, job, parts);
   runner.run(list);
-  if (want_weight)
-    reduce_parts(list, static_cast<const T*>(job.grad_weight), parts, product_size, grad_weight);
+  if (want_weight) reduce_parts(list, static_cast<const T*>(job.grad_weight), parts, product_size, grad_weight);
   runner.run(list);
   return {grad_x, flat.tensor};
 }
@@ -240,8 +238,8 @@ GateForward gate_train(const Tensor& x, const Tensor& weight, const Tensor& gamm
 GateBackward gate_train_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& gamma,
                                  const Tensor& beta, const Tensor& fc_weight, const Tensor& alphas, const Tensor& raw,
                                  const Tensor& stats, const Tensor& pool, const std::string& activation,
-                                 const std::vector<int64_t>& columns, bool small, bool frozen,
-                                 const std::string& group, bool narrow, const std::vector<bool>& wanted) {
+                                 const std::vector<int64_t>& columns, bool small, bool frozen, const std::string& group,
+                                 bool narrow, const std::vector<bool>& wanted) {
   const std::string op = "gate_train_backward";
   const TrainTypes types = train_types_on_cpu(op, x, narrow);
   check_gate_train(op, x, weight, {gamma, beta}, fc_weight, columns, small, types);

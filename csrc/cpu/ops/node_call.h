@@ -29,8 +29,13 @@ struct Shares {
   bool passes = false;  // whether any sample's X passes
 
   Shares(const Tensor& alphas_in, const NodeShape& shape)
-      : hidden(size_t(shape.n)), x(size_t(shape.n)), up(size_t(shape.n)), down(size_t(shape.n)),
-        open(new bool[size_t(shape.n)]), up_open(new bool[size_t(shape.n)]), down_open(new bool[size_t(shape.n)]) {
+      : hidden(size_t(shape.n)),
+        x(size_t(shape.n)),
+        up(size_t(shape.n)),
+        down(size_t(shape.n)),
+        open(new bool[size_t(shape.n)]),
+        up_open(new bool[size_t(shape.n)]),
+        down_open(new bool[size_t(shape.n)]) {
     const Values<T> values(alphas_in);
     const T *alphas = values.data(), bridge = T(shape.bridge);
     const bool skip = shape.skip, has_up = shape.up_c > 0, has_down = shape.down_c > 0;
@@ -53,8 +58,8 @@ struct Shares {
 
 inline NodeShape node_shape(const std::string& op, const Tensor& x, const NodeTensors& t, const TrainTypes& types,
                             double bridge, bool skip, bool frozen, const std::string& group, double eps) {
-  return {int(x.size(0)), int(x.size(1)), int(x.size(2)), int(x.size(3)), t.stages(), t.up_c(), t.down_c(), skip,
-          frozen, types.raw, bridge, eps, {op, group, frozen}};
+  return {int(x.size(0)), int(x.size(1)), int(x.size(2)), int(x.size(3)), t.stages(), t.up_c(),           t.down_c(),
+          skip,           frozen,         types.raw,      bridge,         eps,        {op, group, frozen}};
 }
 
 // Memory for the packed weights of its chain and its paths.

@@ -63,7 +63,11 @@ Forward7 run_node(const Tensor& x_in, const Tensor& alphas, const NodeTensors& t
     if (shares.open[size_t(i)]) continue;
     const T *from = chain.x.template const_data_ptr<T>() + i * size, weight = shares.x[size_t(i)];
     T* to = job.keep + i * size;
-    list.add([=](int) { for (int64_t at = 0; at < size; ++at) to[at] = weight * from[at]; }, 1);
+    list.add(
+        [=](int) {
+          for (int64_t at = 0; at < size; ++at) to[at] = weight * from[at];
+        },
+        1);
   }
   runner.run(list);
 
@@ -167,8 +171,7 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
   StageGradients<T> grads;
   PathBackward<T> up(shape.up_c, shape.h, shape.w), down(shape.down_c, shape.down_h(), shape.down_w());
   for (int k = 0; k < shape.stages; ++k) grads.depthwise.push_back(want_weights ? flat.take(9 * int64_t(c)) : nullptr);
-  for (int k = 0; k < shape.stages; ++k)
-    grads.pointwise.push_back(want_weights ? flat.take(int64_t(c) * c) : nullptr);
+  for (int k = 0; k < shape.stages; ++k) grads.pointwise.push_back(want_weights ? flat.take(int64_t(c) * c) : nullptr);
   for (PathBackward<T>* path : {&up, &down})
     if (path->c > 0 && want_weights) path->grad_weight = flat.take(int64_t(path->c) * c);
   for (std::vector<T*>* list : {&grads.gamma, &grads.beta}) {
@@ -186,7 +189,7 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
     const T* made = stats_data + stats_at;
     affine_of(path.norm.gamma, path.norm.beta, made, made + kInvstd * path.c, path.c, path.affine.scale.data(),
               path.affine.shift.data());
-    path.output = {raw_of<T>(path_raw), made, made + kInvstd * path.c, true, path.affine.scale.data(),
+    path.output = {raw_of<T>(path_raw),      made,   made + kInvstd * path.c, true, path.affine.scale.data(),
                    path.affine.shift.data(), nullptr};
     if (!grad) return;
     path.grad = nhwc(*grad);
@@ -214,8 +217,8 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
   };
   NormSums of_up = summed(up, shares.up_samples), of_down = summed(down, shares.down_samples);
   if (up.c + down.c > 0) shape.ranks.add({&of_up, &of_down});
-  const auto prepare = [&](PathBackward<T>& path, TrainPathBackward<T>& to, int stride,
-                           const bool* open, const std::vector<T>& weight, const NormSums& all) {
+  const auto prepare = [&](PathBackward<T>& path, TrainPathBackward<T>& to, int stride, const bool* open,
+                           const std::vector<T>& weight, const NormSums& all) {
     if (path.c == 0) return;
     path.product.emplace(path.grad ? path.grad_weight : nullptr, path.c, c, tasks, int64_t(path.h) * path.w, shape.n,
                          type);
@@ -288,8 +291,8 @@ Backward3 run_node_backward(const std::optional<Tensor>& grad_keep_in, const std
 Forward7 forward_op(const Tensor& x, const Tensor& alphas, std::vector<Tensor> depthwise, std::vector<Tensor> pointwise,
                     std::optional<Tensor> up, std::optional<Tensor> down, std::vector<Tensor> gamma,
                     std::vector<Tensor> beta, std::vector<Tensor> running_mean, std::vector<Tensor> running_var,
-                    std::optional<Tensor> factor, double bridge, bool skip, bool frozen, std::string group,
-                    double eps, bool narrow) {
+                    std::optional<Tensor> factor, double bridge, bool skip, bool frozen, std::string group, double eps,
+                    bool narrow) {
   const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, &running_mean, &running_var};
   const std::string op = "node_train";
   const TrainTypes types = train_types_on_cpu(op, x, narrow);
@@ -315,8 +318,8 @@ Backward3 backward_op(std::optional<Tensor> grad_keep, std::optional<Tensor> gra
   const Tensor raw_maps = nhwc(raw), up_maps = up ? nhwc(up_raw) : up_raw, down_maps = down ? nhwc(down_raw) : down_raw;
   const Tensor statistics = torch::stable::contiguous(stats);
   const auto run = [&](auto value) {
-    return run_node_backward<decltype(value)>(grad_keep, grad_up, grad_down, x, alphas, t, raw_maps, up_maps,
-                                              down_maps, statistics, factor, shape, wanted);
+    return run_node_backward<decltype(value)>(grad_keep, grad_up, grad_down, x, alphas, t, raw_maps, up_maps, down_maps,
+                                              statistics, factor, shape, wanted);
   };
   return types.map == ScalarType::Double ? run(double{}) : run(float{});
 }

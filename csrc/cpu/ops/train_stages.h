@@ -168,9 +168,9 @@ struct LastStage {
 // What is added to the input's gradient besides.
 template <class T>
 struct AddedGradient {
-  const T* grad = nullptr;     // [n, h, w, c], behind `passed`'s ReLU, if it has one
+  const T* grad = nullptr;  // [n, h, w, c], behind `passed`'s ReLU, if it has one
   TrainOutput<T> passed = {};
-  const T* more = nullptr;     // times more_weight, by sample
+  const T* more = nullptr;  // times more_weight, by sample
   const T* more_weight = nullptr;
 };
 
@@ -207,8 +207,8 @@ void backward_stages(const Chain<T>& chain, const Raw<T>& raw, const T* stats, b
                                grads.gamma[at], grads.beta[at], &all);
     const bool on = grad_x || k > 0;  // whether anything before this stage wants a gradient
     const int parts = product_parts(int64_t(samples) * chain.h, int64_t(from) * c);
-    ProductGradient<T>& of_product = products.emplace_back(want_pointwise, c, from, parts, int64_t(chain.h) * chain.w,
-                                                           chain.n, type);
+    ProductGradient<T>& of_product =
+        products.emplace_back(want_pointwise, c, from, parts, int64_t(chain.h) * chain.w, chain.n, type);
     TrainProductJob<T> product = {};
     product.stage = chain.stage(k, raw);
     product.output = last.output, product.grad = last.grad, product.weight = last.weight;
@@ -255,7 +255,7 @@ void backward_stages(const Chain<T>& chain, const Raw<T>& raw, const T* stats, b
 struct ChainOptions {
   int stride;
   bool relu_input, residual, final_relu;
-  bool frozen;  // BatchNorm normalises with the running statistics
+  bool frozen;     // BatchNorm normalises with the running statistics
   ScalarType raw;  // of raw outputs
   double eps;
   Ranks ranks = {};  // whose BatchNorms are one

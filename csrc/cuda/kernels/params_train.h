@@ -3,9 +3,9 @@
 // pointed at: a `TrainSource` is a map that is made of stored ones value by value, a `TrainGradient` the gradient of a
 // raw output. Nothing that lies behind a BatchNorm is stored but for what an operator returns.
 //
-// Maps are [n][h * w * c] in the storage type T; weights, statistics, sums and their gradients are float. Sums over pixels
-// are partial sums of tasks, whose cuts depend on shapes alone, added up in order, in double. What takes part is known on
-// the device alone, as in inference: kernels read the list.
+// Maps are [n][h * w * c] in the storage type T; weights, statistics, sums and their gradients are float. Sums over
+// pixels are partial sums of tasks, whose cuts depend on shapes alone, added up in order, in double. What takes part is
+// known on the device alone, as in inference: kernels read the list.
 #pragma once
 #include "params_ops.h"
 
@@ -28,16 +28,16 @@ enum SourceKind {
   kQuarter = 4     // map at a quarter of its size, bilinear: h x w is the small map's
 };
 struct TrainSource {
-  const void* map;              // [n][h * w * c]; kQuarter: [n][from_h * from_w * c]
-  const void* raw;              // kHidden
-  const float *scale, *shift;   // [c]
-  const float* factor;          // [n], or null: 1
+  const void* map;             // [n][h * w * c]; kQuarter: [n][from_h * from_w * c]
+  const void* raw;             // kHidden
+  const float *scale, *shift;  // [c]
+  const float* factor;         // [n], or null: 1
   int kind, h, w, c;
   int from_h, from_w;
 };
 
-// A raw output behind its BatchNorm, and a ReLU that stands there: gradients pass where scale * raw + shift [+ residual]
-// is above 0.
+// A raw output behind its BatchNorm, and a ReLU that stands there: gradients pass where scale * raw + shift [+
+// residual] is above 0.
 struct TrainNormed {
   const void* raw;             // [n][h * w * c]
   const float *mean, *invstd;  // [c]
@@ -46,13 +46,13 @@ struct TrainNormed {
   int relu;
 };
 
-// The gradient of a raw output: gain * (g - mean_grad) + slope * (raw - mean), where g is `weight` * grad where the ReLU
-// lets it pass. The two parts nearly cancel where few pixels make the statistics: so they are centred first.
+// The gradient of a raw output: gain * (g - mean_grad) + slope * (raw - mean), where g is `weight` * grad where the
+// ReLU lets it pass. The two parts nearly cancel where few pixels make the statistics: so they are centred first.
 struct TrainGradient {
   TrainNormed of;
-  const void* grad;                   // [n][h * w * c], or null:
-  const float* of_samples;            // [n][c], of every pixel of a sample
-  const float* weight;                // [n], or null: 1
+  const void* grad;                       // [n][h * w * c], or null:
+  const float* of_samples;                // [n][c], of every pixel of a sample
+  const float* weight;                    // [n], or null: 1
   const float *gain, *slope, *mean_grad;  // [c]
   int h, w, c;
 };
@@ -77,7 +77,7 @@ struct TrainAffine {  // what a BatchNorm amounts to, from a forward's statistic
 };
 // What alphas mean for each sample: keep = hidden * H + x * X, and the paths' weights.
 struct TrainShares {
-  const float* alphas;           // [n][3]; null: there are none, and `mask` says what takes part
+  const float* alphas;            // [n][3]; null: there are none, and `mask` says what takes part
   float *hidden, *x, *up, *down;  // [n]
   float bridge;
   int skip, has_up, has_down;
@@ -118,8 +118,8 @@ struct TrainNormJob {
   const float* partials;  // [listed tiles][kTileSums][c]
   TrainSamples samples;
   const float *gamma, *beta, *running_mean, *running_var;
-  float* stats;          // [3][c] mean, inverse deviation, unbiased variance; null: there is no job
-  float *scale, *shift;  // [c]
+  float* stats;            // [3][c] mean, inverse deviation, unbiased variance; null: there is no job
+  float *scale, *shift;    // [c]
   double* mine;            // [1 + 2 c] pixels, means, squared distances; null: nobody shares it
   const double* everyone;  // [processes][1 + 2 c], or null: they are made from partials
   int c, h, w, frozen;
@@ -150,8 +150,8 @@ struct TrainApplyParams {
   int n;
 };
 
-// train_sums: sums of BatchNorm's backward over a run of a sample's pixels: of g and of g * (raw - mean) * invstd, where g
-// is as in TrainGradient; and of grad times the ReLU's output.
+// train_sums: sums of BatchNorm's backward over a run of a sample's pixels: of g and of g * (raw - mean) * invstd,
+// where g is as in TrainGradient; and of grad times the ReLU's output.
 struct TrainSumsJob {
   TrainNormed of;
   const void* grad;     // null: there is no job
@@ -166,15 +166,15 @@ struct TrainSumsParams {
   int n;
 };
 
-// train_norm_backward: what a gradient of a raw output is made with, and the gradients of gamma and beta. Processes as in
-// train_norm.
+// train_norm_backward: what a gradient of a raw output is made with, and the gradients of gamma and beta. Processes as
+// in train_norm.
 struct TrainNormBackwardJob {
   const float* partials;  // [listed][runs][rows][c], of which two rows are read, from `row` on
   TrainSamples samples;
   const float *gamma, *invstd;
   float *gain, *slope, *mean_grad;  // [c]; null: there is no job
   float *grad_gamma, *grad_beta;
-  double* mine;            // [1 + 2 c]
+  double* mine;  // [1 + 2 c]
   const double* everyone;
   int c, pixels, runs, rows, row, frozen;
 };
@@ -220,11 +220,11 @@ struct TrainOuterParams {
 // BatchNorm before it.
 struct TrainDepthwiseParams {
   TrainSource source;
-  const void* grad;         // [n][h * w * c]: of the depthwise's output
-  const float* taps;        // [9][c]
-  const void* added;        // [n][source.h * source.w * c], where `passed` lets it through: added; or null
+  const void* grad;   // [n][h * w * c]: of the depthwise's output
+  const float* taps;  // [9][c]
+  const void* added;  // [n][source.h * source.w * c], where `passed` lets it through: added; or null
   TrainNormed passed;
-  const void* more;         // like added, times more_weight [n]; or null
+  const void* more;  // like added, times more_weight [n]; or null
   const float* more_weight;
   const float *mean, *invstd;  // of the source's BatchNorm; null: no sums
   void* grad_x;                // like added; null: not wanted
@@ -254,8 +254,8 @@ struct TrainHiddenParams {
 
 // train_reduce: sums over parts, in order.
 struct TrainReduction {
-  const float* from;  // [parts][stride]; null: there is none
-  float* out;         // [size]
+  const float* from;     // [parts][stride]; null: there is none
+  float* out;            // [size]
   TrainSamples samples;  // parts: `parts` of each listed sample, or, where `all`, so many in all
   int all, parts, size, stride;
   int taps;  // from is [9][c] and out [c][9]; 0: as it lies
@@ -268,8 +268,8 @@ struct TrainReduceParams {
 
 // train_alphas: the alphas' gradients from dots.
 struct TrainAlphasParams {
-  const float *up_dots, *down_dots;  // [n][up_parts], or null
-  const float* dots;                 // [n][parts][2], or null
+  const float *up_dots, *down_dots;              // [n][up_parts], or null
+  const float* dots;                             // [n][parts][2], or null
   const uint8_t *taken, *up_taken, *down_taken;  // null: all
   const float* x_weight;
   float* grad_alphas;  // [n][3]
@@ -277,8 +277,8 @@ struct TrainAlphasParams {
   float bridge;
 };
 
-// The gate's: train_gate_pool, sums of what is pooled, over a run of a sample's pixels; train_gate_end, a sample's mean,
-// logits and alphas; train_gate_begin, from the alphas' gradients to those of every pixel.
+// The gate's: train_gate_pool, sums of what is pooled, over a run of a sample's pixels; train_gate_end, a sample's
+// mean, logits and alphas; train_gate_begin, from the alphas' gradients to those of every pixel.
 constexpr int kPooled = 0, kAbove = 1, kApart = 2, kPoolSums = 3;
 struct TrainGatePoolParams {
   TrainNormed of;

@@ -25,7 +25,8 @@ __device__ inline void train_alphas(const TrainAlphasParams& p) {
   __shared__ double shared[kTrainThreads / 32];
   const int sample = blockIdx.x;
   double up = 0, down = 0, keep = 0, of_x = 0;
-  if (p.up_dots && is_taken(p.up_taken, sample)) up = sum_parts(p.up_dots + int64_t(sample) * p.up_parts, p.up_parts, 1, shared);
+  if (p.up_dots && is_taken(p.up_taken, sample))
+    up = sum_parts(p.up_dots + int64_t(sample) * p.up_parts, p.up_parts, 1, shared);
   if (p.down_dots && is_taken(p.down_taken, sample))
     down = sum_parts(p.down_dots + int64_t(sample) * p.down_parts, p.down_parts, 1, shared);
   if (p.dots) {

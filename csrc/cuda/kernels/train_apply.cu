@@ -1,5 +1,5 @@
-// train_apply: what a BatchNorm makes of a raw output, with a ReLU, a residual and a sample's weight, for up to three maps:
-// what an operator returns.
+// train_apply: what a BatchNorm makes of a raw output, with a ReLU, a residual and a sample's weight, for up to three
+// maps: what an operator returns.
 //
 // Work: runs of a sample's pixels times 64 channels; 16 bytes of a pixel to a thread at a time. Memory: each map once.
 #include "train_columns.cuh"

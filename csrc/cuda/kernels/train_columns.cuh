@@ -1,12 +1,13 @@
-// Sums over pixels by channel, in a block of kTrainThreads: of a product's results, and of threads that walk over pixels.
+// Sums over pixels by channel, in a block of kTrainThreads: of a product's results, and of threads that walk over
+// pixels.
 #pragma once
 #include "gemm.cuh"
 #include "train_shapes.h"
 
 namespace dynroute::cuda {
 
-// sums[q][j]: over all of a tile's pixels the values of a thread's j-th column; value(q, i, j) is that of its i-th pixel.
-// Lanes that share columns halve them between each other: 8 columns take 4 + 2 + 1 shuffles. By the whole block.
+// sums[q][j]: over all of a tile's pixels the values of a thread's j-th column; value(q, i, j) is that of its i-th
+// pixel. Lanes that share columns halve them between each other: 8 columns take 4 + 2 + 1 shuffles. By the whole block.
 template <int Q, class Tile, class Value>
 __device__ inline void tile_columns(Value&& value, float* totals /* [Q][kWarpRows][BN] */,
                                     float (&sums)[Q][Tile::kColumns], int thread) {
@@ -66,8 +67,8 @@ __device__ inline void block_columns(float (&sum)[Q][V], float* scratch /* [Q][8
     if (threadIdx.x % 32 < kAcross)
 #pragma unroll
       for (int i = 0; i < V; i += 4)
-        *reinterpret_cast<float4*>(scratch + (q * kWarps + threadIdx.x / 32) * kRunChannels + threadIdx.x % 32 * V + i) = {
-            sum[q][i], sum[q][i + 1], sum[q][i + 2], sum[q][i + 3]};
+        *reinterpret_cast<float4*>(scratch + (q * kWarps + threadIdx.x / 32) * kRunChannels + threadIdx.x % 32 * V +
+                                   i) = {sum[q][i], sum[q][i + 1], sum[q][i + 2], sum[q][i + 3]};
   }
   __syncthreads();
   for (int at = threadIdx.x; at < Q * kRunChannels; at += kTrainThreads) {

@@ -1,11 +1,11 @@
-// train_depthwise: backward of a depthwise 3x3 of listed samples: the gradient of what it read and of its taps, and sums
-// for the BatchNorm that its input went through.
+// train_depthwise: backward of a depthwise 3x3 of listed samples: the gradient of what it read and of its taps, and
+// sums for the BatchNorm that its input went through.
 //
-// Work: a task is a run of tiles of 8 x 8 input pixels of a sample, and 64 channels. The output's gradient under a tile,
-// with its border, comes to shared memory; a thread has 2 x 2 input pixels of 4 channels, and each gradient that it reads
-// serves its pixels and the taps alike. The input is made again (train_source.cuh). Sums stay in registers through the
-// run, then the block adds them up and leaves one row of them. Memory: the output's gradient 1.56 times (stride 2: 0.39),
-// the input once, its gradient once.
+// Work: a task is a run of tiles of 8 x 8 input pixels of a sample, and 64 channels. The output's gradient under a
+// tile, with its border, comes to shared memory; a thread has 2 x 2 input pixels of 4 channels, and each gradient that
+// it reads serves its pixels and the taps alike. The input is made again (train_source.cuh). Sums stay in registers
+// through the run, then the block adds them up and leaves one row of them. Memory: the output's gradient 1.56 times
+// (stride 2: 0.39), the input once, its gradient once.
 #include "train_columns.cuh"
 #include "train_source.cuh"
 
@@ -95,8 +95,8 @@ __device__ inline void fetch_gradient(T* to, const TrainDepthwiseParams& p, int6
 template <int kStride>
 constexpr int kTapsSide = kStride == 1 ? kTapsHalo : kTapsTile / 2 + 1;
 
-// Calls f(input, tap, gradient) for a patch's input pixels, 0 to 3, and the outputs that read them, each once by its tap:
-// tap k of output o read input stride * o + k - 1. `from`: the first output that the patch may have been read by.
+// Calls f(input, tap, gradient) for a patch's input pixels, 0 to 3, and the outputs that read them, each once by its
+// tap: tap k of output o read input stride * o + k - 1. `from`: the first output that the patch may have been read by.
 template <class T, int kStride, class F>
 __device__ inline void for_taps(const T* from, F&& f) {
   constexpr int kReach = kStride == 1 ? 4 : 2;
@@ -108,7 +108,8 @@ __device__ inline void for_taps(const T* from, F&& f) {
       four_floats(from + (oy * kTapsSide<kStride> + ox) * kRunChannels, of);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int ky = kStride == 1 ? i / 2 + 2 - oy : i / 2 + 1 - 2 * oy, kx = kStride == 1 ? i % 2 + 2 - ox : i % 2 + 1 - 2 * ox;
+        const int ky = kStride == 1 ? i / 2 + 2 - oy : i / 2 + 1 - 2 * oy,
+                  kx = kStride == 1 ? i % 2 + 2 - ox : i % 2 + 1 - 2 * ox;
         if (ky >= 0 && ky < 3 && kx >= 0 && kx < 3) f(i, ky * 3 + kx, of);
       }
     }
@@ -125,7 +126,8 @@ __device__ inline void taps_run(const TrainDepthwiseParams& p, const TapsTask& t
   constexpr int kSide = kTapsSide<kStride>;
   T* const halo = reinterpret_cast<T*>(memory);
   constexpr int kHalo = kTapsHalo * kTapsHalo * kRunChannels * int(sizeof(T));
-  float* const taps = reinterpret_cast<float*>(memory + (kHalo > rows_scratch(kDepthwiseRows) ? kHalo : rows_scratch(kDepthwiseRows)));
+  float* const taps =
+      reinterpret_cast<float*>(memory + (kHalo > rows_scratch(kDepthwiseRows) ? kHalo : rows_scratch(kDepthwiseRows)));
   const TrainSource& source = p.source;
   const int &chunk = task.chunk, &sample = task.sample;
   const int64_t& first = task.first;
@@ -151,7 +153,8 @@ __device__ inline void taps_run(const TrainDepthwiseParams& p, const TapsTask& t
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (y + i / 2 < h && x + i % 2 < w)
-          input_values(source, static_cast<const T*>(source.map) + first, channel, ((y + i / 2) * w + x + i % 2) * c + channel, values[i]);
+          input_values(source, static_cast<const T*>(source.map) + first, channel,
+                       ((y + i / 2) * w + x + i % 2) * c + channel, values[i]);
       for_taps<T, kStride>(from, [&](int i, int tap, const float (&of)[kTapsGroup]) {
 #pragma unroll
         for (int e = 0; e < kTapsGroup; ++e) sums[tap][e] = fmaf(values[i][e], of[e], sums[tap][e]);
@@ -168,7 +171,7 @@ __device__ inline void taps_run(const TrainDepthwiseParams& p, const TapsTask& t
     for (int i = 0; i < 4; ++i) {
       if (y + i / 2 >= h || x + i % 2 >= w) continue;
       const int at = ((y + i / 2) * w + x + i % 2) * c + channel;
-      float(&grad)[kTapsGroup] = grads[i];
+      float (&grad)[kTapsGroup] = grads[i];
       add_others<T>(p, sample, first, channel, at, grad);
       if (source.kind != kAsIs) {
         float read[kTapsGroup];  // made again: kept, they would be too many registers
@@ -190,7 +193,8 @@ __device__ inline void taps_run(const TrainDepthwiseParams& p, const TapsTask& t
     }
   }
   if (!p.partials) return;
-  float* const to = p.partials + (int64_t(task.listed) * taps_runs(h, w) + task.run) * kDepthwiseRows * c + chunk * kRunChannels;
+  float* const to =
+      p.partials + (int64_t(task.listed) * taps_runs(h, w) + task.run) * kDepthwiseRows * c + chunk * kRunChannels;
   block_columns(sums, reinterpret_cast<float*>(memory), [&](int row, int at, float sum) {
     if (chunk * kRunChannels + at < c) to[row * c + at] = sum;
   });
@@ -206,7 +210,8 @@ __device__ inline void train_depthwise(const TrainDepthwiseParams& p) {
     __syncthreads();
     if (threadIdx.x == 0) {
       const int listed = int(at / chunks / runs), sample = sample_of(p.samples, listed);
-      task = {int64_t(sample) * p.source.h * p.source.w * p.source.c, listed, sample, int(at / chunks % runs), int(at % chunks)};
+      task = {int64_t(sample) * p.source.h * p.source.w * p.source.c, listed, sample, int(at / chunks % runs),
+              int(at % chunks)};
     }
     __syncthreads();
     if (p.stride == 1) taps_run<T, 1>(p, task, memory);

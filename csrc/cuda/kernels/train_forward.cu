@@ -5,7 +5,8 @@
 // few; blocks of 256 threads take every gridDim.x-th one. A is the source's values, or their depthwise, which is made
 // 64 channels at a time from a halo that lies where the ring of weights comes afterwards; the product is gemm.cuh's.
 // Statistics: of each tile and channel a pivot and the sums of distances from it and of their squares, of the values as
-// they are stored, straight from the accumulators. Memory: the source 1.56 times behind a depthwise, else once; the raw map once.
+// they are stored, straight from the accumulators. Memory: the source 1.56 times behind a depthwise, else once; the raw
+// map once.
 #include "train_columns.cuh"
 #include "train_tiles.cuh"
 
@@ -29,7 +30,8 @@ __device__ inline void forward_item(const TrainForwardJob& job, const TrainPlace
 #pragma unroll 1
     for (int channel = 0; channel < w.k_pad; channel += kSepconvChannels) {
       const int more = w.k_pad - channel;
-      if (job.stride == 1) filter_halo<T, 1>(behind, source, job.taps, at.sample, at.y, at.x, channel, more, a + channel, lda);
+      if (job.stride == 1)
+        filter_halo<T, 1>(behind, source, job.taps, at.sample, at.y, at.x, channel, more, a + channel, lda);
       else filter_halo<T, 2>(behind, source, job.taps, at.sample, at.y, at.x, channel, more, a + channel, lda);
       __syncthreads();
     }
@@ -94,7 +96,8 @@ __device__ inline void train_forward(const TrainForwardParams& p) {
       item.is = false;
 #pragma unroll
       for (const TrainForwardJob& job : p.job) {
-        if (!item.is && job.product.weight && find_place<T>(job.samples, p.n, job.h, job.w, job.product, p.enough, at, item.place))
+        if (!item.is && job.product.weight &&
+            find_place<T>(job.samples, p.n, job.h, job.w, job.product, p.enough, at, item.place))
           item.job = job, item.is = true;
       }
     }

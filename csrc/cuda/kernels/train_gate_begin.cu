@@ -1,6 +1,6 @@
 // train_gate_begin: the beginning of the gate's backward: from the alphas' gradients to those of the logits, of the 1x1
-// behind the mean, of every pixel that the ReLU lets through, and to the sums that BatchNorm's backward wants, which the
-// forward's pool has.
+// behind the mean, of every pixel that the ReLU lets through, and to the sums that BatchNorm's backward wants, which
+// the forward's pool has.
 //
 // Work: a channel to each thread, which goes through all samples in order; in double.
 #include "train_shapes.h"
@@ -14,7 +14,8 @@ __device__ inline void grad_of_logits(const TrainGateBeginParams& p, int sample,
 #pragma unroll
   for (int g = 0; g < kPaths; ++g) {
     if (g >= p.gates) continue;
-    alpha[g] = double(p.alphas[sample * kPaths + p.columns[g]]), grad[g] = double(p.grad[sample * kPaths + p.columns[g]]);
+    alpha[g] = double(p.alphas[sample * kPaths + p.columns[g]]),
+    grad[g] = double(p.grad[sample * kPaths + p.columns[g]]);
     along += alpha[g] * grad[g];  // softmax's sum is one whatever the logits are
   }
   const Activation activation = Activation(p.activation);

@@ -1,6 +1,6 @@
-// train_gate_pool: of the gate's map behind BatchNorm and ReLU, which is never stored, the sums over pixels of its values,
-// of the pixels where it is above 0, and of raw - mean there: all that the forward and BatchNorm's backward ask of it, as
-// the gradient of a mean over the map is the same for every pixel that the ReLU lets through.
+// train_gate_pool: of the gate's map behind BatchNorm and ReLU, which is never stored, the sums over pixels of its
+// values, of the pixels where it is above 0, and of raw - mean there: all that the forward and BatchNorm's backward ask
+// of it, as the gradient of a mean over the map is the same for every pixel that the ReLU lets through.
 //
 // Work: runs of a sample's pixels times 64 channels, as train_sums. Memory: the raw output once.
 #include "train_columns.cuh"
@@ -32,11 +32,13 @@ __device__ inline void train_gate_pool(const TrainGatePoolParams& p) {
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             if (!(before[i + k] > 0)) continue;
-            sums[kPooled][i + k] += before[i + k], sums[kAbove][i + k] += 1, sums[kApart][i + k] += raw[i + k] - mean[k];
+            sums[kPooled][i + k] += before[i + k], sums[kAbove][i + k] += 1,
+                sums[kApart][i + k] += raw[i + k] - mean[k];
           }
         }
       }
-    float* const to = p.partials + (int64_t(run.listed) * train_runs(p.pixels) + run.run) * kPoolSums * p.c + run.chunk * kRunChannels;
+    float* const to = p.partials + (int64_t(run.listed) * train_runs(p.pixels) + run.run) * kPoolSums * p.c +
+                      run.chunk * kRunChannels;
     block_columns(sums, reinterpret_cast<float*>(memory), [&](int row, int of, float sum) {
       if (run.chunk * kRunChannels + of < p.c) to[row * p.c + of] = sum;
     });

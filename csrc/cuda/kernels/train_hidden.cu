@@ -1,5 +1,5 @@
-// train_hidden: the gradient of what H's ReLU read, out of keep's and both paths', with sums for the cell's last BatchNorm
-// and for the alphas; and of samples that do not take part, whose keep is x alone, x's gradient.
+// train_hidden: the gradient of what H's ReLU read, out of keep's and both paths', with sums for the cell's last
+// BatchNorm and for the alphas; and of samples that do not take part, whose keep is x alone, x's gradient.
 //
 // Work: runs of a sample's pixels times 64 channels, as train_sums. H is made again. Memory: the maps that H is made of
 // and the gradients once each.
@@ -26,7 +26,8 @@ __device__ inline void hidden_run(const TrainHiddenParams& p, const Run& at, flo
   const int64_t first = int64_t(sample) * pixels * c + channel;
   const int64_t small = int64_t(sample) * ceil_div(p.hidden.h, 2) * small_w * c + channel;
   const auto map = [&](const void* of, int64_t from) { return of ? static_cast<const T*>(of) + from : nullptr; };
-  const T *const keep = map(p.grad_keep, first), *const x = map(p.hidden.map, first), *const raws = map(p.hidden.raw, first);
+  const T *const keep = map(p.grad_keep, first), *const x = map(p.hidden.map, first),
+                 *const raws = map(p.hidden.raw, first);
   const T* const up = is_taken(p.up_taken, sample) ? map(p.of_up, first) : nullptr;
   const T* const down = is_taken(p.down_taken, sample) ? map(p.of_down, small) : nullptr;
   const float keep_weight = p.hidden_weight[sample], factor = p.hidden.factor ? p.hidden.factor[sample] : 1;
@@ -42,8 +43,7 @@ __device__ inline void hidden_run(const TrainHiddenParams& p, const Run& at, flo
         float scale[4], shift[4];
         load_floats(p.hidden.scale + channel + i, scale), load_floats(p.hidden.shift + channel + i, shift);
 #pragma unroll
-        for (int k = 0; k < 4; ++k)
-          values[i + k] = fmaf(factor, fmaf(scale[k], raw[i + k], shift[k]), read[i + k]);
+        for (int k = 0; k < 4; ++k) values[i + k] = fmaf(factor, fmaf(scale[k], raw[i + k], shift[k]), read[i + k]);
       }
       unpack<T>(pack_relu<T>(values), values);
       if (keep) {

@@ -63,8 +63,7 @@ __device__ inline void norm_channels(const TrainNormJob& job, const TrainNormPar
   const double variance = of_batch ? squares / found.count : double(job.running_var[channel]);
   const float invstd = float(1 / sqrt(variance + double(p.eps))), scale = job.gamma[channel] * invstd;
   job.stats[channel] = mean, job.stats[job.c + channel] = invstd;
-  job.stats[2 * job.c + channel] =
-      of_batch ? float(squares / fmax(found.count - 1, 1.0)) : job.running_var[channel];
+  job.stats[2 * job.c + channel] = of_batch ? float(squares / fmax(found.count - 1, 1.0)) : job.running_var[channel];
   job.scale[channel] = scale, job.shift[channel] = job.beta[channel] - mean * scale;
 }
 

@@ -1,5 +1,5 @@
-// train_norm_backward: BatchNorm's backward from the sums that runs of pixels left, for up to two: gradients of gamma and
-// beta, and what the gradient of the raw output is made with.
+// train_norm_backward: BatchNorm's backward from the sums that runs of pixels left, for up to two: gradients of gamma
+// and beta, and what the gradient of the raw output is made with.
 //
 // Work: a block has 8 channels, and each of its 32 rows of threads every 32nd run; all is added up in double, in order.
 #include "train_shapes.h"
@@ -42,7 +42,8 @@ __device__ inline void norm_channels(const TrainNormBackwardJob& job, const Trai
     job.mine[1 + channel] = own.first, job.mine[1 + job.c + channel] = own.second;
     return;
   }
-  const double count = fmax(pixels, 1.0), invstd = double(job.invstd[channel]), gain = double(job.gamma[channel]) * invstd;
+  const double count = fmax(pixels, 1.0), invstd = double(job.invstd[channel]),
+               gain = double(job.gamma[channel]) * invstd;
   job.grad_gamma[channel] = float(own.second), job.grad_beta[channel] = float(own.first);
   job.gain[channel] = float(gain);
   job.slope[channel] = job.frozen ? 0 : float(-gain * invstd * all.second / count);

@@ -1,12 +1,12 @@
-// train_outer: the gradient of a product's weights, the sum over pixels of gradient^T * input, for up to two products of
-// listed samples.
+// train_outer: the gradient of a product's weights, the sum over pixels of gradient^T * input, for up to two products
+// of listed samples.
 //
 // Work: an item is a block of 64 or 128 output and 64 input channels, over a part of the listed tiles (8 x 8 pixels;
 // float: 8 x 4); parts leave their own sums, which train_reduce adds up. For each tile both factors are made in shared
 // memory as train_product and train_forward make them, the input behind its depthwise where it has one: nothing of them
-// was stored. Tensor cores: a warp has 32 x 32 (64 wide: 32 x 16) sums; both factors lie with their channels along rows,
-// and are turned by ldmatrix. float: 4 or 8 x 4 sums of a thread on CUDA cores.
-// Memory: gradient and raw output once for each 64 input channels, the input once for each 128 output channels.
+// was stored. Tensor cores: a warp has 32 x 32 (64 wide: 32 x 16) sums; both factors lie with their channels along
+// rows, and are turned by ldmatrix. float: 4 or 8 x 4 sums of a thread on CUDA cores. Memory: gradient and raw output
+// once for each 64 input channels, the input once for each 128 output channels.
 #include "train_tiles.cuh"
 
 namespace dynroute::cuda {
@@ -22,10 +22,11 @@ template <class T, int Width>
 struct OuterTile {
   static constexpr bool kCores = kIsFloat<T>;
   static constexpr int kPixels = kSepconvWide * sepconv_high(sizeof(T));
-  static constexpr int kRowA = outer_row(Width, sizeof(T)) / int(sizeof(T)), kRowB = outer_row(kOuterInputs, sizeof(T)) / int(sizeof(T));
-  static constexpr int kAcross = Width == 128 ? 2 : 4;           // warps side by side, along input channels
-  static constexpr int kBlocks = kOuterInputs / kAcross / 8;     // of 8 input channels, of a warp
-  static constexpr int kFours = Width / 64;                      // float: groups of 4 output channels
+  static constexpr int kRowA = outer_row(Width, sizeof(T)) / int(sizeof(T)),
+                       kRowB = outer_row(kOuterInputs, sizeof(T)) / int(sizeof(T));
+  static constexpr int kAcross = Width == 128 ? 2 : 4;        // warps side by side, along input channels
+  static constexpr int kBlocks = kOuterInputs / kAcross / 8;  // of 8 input channels, of a warp
+  static constexpr int kFours = Width / 64;                   // float: groups of 4 output channels
   using Sums = float[kCores ? 4 * kFours : 2][kCores ? 1 : kBlocks][4];
 
   static __device__ void add(Sums& sums, const T* a, const T* b, int thread) {
@@ -40,14 +41,15 @@ struct OuterTile {
           const float values[4] = {of.x, of.y, of.z, of.w};
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            float(&sum)[4] = sums[4 * four + i][0];
+            float (&sum)[4] = sums[4 * four + i][0];
             sum[0] = fmaf(values[i], in.x, sum[0]), sum[1] = fmaf(values[i], in.y, sum[1]);
             sum[2] = fmaf(values[i], in.z, sum[2]), sum[3] = fmaf(values[i], in.w, sum[3]);
           }
         }
       }
     } else {
-      const int lane = thread % 32, warp = thread / 32, row = warp / kAcross * 32, column = warp % kAcross * 8 * kBlocks;
+      const int lane = thread % 32, warp = thread / 32, row = warp / kAcross * 32,
+                column = warp % kAcross * 8 * kBlocks;
       // matrices in the order that mma wants them in: of the gradient by channels first, of the input by pixels
       unsigned from_a = shared_address(a + (lane / 16 * 8 + lane % 8) * kRowA + row + lane / 8 % 2 * 8);
       unsigned from_b = shared_address(b + (lane / 8 % 2 * 8 + lane % 8) * kRowB + column + lane / 16 * 8);
@@ -78,8 +80,9 @@ struct OuterTile {
 #pragma unroll
       for (int i = 0; i < 4 * kFours; ++i) {
         const int row = row0 + i / 4 * 64 + thread / 16 * 4 + i % 4;
-        const float(&sum)[4] = sums[i][0];
-        if (row < rows) *reinterpret_cast<float4*>(to + int64_t(row) * columns + column) = {sum[0], sum[1], sum[2], sum[3]};
+        const float (&sum)[4] = sums[i][0];
+        if (row < rows)
+          *reinterpret_cast<float4*>(to + int64_t(row) * columns + column) = {sum[0], sum[1], sum[2], sum[3]};
       }
     } else {
       const int lane = thread % 32, warp = thread / 32;
@@ -92,7 +95,8 @@ struct OuterTile {
             const int row = row0 + warp / kAcross * 32 + i * 16 + half * 8 + lane / 4;
             const int column = column0 + warp % kAcross * 8 * kBlocks + j * 8 + lane % 4 * 2;
             if (row < rows && column < columns)
-              *reinterpret_cast<float2*>(to + int64_t(row) * columns + column) = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+              *reinterpret_cast<float2*>(to + int64_t(row) * columns + column) = {sums[i][j][2 * half],
+                                                                                  sums[i][j][2 * half + 1]};
           }
     }
   }
@@ -122,11 +126,11 @@ __device__ inline void outer_item(const TrainOuterJob& job, const OuterPlace& at
     fill_rows<T>(a, Tile::kRowA, gradient.c - at.row, Width, y, x, gradient.h, gradient.w,
                  [&](int channel) { return GradientValues<T>(gradient, sample, at.row + channel); });
     if (!job.taps) {
-      fill_rows<T>(b, Tile::kRowB, job.source.c - at.column, kOuterInputs, y, x, gradient.h, gradient.w, [&](int channel) {
-        return [values = SourceValues<T>(job.source, sample, at.column + channel), stride = job.stride](int y, int x) {
-          return values(y * stride, x * stride);
-        };
-      });
+      fill_rows<T>(b, Tile::kRowB, job.source.c - at.column, kOuterInputs, y, x, gradient.h, gradient.w,
+                   [&](int channel) {
+                     return [values = SourceValues<T>(job.source, sample, at.column + channel), stride = job.stride](
+                                int y, int x) { return values(y * stride, x * stride); };
+                   });
     } else if (job.stride == 1) {
       filter_halo<T, 1>(halo, job.source, job.taps, sample, y, x, at.column, kOuterInputs, b, Tile::kRowB);
     } else {
@@ -159,8 +163,10 @@ __device__ inline void train_outer(const TrainOuterParams& p) {
           continue;
         }
         const int block = int(at % blocks), in_row = ceil_div(one.source.c, kOuterInputs);
-        const int64_t tiles = int64_t(samples_of(one.samples, p.n)) * train_tiles(one.gradient.h, one.gradient.w, sizeof(T));
-        place.split = int(at / blocks), place.row = block / in_row * width, place.column = block % in_row * kOuterInputs;
+        const int64_t tiles =
+            int64_t(samples_of(one.samples, p.n)) * train_tiles(one.gradient.h, one.gradient.w, sizeof(T));
+        place.split = int(at / blocks), place.row = block / in_row * width,
+        place.column = block % in_row * kOuterInputs;
         place.begin = int(tiles * place.split / one.splits), place.end = int(tiles * (place.split + 1) / one.splits);
         job = one;
       }

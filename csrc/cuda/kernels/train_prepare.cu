@@ -1,6 +1,6 @@
 // train_prepare: what a training operator's kernels want of a call's own tensors, before them: weights in the kernels'
-// layouts, in T, from the float ones that an optimiser keeps; taps; what BatchNorms amount to; the lists of samples, out of
-// a mask or out of the alphas, and what these weigh.
+// layouts, in T, from the float ones that an optimiser keeps; taps; what BatchNorms amount to; the lists of samples,
+// out of a mask or out of the alphas, and what these weigh.
 //
 // Work: each value by one thread; lists by the first block's first warp, in order.
 #include "contract/routing.h"
@@ -13,7 +13,7 @@ template <class T>
 __device__ inline void pack_matrix(const TrainMatrix& from, int thread, int threads) {
   const Matrix& to = from.to;
   T* const weight = static_cast<T*>(const_cast<void*>(to.weight));
-  const int in_row = kIsFloat<T> ? to.n_pad : to.k_pad;  // a matrix has fewer than 2^31 values
+  const int in_row = kIsFloat<T> ? to.n_pad : to.k_pad;                 // a matrix has fewer than 2^31 values
   const int rows_on = threads / in_row, columns_on = threads % in_row;  // to a thread's next value
   for (int row = thread / in_row, column = thread % in_row, i = thread; i < to.n_pad * to.k_pad; i += threads) {
     const int n = kIsFloat<T> ? column : row, k = kIsFloat<T> ? row : column;

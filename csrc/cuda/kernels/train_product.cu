@@ -3,17 +3,20 @@
 // gate's pixel is the mean of; zeros go to those that nobody read.
 //
 // Work: items as train_forward's, over the raw output's pixels. A is the raw output's gradient, made as it is read
-// (rounded, as it is an operand); the product is gemm.cuh's. Memory: raw output and its gradient once, the input's once.
+// (rounded, as it is an operand); the product is gemm.cuh's. Memory: raw output and its gradient once, the input's
+// once.
 #include "train_tiles.cuh"
 
 namespace dynroute::cuda {
 
 // A result to the cell of input pixels that it belongs to.
 template <class T>
-__device__ inline void spread(const TrainProductJob& job, T* out, int y, int x, int channel, const float (&from)[kVector<T>]) {
+__device__ inline void spread(const TrainProductJob& job, T* out, int y, int x, int channel,
+                              const float (&from)[kVector<T>]) {
   constexpr int V = kVector<T>;
   const int n = job.transposed.n, step = job.step;
-  const int y_end = y == job.gradient.h - 1 ? job.h : (y + 1) * step, x_end = x == job.gradient.w - 1 ? job.w : (x + 1) * step;
+  const int y_end = y == job.gradient.h - 1 ? job.h : (y + 1) * step,
+            x_end = x == job.gradient.w - 1 ? job.w : (x + 1) * step;
   const T* const rectified = static_cast<const T*>(job.rectified);
   for (int yi = y * step; yi < y_end; ++yi)
     for (int xi = x * step; xi < x_end; ++xi) {
@@ -42,20 +45,21 @@ __device__ inline void product_item(const TrainProductJob& job, const TrainPlace
   T* const out = static_cast<T*>(job.out) + int64_t(at.sample) * job.h * job.w * w.n;
   multiply_rows<Tile>(memory, train_room(w, 1, false, sizeof(T)), w, at.first, at.last,
                       [&](const typename Tile::Accumulators& sums, int n) {
-    constexpr int V = kVector<T>;
-    const int thread = thread_here();
+                        constexpr int V = kVector<T>;
+                        const int thread = thread_here();
 #pragma unroll
-    for (int j = 0; j < Tile::kColumns; j += V)
+                        for (int j = 0; j < Tile::kColumns; j += V)
 #pragma unroll
-      for (int i = 0; i < Tile::kRows; ++i) {
-        float values[V];
+                          for (int i = 0; i < Tile::kRows; ++i) {
+                            float values[V];
 #pragma unroll
-        for (int e = 0; e < V; ++e) values[e] = Tile::value(sums, i, j + e);
-        const int row = Tile::row(i, thread), channel = n + Tile::column(j, thread);
-        const int y = at.y + row / kSepconvWide, x = at.x + row % kSepconvWide;
-        if (channel < w.n && y < gradient.h && x < gradient.w) spread(job, out, y, x, channel, values);
-      }
-  });
+                            for (int e = 0; e < V; ++e) values[e] = Tile::value(sums, i, j + e);
+                            const int row = Tile::row(i, thread), channel = n + Tile::column(j, thread);
+                            const int y = at.y + row / kSepconvWide, x = at.x + row % kSepconvWide;
+                            if (channel < w.n && y < gradient.h && x < gradient.w)
+                              spread(job, out, y, x, channel, values);
+                          }
+                      });
 }
 
 template <class T>

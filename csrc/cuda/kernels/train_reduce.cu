@@ -1,4 +1,5 @@
-// train_reduce: sums over the parts that other kernels left of the weights' gradients, in order; taps into their layout.
+// train_reduce: sums over the parts that other kernels left of the weights' gradients, in order; taps into their
+// layout.
 //
 // Work: a value to each thread, read from part after part, neighbouring threads neighbouring values; added
 // up in double, as each part is a sum of many products.
@@ -19,7 +20,8 @@ __device__ inline void reduce(const TrainReduction& of, int n, int i) {
 
 template <class T>
 __device__ inline void train_reduce(const TrainReduceParams& p) {
-  for (int64_t number = int64_t(blockIdx.x) * kTrainThreads + threadIdx.x;; number += int64_t(gridDim.x) * kTrainThreads) {
+  for (int64_t number = int64_t(blockIdx.x) * kTrainThreads + threadIdx.x;;
+       number += int64_t(gridDim.x) * kTrainThreads) {
     int64_t at = number;
     bool is = false;
 #pragma unroll

@@ -1,5 +1,5 @@
-// How training's work is cut, for the host that sizes launches and the device that walks over it, and how its kernels are
-// launched. Cuts depend on shapes alone.
+// How training's work is cut, for the host that sizes launches and the device that walks over it, and how its kernels
+// are launched. Cuts depend on shapes alone.
 #pragma once
 #include <algorithm>
 

@@ -1,5 +1,5 @@
-// The maps that training's kernels read, made of stored ones value by value (params_train.h): a thread asks for groups of
-// 16 bytes of one place along the channels, pixel after pixel, with what belongs to the channels in registers.
+// The maps that training's kernels read, made of stored ones value by value (params_train.h): a thread asks for groups
+// of 16 bytes of one place along the channels, pixel after pixel, with what belongs to the channels in registers.
 #pragma once
 #include "params_train.h"
 #include "primitives.cuh"
@@ -40,8 +40,7 @@ struct SourceValues {
   float factor;
   int channel;
 
-  __device__ SourceValues(const TrainSource& source, int sample, int channel)
-      : of(source), channel(channel) {
+  __device__ SourceValues(const TrainSource& source, int sample, int channel) : of(source), channel(channel) {
     const bool small = of.kind == kQuarter;
     const int64_t size = int64_t(small ? of.from_h : of.h) * (small ? of.from_w : of.w) * of.c;
     map = static_cast<const T*>(of.map) + sample * size + channel;
@@ -90,8 +89,8 @@ struct SourceValues {
 // What a normed map's ReLU read, scale * raw + shift [+ residual], at kVector<T> channels from `channel` on of a sample
 // whose map begins at value `first`; all 1 where there is no ReLU.
 template <class T>
-__device__ inline void before_relu(const TrainNormed& of, int64_t first, int channel, int at, const float (&raw)[kVector<T>],
-                                   float (&before)[kVector<T>]) {
+__device__ inline void before_relu(const TrainNormed& of, int64_t first, int channel, int at,
+                                   const float (&raw)[kVector<T>], float (&before)[kVector<T>]) {
   constexpr int V = kVector<T>;
 #pragma unroll
   for (int i = 0; i < V; ++i) before[i] = 1;

@@ -1,5 +1,5 @@
-// Tiles of training's products: where an item lies, and how A, the product's left operand, is made of a source, behind a
-// depthwise or not.
+// Tiles of training's products: where an item lies, and how A, the product's left operand, is made of a source, behind
+// a depthwise or not.
 #pragma once
 #include "sepconv_item.cuh"
 #include "train_shapes.h"
@@ -12,9 +12,9 @@ using TrainTile = SepconvTile<T, Width>;
 
 // An item of a product: a tile of a listed sample, and part of the output channels.
 struct TrainPlace {
-  int sample, y, x;   // the tile's first pixel
-  int tile;           // of all listed samples'
-  int first, last;    // output channels
+  int sample, y, x;  // the tile's first pixel
+  int tile;          // of all listed samples'
+  int first, last;   // output channels
 };
 // An item, in shared memory: what all threads know alike needs no registers of each.
 template <class Job>
@@ -63,8 +63,8 @@ __device__ inline void fill_rows(T* a, int lda, int channels, int padded_channel
 // The input pixels under a tile whose first output pixel is (y0, x0), with zeros outside the map: 64 channels from
 // `channel` on, [pixels][64]; behind them the taps [9][64].
 template <class T, int kStride>
-__device__ inline void fill_halo(unsigned char* memory, const TrainSource& source, const float* taps, int sample, int y0,
-                                 int x0, int channel) {
+__device__ inline void fill_halo(unsigned char* memory, const TrainSource& source, const float* taps, int sample,
+                                 int y0, int x0, int channel) {
   constexpr int V = kVector<T>, kWide = sepconv_halo(kSepconvWide, kStride);
   constexpr int kPixels = sepconv_halo_pixels(kStride, sizeof(T)), kAcross = kSepconvChannels / V;
   T* const halo = reinterpret_cast<T*>(memory);
@@ -85,7 +85,8 @@ __device__ inline void fill_halo(unsigned char* memory, const TrainSource& sourc
   }
 }
 
-// A tile's depthwise of 64 channels, of which `channels` are stored, into rows `lda` values apart. The block meets before.
+// A tile's depthwise of 64 channels, of which `channels` are stored, into rows `lda` values apart. The block meets
+// before.
 template <class T, int kStride>
 __device__ inline void filter_halo(unsigned char* memory, const TrainSource& source, const float* taps, int sample,
                                    int y0, int x0, int channel, int channels, T* to, int lda) {
@@ -95,10 +96,11 @@ __device__ inline void filter_halo(unsigned char* memory, const TrainSource& sou
   if (patch.group < channels) depthwise_patch<T, kStride>(reinterpret_cast<const T*>(memory), patch, to, lda);
 }
 
-// The product of A, which lies at the beginning of `memory`, for an item's output channels: each(sums, n) gets the results
-// of channels from n on. The block has met since the ring's memory, behind A, was used for something else.
+// The product of A, which lies at the beginning of `memory`, for an item's output channels: each(sums, n) gets the
+// results of channels from n on. The block has met since the ring's memory, behind A, was used for something else.
 template <class Tile, class Each>
-__device__ inline void multiply_rows(unsigned char* memory, int room, const Matrix& w, int first, int last, Each&& each) {
+__device__ inline void multiply_rows(unsigned char* memory, int room, const Matrix& w, int first, int last,
+                                     Each&& each) {
   using T = typename Tile::T;
   T* const ring = reinterpret_cast<T*>(memory + sepconv_a_bytes(w.k_pad, sizeof(T)));
   const int ahead = chunks_ahead(room / chunk_bytes(Tile::BN) - 1);

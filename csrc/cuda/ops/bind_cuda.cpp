@@ -56,7 +56,8 @@ struct Operator<Results, make> {
     ((first = first ? first : tensor_in(args)), ...);
     require(first && first->is_cuda(), "wanted tensors on a GPU");
     const OnDevice device(*first);
-    const OpCall call = make(Device(DeviceType::CUDA, first->get_device_index()), device_limits(device.index()), args...);
+    const OpCall call =
+        make(Device(DeviceType::CUDA, first->get_device_index()), device_limits(device.index()), args...);
     run_call(call, device);
     return as_results(call.outs, std::make_index_sequence<Results>());
   }

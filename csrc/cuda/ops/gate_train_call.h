@@ -1,6 +1,6 @@
 // gate_train and its backward on CUDA. The product goes through the kernels of a stage without a depthwise; what is the
-// gate's own is the pooling of what BatchNorm and ReLU make of it, and a backward that starts from one gradient per sample
-// and channel.
+// gate's own is the pooling of what BatchNorm and ReLU make of it, and a backward that starts from one gradient per
+// sample and channel.
 #pragma once
 #include "train_chain.h"
 
@@ -19,7 +19,11 @@ inline void set_columns(int (&to)[kPaths], const std::vector<int64_t>& columns) 
 }
 
 // outs: alphas, raw, statistics, pool.
-inline OpCall gate_train_call(const Device& device, const DeviceLimits& limits, const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& beta, const Tensor& running_mean, const Tensor& running_var, const Tensor& fc_weight, const Tensor& fc_bias, const std::string& activation, const std::vector<int64_t>& columns, bool small, bool frozen, const std::string& group, double eps, bool narrow) {
+inline OpCall gate_train_call(const Device& device, const DeviceLimits& limits, const Tensor& x, const Tensor& weight,
+                              const Tensor& gamma, const Tensor& beta, const Tensor& running_mean,
+                              const Tensor& running_var, const Tensor& fc_weight, const Tensor& fc_bias,
+                              const std::string& activation, const std::vector<int64_t>& columns, bool small,
+                              bool frozen, const std::string& group, double eps, bool narrow) {
   const char* const op = "gate_train";
   const TrainTypes types = train_types_on_gpu(op, x, narrow, device);
   check_gate_train(op, x, weight, {gamma, beta, running_mean, running_var}, fc_weight, columns, small, types);
@@ -53,7 +57,12 @@ inline OpCall gate_train_call(const Device& device, const DeviceLimits& limits, 
 }
 
 // outs: x's gradient, and in one tensor those of weight (if wanted), gamma, beta, fc_weight and fc_bias.
-inline OpCall gate_train_backward_call(const Device& device, const DeviceLimits& limits, const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& beta, const Tensor& fc_weight, const Tensor& alphas, const Tensor& raw, const Tensor& stats, const Tensor& pool, const std::string& activation, const std::vector<int64_t>& columns, bool small, bool frozen, const std::string& group, bool narrow, const std::vector<bool>& wanted) {
+inline OpCall gate_train_backward_call(const Device& device, const DeviceLimits& limits, const Tensor& grad,
+                                       const Tensor& x, const Tensor& weight, const Tensor& gamma, const Tensor& beta,
+                                       const Tensor& fc_weight, const Tensor& alphas, const Tensor& raw,
+                                       const Tensor& stats, const Tensor& pool, const std::string& activation,
+                                       const std::vector<int64_t>& columns, bool small, bool frozen,
+                                       const std::string& group, bool narrow, const std::vector<bool>& wanted) {
   const char* const op = "gate_train_backward";
   const TrainTypes types = train_types_on_gpu(op, x, narrow, device);
   check_gate_train(op, x, weight, {gamma, beta}, fc_weight, columns, small, types);
@@ -86,8 +95,9 @@ inline OpCall gate_train_backward_call(const Device& device, const DeviceLimits&
   if (wanted[0]) {
     TrainProductParams product = {};
     product.n = n;
-    product.job[0] = {gradient, transposed, grad_x, nullptr, {}, source.from_h, source.from_w,
-                      small ? 4 : 1, small ? 1 : 0, small ? 2 : 0, small ? 0.25f : 1.f};
+    product.job[0] = {gradient,           transposed,    grad_x,        nullptr,       {},
+                      source.from_h,      source.from_w, small ? 4 : 1, small ? 1 : 0, small ? 2 : 0,
+                      small ? 0.25f : 1.f};
     build.start("train_product", train_product_shape, product);
   }
   if (wanted[1]) {

@@ -7,7 +7,9 @@
 namespace dynroute::cuda {
 
 // outs: the loss; the gradient, of no samples where it is not wanted.
-inline OpCall upsampled_cross_entropy_call(const Device& device, const DeviceLimits& limits, const Tensor& logits, const Tensor& labels, int64_t factor, const Maybe& weight, int64_t ignore_index, bool with_gradient) {
+inline OpCall upsampled_cross_entropy_call(const Device& device, const DeviceLimits& limits, const Tensor& logits,
+                                           const Tensor& labels, int64_t factor, const Maybe& weight,
+                                           int64_t ignore_index, bool with_gradient) {
   const std::string op = "upsampled_cross_entropy";
   const ScalarType type = check_upsampled_cross_entropy(logits, labels, factor, weight, device);
   const int64_t n = logits.size(0), k = logits.size(1), h = logits.size(2), w = logits.size(3);

@@ -35,8 +35,16 @@ struct NodeCall {
     check_size(std::string(op) + ": down", n, t.down_c(), chain.h, chain.w);
     chain.samples = prepared.open;
     up = {t.up.has_value(), 1, chain.h, chain.w, t.up_c(), t.stages(), prepared.shares.up, prepared.up, {}, nullptr};
-    down = {t.down.has_value(), 2, strided(chain.h, 2), strided(chain.w, 2), t.down_c(), t.stages() + up.is,
-            prepared.shares.down, prepared.down, {}, nullptr};
+    down = {t.down.has_value(),
+            2,
+            strided(chain.h, 2),
+            strided(chain.w, 2),
+            t.down_c(),
+            t.stages() + up.is,
+            prepared.shares.down,
+            prepared.down,
+            {},
+            nullptr};
     if (up.is) up.product = build.product(*t.up, backward);
     if (down.is) down.product = build.product(*t.down, backward);
   }
@@ -56,7 +64,11 @@ struct NodeCall {
 };
 
 // outs: keep, up, down, raw, up's and down's raw, statistics.
-inline OpCall node_train_call(const Device& device, const DeviceLimits& limits, const Tensor& x, const Tensor& alphas, const Tensors& depthwise, const Tensors& pointwise, const Maybe& up, const Maybe& down, const Tensors& gamma, const Tensors& beta, const Tensors& running_mean, const Tensors& running_var, const Maybe& factor, double bridge, bool skip, bool frozen, const std::string& group, double eps, bool narrow) {
+inline OpCall node_train_call(const Device& device, const DeviceLimits& limits, const Tensor& x, const Tensor& alphas,
+                              const Tensors& depthwise, const Tensors& pointwise, const Maybe& up, const Maybe& down,
+                              const Tensors& gamma, const Tensors& beta, const Tensors& running_mean,
+                              const Tensors& running_var, const Maybe& factor, double bridge, bool skip, bool frozen,
+                              const std::string& group, double eps, bool narrow) {
   const char* const op = "node_train";
   const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, &running_mean, &running_var};
   const TrainTypes types = train_types_on_gpu(op, x, narrow, device);
@@ -90,21 +102,31 @@ inline OpCall node_train_call(const Device& device, const DeviceLimits& limits, 
   apply.n = n;
   const TrainSource hidden = call.hidden();
   TrainApplyJob& of_keep = apply.job[0];
-  of_keep.raw = hidden.raw, of_keep.scale = hidden.scale, of_keep.shift = hidden.shift, of_keep.factor = factor ? hidden.factor : nullptr;
+  of_keep.raw = hidden.raw, of_keep.scale = hidden.scale, of_keep.shift = hidden.shift,
+  of_keep.factor = factor ? hidden.factor : nullptr;
   of_keep.x = chain.x, of_keep.weight = call.prepared.shares.hidden, of_keep.x_weight = call.prepared.shares.x;
-  of_keep.out = keep, of_keep.samples = chain.samples, of_keep.pixels = chain.h * chain.w, of_keep.c = chain.c, of_keep.relu = 1;
+  of_keep.out = keep, of_keep.samples = chain.samples, of_keep.pixels = chain.h * chain.w, of_keep.c = chain.c,
+  of_keep.relu = 1;
   for (const Path* path : call.paths()) {
     TrainApplyJob& job = apply.job[path == &call.up ? 1 : 2];
     const Affine& affine = norms[size_t(path->norm)].affine;
     job.raw = path->raw, job.scale = affine.scale, job.shift = affine.shift, job.weight = path->weight;
-    job.out = outputs[path == &call.down], job.samples = path->samples, job.pixels = path->pixels(), job.c = path->c, job.relu = 1;
+    job.out = outputs[path == &call.down], job.samples = path->samples, job.pixels = path->pixels(), job.c = path->c,
+    job.relu = 1;
   }
   build.start("train_apply", train_apply_shape, apply);
   return build.take();
 }
 
-// outs: x's gradient, of no samples where not wanted; the alphas'; those of the weights in one tensor. wanted: x, weights.
-inline OpCall node_train_backward_call(const Device& device, const DeviceLimits& limits, const Maybe& grad_keep, const Maybe& grad_up, const Maybe& grad_down, const Tensor& x, const Tensor& alphas, const Tensors& depthwise, const Tensors& pointwise, const Maybe& up, const Maybe& down, const Tensors& gamma, const Tensors& beta, const Tensor& raw, const Tensor& up_raw, const Tensor& down_raw, const Tensor& stats, const Maybe& factor, double bridge, bool skip, bool frozen, const std::string& group, bool narrow, const std::vector<bool>& wanted) {
+// outs: x's gradient, of no samples where not wanted; the alphas'; those of the weights in one tensor. wanted: x,
+// weights.
+inline OpCall node_train_backward_call(const Device& device, const DeviceLimits& limits, const Maybe& grad_keep,
+                                       const Maybe& grad_up, const Maybe& grad_down, const Tensor& x,
+                                       const Tensor& alphas, const Tensors& depthwise, const Tensors& pointwise,
+                                       const Maybe& up, const Maybe& down, const Tensors& gamma, const Tensors& beta,
+                                       const Tensor& raw, const Tensor& up_raw, const Tensor& down_raw,
+                                       const Tensor& stats, const Maybe& factor, double bridge, bool skip, bool frozen,
+                                       const std::string& group, bool narrow, const std::vector<bool>& wanted) {
   const char* const op = "node_train_backward";
   const NodeTensors t = {depthwise, pointwise, up, down, gamma, beta, nullptr, nullptr};
   const TrainTypes types = train_types_on_gpu(op, x, narrow, device);
@@ -151,9 +173,19 @@ inline OpCall node_train_backward_call(const Device& device, const DeviceLimits&
     gradient.h = path->h, gradient.w = path->w, gradient.c = path->c;
     TrainSumsJob& job = sums.job[is_down];
     if (gradient.grad)
-      job = {gradient.of, gradient.grad, path->weight, build.some(int64_t(n) * runs * 2 * path->c),
-             build.some(int64_t(n) * runs * train_chunks(path->c)), path->samples, path->pixels(), path->c};
-    backward.push_back({gradient, norm, {job.partials, runs, 2, 0}, path->samples, grads.gamma[size_t(path->norm)],
+      job = {gradient.of,
+             gradient.grad,
+             path->weight,
+             build.some(int64_t(n) * runs * 2 * path->c),
+             build.some(int64_t(n) * runs * train_chunks(path->c)),
+             path->samples,
+             path->pixels(),
+             path->c};
+    backward.push_back({gradient,
+                        norm,
+                        {job.partials, runs, 2, 0},
+                        path->samples,
+                        grads.gamma[size_t(path->norm)],
                         grads.beta[size_t(path->norm)]});
   }
   if (of_outputs[0] || of_outputs[1]) build.start("train_sums", train_sums_shape, sums);
@@ -176,7 +208,8 @@ inline OpCall node_train_backward_call(const Device& device, const DeviceLimits&
     (is_down ? hidden.of_down : hidden.of_up) = of_hidden;
     (is_down ? hidden.down_taken : hidden.up_taken) = path.samples.taken;
     if (wanted[1])
-      build.outer(outer, is_down, gradients[i], hidden.hidden, nullptr, path.stride, path.samples, grad_weights[is_down]);
+      build.outer(outer, is_down, gradients[i], hidden.hidden, nullptr, path.stride, path.samples,
+                  grad_weights[is_down]);
   }
   if (hidden.of_up || hidden.of_down) build.start("train_product", train_product_shape, products);
   if (outer.job[0].partials || outer.job[1].partials) build.start("train_outer", train_outer_shape, outer);
@@ -187,7 +220,8 @@ inline OpCall node_train_backward_call(const Device& device, const DeviceLimits&
   hidden.hidden_weight = call.prepared.shares.hidden, hidden.x_weight = call.prepared.shares.x;
   hidden.mean = last.mean(), hidden.invstd = last.invstd();
   hidden.grad_hidden = build.map_scratch(chain.h, chain.w, chain.c), hidden.grad_x = grads.x;
-  hidden.partials = build.some(int64_t(n) * runs * 2 * chain.c), hidden.dots = build.some(int64_t(n) * runs * chunks * 2);
+  hidden.partials = build.some(int64_t(n) * runs * 2 * chain.c),
+  hidden.dots = build.some(int64_t(n) * runs * chunks * 2);
   hidden.samples = chain.samples, hidden.n = n, hidden.closed_dots = bridge > 0;
   build.start("train_hidden", train_hidden_shape, hidden);
 

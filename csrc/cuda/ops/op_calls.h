@@ -126,7 +126,9 @@ inline void check_size(const std::string& what, int64_t n, int64_t c, int64_t h,
 }
 inline OpRules on_gpu(const Device& device) { return {device, true, 8}; }
 
-inline OpCall sepconv_call(const Device& device, const DeviceLimits& limits, const Tensor& x, const Tensors& depthwise, const Tensors& pointwise, const Tensors& scale, const Tensors& shift, const Maybe& open, int64_t stride, bool residual, bool final_relu) {
+inline OpCall sepconv_call(const Device& device, const DeviceLimits& limits, const Tensor& x, const Tensors& depthwise,
+                           const Tensors& pointwise, const Tensors& scale, const Tensors& shift, const Maybe& open,
+                           int64_t stride, bool residual, bool final_relu) {
   const ScalarType type = check_sepconv(x, depthwise, pointwise, scale, shift, open, stride, residual, on_gpu(device));
   const int64_t n = x.size(0), h = strided(int(x.size(2)), int(stride)), w = strided(int(x.size(3)), int(stride));
   const size_t stages = depthwise.size();
@@ -160,7 +162,8 @@ inline OpCall sepconv_call(const Device& device, const DeviceLimits& limits, con
   return build.take();
 }
 
-inline OpCall transform_call(const Device& device, const DeviceLimits& limits, const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, const Maybe& open, int64_t stride) {
+inline OpCall transform_call(const Device& device, const DeviceLimits& limits, const Tensor& x, const Tensor& weight,
+                             const Tensor& scale, const Tensor& shift, const Maybe& open, int64_t stride) {
   const ScalarType type = check_transform(x, weight, scale, shift, open, stride, on_gpu(device));
   TransformParams p = {};
   p.n = int(x.size(0)), p.c = int(x.size(1)), p.h = int(x.size(2)), p.w = int(x.size(3)), p.stride = int(stride);
@@ -178,7 +181,8 @@ inline OpCall transform_call(const Device& device, const DeviceLimits& limits, c
   return build.take();
 }
 
-inline OpCall aggregate_call(const Device& device, const DeviceLimits& limits, const Maybe& down, const Maybe& keep, const Maybe& up, const Maybe& alphas) {
+inline OpCall aggregate_call(const Device& device, const DeviceLimits& limits, const Maybe& down, const Maybe& keep,
+                             const Maybe& up, const Maybe& alphas) {
   const AggregateShape shape = check_aggregate(down, keep, up, alphas, on_gpu(device));
   check_size("aggregate: sources", shape.n, shape.c, shape.h, shape.w);
   CallBuilder build(device, limits, shape.type);
@@ -195,7 +199,9 @@ inline OpCall aggregate_call(const Device& device, const DeviceLimits& limits, c
 }
 
 // outs: the gradients of down, keep, up and alphas, of no samples where not wanted.
-inline OpCall aggregate_backward_call(const Device& device, const DeviceLimits& limits, const Tensor& grad, const Maybe& down, const Maybe& keep, const Maybe& up, const Maybe& alphas, const std::vector<bool>& wanted) {
+inline OpCall aggregate_backward_call(const Device& device, const DeviceLimits& limits, const Tensor& grad,
+                                      const Maybe& down, const Maybe& keep, const Maybe& up, const Maybe& alphas,
+                                      const std::vector<bool>& wanted) {
   const ScalarType type = check_aggregate_backward(grad, down, keep, up, alphas, wanted, on_gpu(device));
   const int64_t n = grad.size(0), c = grad.size(1), h = grad.size(2), w = grad.size(3);
   check_size("aggregate_backward: grad", n, c, h, w);
@@ -226,7 +232,9 @@ inline OpCall aggregate_backward_call(const Device& device, const DeviceLimits& 
   return build.take();
 }
 
-inline OpCall gate_call(const Device& device, const DeviceLimits& limits, const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& shift, const Tensor& fc_weight, const Tensor& fc_bias, const std::string& activation, bool small, const Maybe& present) {
+inline OpCall gate_call(const Device& device, const DeviceLimits& limits, const Tensor& x, const Tensor& weight,
+                        const Tensor& scale, const Tensor& shift, const Tensor& fc_weight, const Tensor& fc_bias,
+                        const std::string& activation, bool small, const Maybe& present) {
   const ScalarType type = check_gate(x, weight, scale, shift, fc_weight, fc_bias, small, present, on_gpu(device));
   GateParams p = {};
   p.activation = int(parse_activation("gate", activation));
@@ -250,7 +258,8 @@ inline OpCall gate_call(const Device& device, const DeviceLimits& limits, const 
   return build.take();
 }
 
-inline OpCall route_call(const Device& device, const DeviceLimits& limits, const Tensor& alphas, const Tensor& present, const Tensor& path_exists, const Tensor& slots) {
+inline OpCall route_call(const Device& device, const DeviceLimits& limits, const Tensor& alphas, const Tensor& present,
+                         const Tensor& path_exists, const Tensor& slots) {
   const ScalarType type = check_route(alphas, present, path_exists, slots, on_gpu(device));
   const int64_t n = alphas.size(0);
   require(n <= INT32_MAX / kPaths, "route: alphas: wanted at most 715827882 samples, got " + std::to_string(n));

@@ -39,7 +39,8 @@ class TrainBuilder : public CallBuilder {
       : CallBuilder(device, limits, types.map), op_(op), n_(int(n)), group_(frozen ? "" : group), frozen_(frozen) {
     prepare_.n = int(n);
     if (group_.empty()) return;
-    require(group_.size() < sizeof(GatherParams::group), std::string(op) + ": group: wanted a name of fewer than 256 bytes");
+    require(group_.size() < sizeof(GatherParams::group),
+            std::string(op) + ": group: wanted a name of fewer than 256 bytes");
     processes_ = processes_of(op, group_);
   }
   int n() const { return n_; }
@@ -47,7 +48,9 @@ class TrainBuilder : public CallBuilder {
   const float* floats_of(const Maybe& tensor) { return tensor ? floats_of(*tensor) : nullptr; }
   const void* map_of(const Maybe& tensor) { return tensor ? map(*tensor) : nullptr; }
   float* some(int64_t count) { return floats(std::max<int64_t>(count, 1)); }
-  void* map_scratch(int64_t h, int64_t w, int64_t c) { return scratch(std::max<int64_t>(n_ * h * w * c, 1) * bytes_of(call_.dtype)); }
+  void* map_scratch(int64_t h, int64_t w, int64_t c) {
+    return scratch(std::max<int64_t>(n_ * h * w * c, 1) * bytes_of(call_.dtype));
+  }
   void* map_out(int64_t n, int64_t c, int64_t h, int64_t w) { return out({n, c, h, w}); }
   float* float_out(std::initializer_list<int64_t> sizes) { return static_cast<float*>(out(sizes, ScalarType::Float)); }
 
@@ -74,7 +77,8 @@ class TrainBuilder : public CallBuilder {
     return prepare_.open = listed();
   }
   const TrainPrepareParams& shares(const Tensor& alphas, double bridge, bool skip, bool has_up, bool has_down) {
-    prepare_.shares = {floats_of(alphas), some(n_), some(n_), some(n_), some(n_), float(bridge), skip, has_up, has_down};
+    prepare_.shares = {floats_of(alphas), some(n_), some(n_), some(n_), some(n_),
+                       float(bridge),     skip,     has_up,   has_down};
     prepare_.open = listed();
     if (has_up) prepare_.up = listed();
     if (has_down) prepare_.down = listed();
@@ -117,11 +121,27 @@ class TrainBuilder : public CallBuilder {
     made.n = norms.n = n_, norms.eps = float(eps);
     for (size_t i = 0; i < products.size(); ++i) {
       const Forward& one = products[i];
-      float* const partials = some(n_ * int64_t(train_tiles(one.h, one.w, bytes_of(call_.dtype))) * kTileSums * one.product.n);
+      float* const partials =
+          some(n_ * int64_t(train_tiles(one.h, one.w, bytes_of(call_.dtype))) * kTileSums * one.product.n);
       made.job[i] = {one.source, one.taps, one.product, one.raw, partials, one.samples, one.stride, one.h, one.w};
       const Norm& of = one.norm;
-      norms.job[i] = {partials, one.samples, of.gamma, of.beta, of.running_mean, of.running_var, of.stats,
-                      of.affine.scale, of.affine.shift, nullptr, nullptr, of.c, one.h, one.w, frozen_, {}, {}};
+      norms.job[i] = {partials,
+                      one.samples,
+                      of.gamma,
+                      of.beta,
+                      of.running_mean,
+                      of.running_var,
+                      of.stats,
+                      of.affine.scale,
+                      of.affine.shift,
+                      nullptr,
+                      nullptr,
+                      of.c,
+                      one.h,
+                      one.w,
+                      frozen_,
+                      {},
+                      {}};
     }
     if (products.empty()) return;
     start("train_forward", train_forward_shape, made);
@@ -155,9 +175,23 @@ class TrainBuilder : public CallBuilder {
       TrainGradient gradient = one.gradient;
       float *const gain = floats(c), *const slope = floats(c), *const mean_grad = floats(c);
       gradient.gain = gain, gradient.slope = slope, gradient.mean_grad = mean_grad;
-      params.job[i] = {one.sums.partials, one.samples, one.norm.gamma, one.norm.invstd(), gain, slope, mean_grad,
-                       one.grad_gamma, one.grad_beta, nullptr, nullptr, c, gradient.h * gradient.w, one.sums.runs,
-                       one.sums.rows, one.sums.row, frozen_};
+      params.job[i] = {one.sums.partials,
+                       one.samples,
+                       one.norm.gamma,
+                       one.norm.invstd(),
+                       gain,
+                       slope,
+                       mean_grad,
+                       one.grad_gamma,
+                       one.grad_beta,
+                       nullptr,
+                       nullptr,
+                       c,
+                       gradient.h * gradient.w,
+                       one.sums.runs,
+                       one.sums.rows,
+                       one.sums.row,
+                       frozen_};
       made.push_back(gradient);
     }
     if (!norms.empty()) exchange("train_norm_backward", train_norm_backward_shape, params);
@@ -189,7 +223,9 @@ class TrainBuilder : public CallBuilder {
     if (group_.empty()) return start(kernel, shape_of, params);
     int count = 0;
     for (const auto& job : params.job) count += job.c > 0 ? 1 + 2 * job.c : 0;
-    const auto doubles = [&](int64_t values) { return static_cast<double*>(scratch(values * int64_t(sizeof(double)))); };
+    const auto doubles = [&](int64_t values) {
+      return static_cast<double*>(scratch(values * int64_t(sizeof(double))));
+    };
     double *const mine = doubles(count), *const everyone = doubles(int64_t(processes_) * count);
     int at = 0;
     for (auto& job : params.job) job.mine = mine + at, at += job.c > 0 ? 1 + 2 * job.c : 0;

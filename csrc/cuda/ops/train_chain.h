@@ -9,18 +9,26 @@ struct Chain {
   const void* x;
   const void* raw;  // [stages][n][h * w * c] T
   int h_in, w_in, c_in, h, w, c, stride, stages;
-  bool relu_input;  // ReLU(x) is what the first stage reads
+  bool relu_input;    // ReLU(x) is what the first stage reads
   int64_t raw_bytes;  // of a stage
   std::vector<Norm> norms;
-  std::vector<Matrix> products;  // or their transposes
+  std::vector<Matrix> products;    // or their transposes
   std::vector<const float*> taps;  // empty: no depthwise
   TrainSamples samples;
 
   Chain(TrainBuilder& build, const Tensor& x_in, const Tensors& depthwise, const Tensors& pointwise, int64_t stride_in,
         bool relu_in, bool backward, DType type)
-      : x(build.map(x_in)), raw(nullptr), h_in(int(x_in.size(2))), w_in(int(x_in.size(3))), c_in(int(x_in.size(1))),
-        h(strided(h_in, int(stride_in))), w(strided(w_in, int(stride_in))), c(int(pointwise[0].size(0))),
-        stride(int(stride_in)), stages(int(pointwise.size())), relu_input(relu_in),
+      : x(build.map(x_in)),
+        raw(nullptr),
+        h_in(int(x_in.size(2))),
+        w_in(int(x_in.size(3))),
+        c_in(int(x_in.size(1))),
+        h(strided(h_in, int(stride_in))),
+        w(strided(w_in, int(stride_in))),
+        c(int(pointwise[0].size(0))),
+        stride(int(stride_in)),
+        stages(int(pointwise.size())),
+        relu_input(relu_in),
         raw_bytes(int64_t(build.n()) * h * w * c * bytes_of(type)) {
     for (const Tensor& weight : pointwise) products.push_back(build.product(weight, backward));
     for (const Tensor& weight : depthwise) taps.push_back(build.taps(weight));
@@ -81,8 +89,7 @@ inline int64_t sizes_of(const Tensors& weights) {
   return size;
 }
 
-inline void backward_stages(TrainBuilder& build, const Chain& chain, const ChainEnd& end,
-                            const ChainGradients& grads) {
+inline void backward_stages(TrainBuilder& build, const Chain& chain, const ChainEnd& end, const ChainGradients& grads) {
   TrainNormed of = end.of;
   const void* grad = end.grad;
   const float* weight = end.weight;
@@ -118,7 +125,9 @@ inline void backward_stages(TrainBuilder& build, const Chain& chain, const Chain
     TrainDepthwiseParams filter = {};
     filter.source = source, filter.grad = of_product, filter.taps = taps, filter.samples = chain.samples;
     filter.n = build.n(), filter.h = chain.h, filter.w = chain.w, filter.stride = stride, filter.grad_x = grad_x;
-    if (k == 0) filter.added = end.added, filter.passed = end.passed, filter.more = end.more, filter.more_weight = end.more_weight;
+    if (k == 0)
+      filter.added = end.added, filter.passed = end.passed, filter.more = end.more,
+      filter.more_weight = end.more_weight;
     else filter.mean = chain.norms[at - 1].mean(), filter.invstd = chain.norms[at - 1].invstd();
     const int runs = taps_runs(source.h, source.w), row = kDepthwiseRows * source.c;
     if (k > 0 || of_taps) filter.partials = build.some(int64_t(build.n()) * runs * row);
@@ -131,7 +140,9 @@ inline void backward_stages(TrainBuilder& build, const Chain& chain, const Chain
   build.launch_reduce();
 }
 
-inline int64_t batch_bytes(int64_t n, int64_t c, int64_t h, int64_t w, DType type) { return n * c * h * w * bytes_of(type); }
+inline int64_t batch_bytes(int64_t n, int64_t c, int64_t h, int64_t w, DType type) {
+  return n * c * h * w * bytes_of(type);
+}
 
 // Options of an operator that is a chain.
 struct ChainOptions {
@@ -163,7 +174,8 @@ inline OpCall chain_forward_call(const char* op, const Tensor& x, const Tensors&
   TrainApplyParams apply = {};
   const Affine& affine = chain.norms.back().affine;
   apply.n = n;
-  apply.job[0].raw = chain.raw_of(chain.stages - 1), apply.job[0].scale = affine.scale, apply.job[0].shift = affine.shift;
+  apply.job[0].raw = chain.raw_of(chain.stages - 1), apply.job[0].scale = affine.scale,
+  apply.job[0].shift = affine.shift;
   apply.job[0].x = options.residual ? chain.x : nullptr, apply.job[0].out = out, apply.job[0].samples = chain.samples;
   apply.job[0].cleared = open ? raw : nullptr, apply.job[0].stages = chain.stages;
   apply.job[0].pixels = chain.h * chain.w, apply.job[0].c = chain.c, apply.job[0].relu = options.final_relu;
@@ -171,12 +183,13 @@ inline OpCall chain_forward_call(const char* op, const Tensor& x, const Tensors&
   return build.take();
 }
 
-// outs: x's gradient, of no samples where not wanted; those of the weights in one tensor. wanted: x, depthwise, pointwise.
+// outs: x's gradient, of no samples where not wanted; those of the weights in one tensor. wanted: x, depthwise,
+// pointwise.
 inline OpCall chain_backward_call(const char* op, const Tensor& grad, const Tensor& x, const Tensors& depthwise,
                                   const Tensors& pointwise, const Tensors& gamma, const Tensors& beta,
                                   const Tensor& raw, const Tensor& stats, const Maybe& open,
-                                  const ChainOptions& options, const std::vector<bool>& wanted,
-                                  const TrainTypes& types, const DeviceLimits& limits) {
+                                  const ChainOptions& options, const std::vector<bool>& wanted, const TrainTypes& types,
+                                  const DeviceLimits& limits) {
   TrainBuilder build(op, types, types.device, limits, x.size(0), options.group, options.frozen);
   Chain chain(build, x, depthwise, pointwise, options.stride, options.relu_input, true, dtype_of(types.map));
   const int n = build.n(), last = chain.stages - 1;
@@ -200,8 +213,8 @@ inline OpCall chain_backward_call(const char* op, const Tensor& grad, const Tens
   const int runs = train_runs(chain.h * chain.w);
   TrainSumsParams sums = {};
   sums.n = n;
-  sums.job[0] = {end.of, end.grad, nullptr, build.some(int64_t(n) * runs * 2 * chain.c), nullptr, chain.samples,
-                 chain.h * chain.w, chain.c};
+  sums.job[0] = {end.of,  end.grad,      nullptr,           build.some(int64_t(n) * runs * 2 * chain.c),
+                 nullptr, chain.samples, chain.h * chain.w, chain.c};
   build.start("train_sums", train_sums_shape, sums);
   end.sums = {sums.job[0].partials, runs, 2, 0};
   if (options.residual) end.added = end.grad, end.passed = end.of;

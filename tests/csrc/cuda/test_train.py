@@ -165,26 +165,34 @@ def test_what_is_not_wanted_is_not_made() -> None:
     keep = torch.ones_like(outs[0])
     given = (keep, None, None, *args[:8], *outs[3:], *options, False)
     whole = emulated("node_train_backward", *given, [True, True])
-    for wanted, kernels in (([False, True], set()), ([True, False], {"train_outer"}), ([False, False], {"train_outer"})):
+    for wanted, kernels in (
+        ([False, True], set()),
+        ([True, False], {"train_outer"}),
+        ([False, False], {"train_outer"}),
+    ):
         launches: list[Any] = []
         x, alphas, flat = emulated("node_train_backward", *given, wanted, statistics=launches)
         assert x.shape[0] == (2 if wanted[0] else 0) and torch.equal(alphas, whole[1])
         norms = 2 * sum(g.numel() for g in args[6])
         assert torch.equal(flat[-norms:], whole[2][-norms:])
         assert not kernels & {kernel for kernel, _ in launches}
-    assert (whole[2] != 0).any() and not whole[2].isnan().any()  # up's and down's weights: 0, as nothing came from there
+    assert (whole[2] != 0).any() and not whole[
+        2
+    ].isnan().any()  # up's and down's weights: 0, as nothing came from there
 
 
 def test_parity_matrix() -> None:
-    """Operator x direction x type, as a table (`pytest -rP -k matrix`): how far ours and, under autocast, plain PyTorch's
-    results and gradients are from float64, as shares of their norms. The loss is in float32 alone."""
+    """Operator x direction x type, as a table (`pytest -rP -k matrix`): how far results and gradients are from float64,
+    ours and plain PyTorch's under autocast, as shares of their norms."""
     given = {
         "sepconv_train": (cases.sepconv_train(3, 64, 12, 20), (SOME, 1, True, True, False, "")),
         "transform_train": (cases.transform_train(3, 64, 12, 20, 128), (SOME, 2, True, False, "")),
         "gate_train": (cases.gate_train(3, 64, 12, 20), ("sigmoid", [1, 0, 2], False, False, "")),
         "node_train": (cases.node_train(3, 64, 12, 20), (None, 0.6, True, False, "")),
     }
-    print("| operator | direction | float32 | float16, ours / torch's | bfloat16, ours / torch's |\n|---|---|---|---|---|")
+    print(
+        "| operator | direction | float32 | float16, ours / torch's | bfloat16, ours / torch's |\n|---|---|---|---|---|"
+    )
     for op, (args, options) in given.items():
         cells: list[list[str]] = [[], []]
         for dtype in DTYPES:
@@ -210,7 +218,8 @@ def test_errors() -> None:
         ((x, *rest, *options, True), "transform_train: narrow: wanted False on CUDA"),
         ((x, *cases.transform_train(2, 16, 6, 5, 12)[1:], *options, False),
          "transform_train: weight: wanted channels in a multiple of 8, got 12"),
-        ((x, *rest, torch.tensor([True]), *options[1:], False), r"transform_train: open: wanted shape \[2\], got \[1\]"),
+        ((x, *rest, torch.tensor([True]), *options[1:], False),
+         r"transform_train: open: wanted shape \[2\], got \[1\]"),
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=message):
             emulated("transform_train", *args)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynroute.native import library
 from dynroute.runtime.cuda import emulator
-from tests.ops import test_synchronise as synchronised
+from tests.support import synchronised
 from tests.support.cuda.training import emulated_operators
 from tests.support.ranks import together
 

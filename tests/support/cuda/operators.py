@@ -48,7 +48,9 @@ def emulated(op: str, *args: Any, limits: DeviceLimits = A100, statistics: list 
         if launch.kernel == "gather":  # between processes, by the same function that C++ calls
             name, mine, everyone, count = struct.unpack("256sQQq", launch.params)
             doubles = ctypes.POINTER(ctypes.c_double)
-            done = synchronise._gather(name.rstrip(b"\0"), ctypes.cast(mine, doubles), count, ctypes.cast(everyone, doubles), -1)
+            done = synchronise._gather(
+                name.rstrip(b"\0"), ctypes.cast(mine, doubles), count, ctypes.cast(everyone, doubles), -1
+            )
             if not done:
                 raise synchronise.failure() or RuntimeError("gather failed")
             continue

@@ -1,0 +1,147 @@
+"""The training operators on a GPU, against float64 on the CPU: what the emulator has shown, and what it cannot."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dynroute
+from dynroute import ops
+from dynroute.native import library
+from tests.support import cases
+from tests.support.cuda import trained
+from tests.support.networks import random_images, random_network
+
+pytestmark = pytest.mark.skipif(library.why_not_cuda() is not None, reason=library.why_not_cuda() or "")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+LIMIT = {torch.float32: 1e-5, torch.float16: 4 * 2.0**-10, torch.bfloat16: 4 * 2.0**-7}
+OPEN = torch.tensor([True, False, True])
+CALLS: dict[str, tuple[str, Any, tuple]] = {
+    "sepconv": ("sepconv_train", cases.sepconv_train(3, 64, 67, 129), (OPEN, 1, True, True, False, "")),
+    "sepconv stride 2": (
+        "sepconv_train", cases.sepconv_train(3, 64, 66, 129, 2, 256), (None, 2, False, True, False, "")
+    ),
+    "sepconv wide": ("sepconv_train", cases.sepconv_train(3, 512, 16, 32), (None, 1, True, True, False, "")),
+    "transform": ("transform_train", cases.transform_train(3, 256, 33, 65, 512), (OPEN, 2, True, False, "")),
+    "gate": ("gate_train", cases.gate_train(3, 64, 128, 256), ("tanh", [1, 0, 2], False, False, "")),
+    "gate small": ("gate_train", cases.gate_train(3, 256, 33, 66), ("softmax", [1, 0, 2], True, False, "")),
+    "node": ("node_train", cases.node_train(3, 64, 128, 129), (None, 0.6, True, False, "")),
+    "node all": (
+        "node_train", cases.node_train(3, 128, 64, 64), (torch.tensor([0.0, 2.0, 1.25]), 0.0, False, False, "")
+    ),
+    "node coarse": ("node_train", cases.node_train(3, 512, 16, 32, 2, "u"), (None, 0.0, True, False, "")),
+}  # fmt: skip
+each = pytest.mark.parametrize("name", list(CALLS))
+
+
+def moved(values: Any, device: str) -> Any:
+    if isinstance(values, Tensor):
+        return values.to(device)
+    return [moved(v, device) for v in values] if isinstance(values, (list, tuple)) else values
+
+
+def on_gpu(op: str, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(out.cpu() for out in getattr(torch.ops.dynroute, op)(*moved(args, "cuda")))
+
+
+def given(name: str, dtype: torch.dtype) -> tuple[str, tuple, tuple]:
+    op, args, options = CALLS[name]
+    return op, (trained.channels_last(args[0].to(dtype)), *args[1:]), options
+
+
+@types
+@each
+def test_parity(name: str, dtype: torch.dtype) -> None:
+    op, args, options = given(name, dtype)
+    results, gradients, outs = trained.both_directions(op, args, options, on_gpu)
+    exact, exact_gradients = trained.by_reference(op, args, options, outs)
+    for got, wanted in zip((*results, *gradients), (*exact, *exact_gradients), strict=True):
+        assert trained.error(got, wanted) <= LIMIT[dtype]
+    again = trained.both_directions(op, args, options, on_gpu)
+    for a, b in zip((*results, *gradients), (*again[0], *again[1]), strict=True):
+        assert torch.equal(a, b), "not the same bits again"
+
+
+@each
+def test_autograd_autocast_and_graphs(name: str) -> None:
+    """Gradients through the public function; autocast lowers maps and leaves weights; both directions are captured."""
+    op, args, options = given(name, torch.float32)
+    x, *rest = moved(args, "cuda")
+    x.requires_grad_()
+
+    def run() -> tuple[list[Tensor], Tensor]:
+        if op == "node_train":
+            made = ops.node_train(x, *rest, *moved(options[:1], "cuda"), *options[1:4], momentum=0.0)
+            outs = [out for out in made if out is not None]
+        elif op == "gate_train":
+            outs = [ops.gate_train(x, *rest, *options[:4], momentum=0.0)]
+        else:
+            run_op = getattr(ops, op)
+            open = None if options[0] is None else options[0].cuda()
+            outs = [run_op(x, *rest, open, *options[1:-1], momentum=0.0)]
+        (grad,) = torch.autograd.grad(sum(out.float().sum() for out in outs), x)
+        return outs, grad
+
+    plain, plain_grad = run()
+    with torch.autocast("cuda", torch.bfloat16):
+        lowered, lowered_grad = run()
+    of_maps = torch.float32 if op == "gate_train" else torch.bfloat16
+    assert all(out.dtype == of_maps for out in lowered) and lowered_grad.dtype == torch.float32
+    assert all((a.float() - b).norm() <= 0.05 * b.norm() for a, b in zip(lowered, plain))
+    with torch.cuda.stream(torch.cuda.Stream()):
+        run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded, recorded_grad = run()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(recorded, plain)) and torch.equal(recorded_grad, plain_grad)
+
+
+@each
+def test_no_wait(name: str) -> None:
+    """The host is not held up, in either direction."""
+    op, args, options = given(name, torch.float16)
+    args, options = moved(args, "cuda"), moved(options, "cuda")
+
+    def call(op: str, *args: Any) -> tuple:
+        return tuple(getattr(torch.ops.dynroute, op)(*moved(args, "cuda")))
+
+    wanted = trained.both_directions(op, tuple(args), tuple(options), call)
+    torch.cuda.synchronize()
+    outs = wanted[2]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = getattr(torch.ops.dynroute, op)(*args, *options, 1e-5, False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(got[: trained.visible(op)], outs))
+
+
+def step(net: torch.nn.Module, device: str, choice: str, autocast: bool = False) -> dict[str, Tensor]:
+    net = copy.deepcopy(net).to(device).use_ops(choice)  # type: ignore[operator]
+    dtype = next(net.parameters()).dtype
+    images = random_images(2, 128, 128).to(device, dtype).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 5, (2, 128, 128), generator=torch.Generator().manual_seed(1)).to(device)
+    with torch.autocast(device, torch.float16, enabled=autocast):
+        losses = dynroute.objective(net, images, labels, progress=0.5, budget=dynroute.Budget(0.5, 0.4))
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    found = {**losses, **{n: p.grad for n, p in net.named_parameters() if p.grad is not None}}
+    return {name: value.detach().double().cpu() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_whole_step(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As near to float64 as plain PyTorch on the same GPU, within a factor of two."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    net = random_network(channels=32, layers=5).train()
+    exact = step(copy.deepcopy(net).double(), "cpu", "reference")
+    ours, plain = step(net, "cuda", "auto", autocast), step(net, "cuda", "reference", autocast)
+    names = list(exact)
+    far = [trained.far([found[n] for n in names], [exact[n] for n in names]) for found in (ours, plain)]
+    assert far[0] <= 2 * far[1] + 1e-5, far
