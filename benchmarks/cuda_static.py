@@ -22,6 +22,7 @@ import torch
 import dynroute
 from benchmarks.cuda_code import ARCHITECTURES, DEVICES, Device, compile_all, resident_blocks
 from benchmarks.cuda_operators import operators
+from benchmarks.cuda_training import training
 from benchmarks.harness import SEED, number
 from dynroute.models.config import NetworkConfig
 from dynroute.provenance import provenance
@@ -250,6 +251,7 @@ def main() -> None:
         },
         "emulated": {"kind": "emulated", "runs": runs},
         "operators": operators(limits(DEVICES[0])),
+        "training": training(),
         "roofline": {"kind": "estimated", **estimate(instructions_per_mac(runs[0]))},
     }  # fmt: skip
     options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -37,9 +37,11 @@ def use(net: nn.Module, choice: str) -> None:
     reason = why_not(choice)
     if reason is not None:
         raise ValueError(reason)
+    in_eights = all(m.weight.shape[0] % 8 == 0 for m in net.modules() if getattr(m, "is_pointwise", False))  # type: ignore[union-attr, index]
     for module in net.modules():
         if hasattr(module, "train_ops"):
             module.train_ops = choice  # type: ignore[assignment]
+            module.fits_cuda = in_eights  # type: ignore[assignment]
 
 
 def is_on(module: nn.Module) -> bool:
@@ -50,7 +52,8 @@ def is_on(module: nn.Module) -> bool:
         return True
     weight = next(module.parameters())
     if weight.device.type == "cuda":  # maps may be of 16 bits there, weights are float32
-        return weight.dtype == torch.float32 and backends.why_not("node_train", "cuda", weight) is None
+        fits = weight.dtype == torch.float32 and getattr(module, "fits_cuda", True)
+        return fits and backends.why_not("node_train", "cuda", weight) is None
     return backends.why_not("node_train", "cpu", weight) is None
 
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings/op_checks.h"
@@ -47,9 +48,14 @@ class CallBuilder {
     return call_.outs.emplace_back(new_tensor(sizes, type, channels_last, device_)).mutable_data_ptr();
   }
   void* out(std::initializer_list<int64_t> sizes) { return out(sizes, type_, true); }
+  // Memory until the call is done. On a device small parts share a tensor, as asking for each takes the host microseconds;
+  // on the host they are the emulator's, which sees a step over an edge where they are apart.
   void* scratch(int64_t bytes) {
-    call_.held.push_back(new_tensor({round_up(bytes, int64_t(256))}, ScalarType::Byte, false, device_));
-    return call_.held.back().mutable_data_ptr();
+    const int64_t needed = round_up(bytes, int64_t(256));
+    if (device_.type() == DeviceType::CPU || needed > kSlab / 4) return tensor_of(needed);
+    if (needed > slab_left_) slab_ = static_cast<char*>(tensor_of(kSlab)), slab_left_ = kSlab;
+    slab_left_ -= needed;
+    return std::exchange(slab_, slab_ + needed);
   }
   float* floats(int64_t count) { return static_cast<float*>(scratch(count * int64_t(sizeof(float)))); }
   int* ints(int64_t count) { return static_cast<int*>(scratch(count * int64_t(sizeof(int)))); }
@@ -108,10 +114,17 @@ class CallBuilder {
   OpCall take() { return std::move(call_); }
 
  protected:
+  static constexpr int64_t kSlab = 1 << 18;
+  void* tensor_of(int64_t bytes) {
+    call_.held.push_back(new_tensor({bytes}, ScalarType::Byte, false, device_));
+    return call_.held.back().mutable_data_ptr();
+  }
   const Tensor& keep(Tensor tensor) { return call_.held.emplace_back(std::move(tensor)); }
   const Device device_;
   const DeviceLimits limits_;
   const ScalarType type_;
+  char* slab_ = nullptr;
+  int64_t slab_left_ = 0;
   OpCall call_;
   PrepareParams prepare_ = {};
   int matrices_ = 0, depthwises_ = 0, widened_ = 0;  // of its places taken
