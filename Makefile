@@ -29,7 +29,7 @@ quickstart: $(VENV)/.built
 	$(BIN)/python -m dynroute.quickstart --out $(RUN)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

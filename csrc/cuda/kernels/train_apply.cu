@@ -23,9 +23,9 @@ __device__ inline void apply_run(const TrainApplyJob& job, int n, const Run& at)
   for (int i = 0; i < V; ++i) scale[i] *= factor, shift[i] *= factor;
   for (int pixel = at.begin + threadIdx.x / kAcross; pixel < at.end; pixel += kTrainThreads / kAcross) {
     float values[V] = {}, read[V] = {};
-    if (job.x && (takes_part || x_weight != 0)) unpack<T>(load_group(x + pixel * c), read);
+    if (job.x && (takes_part || x_weight != 0)) unpack<T>(load_map(x + pixel * c), read);
     if (takes_part) {
-      unpack<T>(load_group(raws + pixel * c), values);
+      unpack<T>(load_map(raws + pixel * c), values);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         values[i] = fmaf(scale[i], values[i], shift[i]) + read[i];

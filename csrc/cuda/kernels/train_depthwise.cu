@@ -13,16 +13,22 @@ namespace dynroute::cuda {
 
 constexpr int kTapsGroup = 4;  // channels of a thread
 
-// Four values in global or shared memory, in float.
+// Four values, in float.
 template <class T>
 __device__ inline void four_floats(const T* from, float (&to)[4]) {
   if constexpr (kIsFloat<T>) {
-    load_floats(from, to);
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
   } else {
     const uint2 words = *reinterpret_cast<const uint2*>(from);
     const float2 low = to_float2(words.x, T()), high = to_float2(words.y, T());
     to[0] = low.x, to[1] = low.y, to[2] = high.x, to[3] = high.y;
   }
+}
+template <class T>
+__device__ inline void four_of_map(const T* from, float (&to)[4]) {
+  __builtin_assume(__isGlobal(from));
+  four_floats(from, to);
 }
 template <class T>
 __device__ inline void store_floats(T* to, const float (&from)[4]) {
@@ -38,7 +44,7 @@ __device__ inline void round_four(float (&values)[4]) {
 // What the depthwise read at offset `at` of a sample's map; 0 where its ReLU held it back.
 template <class T>
 __device__ inline void input_values(const TrainSource& source, const T* map, int channel, int at, float (&values)[4]) {
-  four_floats(map + at, values);
+  four_of_map(map + at, values);
   if (source.kind == kNormed) {
     float scale[4], shift[4];
     load_floats(source.scale + channel, scale), load_floats(source.shift + channel, shift);
@@ -57,12 +63,12 @@ __device__ inline void add_others(const TrainDepthwiseParams& p, int sample, int
                                   float (&values)[4]) {
   float more[4];
   if (p.added) {
-    four_floats(static_cast<const T*>(p.added) + first + at, more);
+    four_of_map(static_cast<const T*>(p.added) + first + at, more);
     if (p.passed.relu) {
       float raw[4], scale[4], shift[4], rest[4] = {};
-      four_floats(static_cast<const T*>(p.passed.raw) + first + at, raw);
+      four_of_map(static_cast<const T*>(p.passed.raw) + first + at, raw);
       load_floats(p.passed.scale + channel, scale), load_floats(p.passed.shift + channel, shift);
-      if (p.passed.residual) four_floats(static_cast<const T*>(p.passed.residual) + first + at, rest);
+      if (p.passed.residual) four_of_map(static_cast<const T*>(p.passed.residual) + first + at, rest);
 #pragma unroll
       for (int i = 0; i < 4; ++i) more[i] = fmaf(scale[i], raw[i], shift[i]) + rest[i] > 0 ? more[i] : 0;
     }
@@ -72,7 +78,7 @@ __device__ inline void add_others(const TrainDepthwiseParams& p, int sample, int
   if (!p.more) return;
   const float weight = p.more_weight[sample];
   if (weight == 0) return;
-  four_floats(static_cast<const T*>(p.more) + first + at, more);
+  four_of_map(static_cast<const T*>(p.more) + first + at, more);
 #pragma unroll
   for (int i = 0; i < 4; ++i) values[i] = fmaf(weight, more[i], values[i]);
 }
@@ -88,7 +94,7 @@ __device__ inline void fetch_gradient(T* to, const TrainDepthwiseParams& p, int6
   for (int i = thread / kAcross; i < side * side; i += kTrainThreads / kAcross) {
     const int row = side == kTapsHalo ? i / kTapsHalo : i / 5, y = y0 + row, x = x0 + i - row * side;
     const bool is = channel < c && unsigned(y) < unsigned(p.h) && unsigned(x) < unsigned(p.w);
-    store_group(to + i * kRunChannels + own, is ? load_group(from + (y * p.w + x) * c) : uint4{});
+    store_group(to + i * kRunChannels + own, is ? load_map(from + (y * p.w + x) * c) : uint4{});
   }
 }
 
@@ -183,7 +189,7 @@ __device__ inline void taps_run(const TrainDepthwiseParams& p, const TapsTask& t
       if (!p.mean) continue;
       float raw[4], mean[4], invstd[4];
       round_four<T>(grad);
-      four_floats(static_cast<const T*>(source.map) + first + at, raw);
+      four_of_map(static_cast<const T*>(source.map) + first + at, raw);
       load_floats(p.mean + channel, mean), load_floats(p.invstd + channel, invstd);
 #pragma unroll
       for (int e = 0; e < kTapsGroup; ++e) {

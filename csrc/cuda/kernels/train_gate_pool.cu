@@ -23,7 +23,7 @@ __device__ inline void train_gate_pool(const TrainGatePoolParams& p) {
 #pragma unroll 2
       for (int pixel = run.begin + threadIdx.x / kAcross; pixel < run.end; pixel += kTrainThreads / kAcross) {
         float raw[V], before[V];
-        unpack<T>(load_group(static_cast<const T*>(p.of.raw) + first + pixel * p.c + channel), raw);
+        unpack<T>(load_map(static_cast<const T*>(p.of.raw) + first + pixel * p.c + channel), raw);
         before_relu<T>(p.of, first, channel, pixel * p.c, raw, before);
 #pragma unroll
         for (int i = 0; i < V; i += 4) {

@@ -13,7 +13,7 @@ template <class T>
 __device__ inline void add_group(const T* from, float weight, float (&to)[kVector<T>]) {
   if (!from) return;
   float values[kVector<T>];
-  unpack<T>(load_group(from), values);
+  unpack<T>(load_map(from), values);
 #pragma unroll
   for (int i = 0; i < kVector<T>; ++i) to[i] = fmaf(weight, values[i], to[i]);
 }
@@ -37,7 +37,7 @@ __device__ inline void hidden_run(const TrainHiddenParams& p, const Run& at, flo
     for (int pixel = at.begin + threadIdx.x / kAcross; pixel < at.end; pixel += kTrainThreads / kAcross) {
       const int from = pixel * c, row = pixel / p.w, column = pixel - row * w;
       float grad[V] = {}, read[V], raw[V], values[V];
-      unpack<T>(load_group(x + from), read), unpack<T>(load_group(raws + from), raw);
+      unpack<T>(load_map(x + from), read), unpack<T>(load_map(raws + from), raw);
 #pragma unroll
       for (int i = 0; i < V; i += 4) {  // H, as a source has it
         float scale[4], shift[4];
@@ -48,7 +48,7 @@ __device__ inline void hidden_run(const TrainHiddenParams& p, const Run& at, flo
       unpack<T>(pack_relu<T>(values), values);
       if (keep) {
         float kept[V];
-        unpack<T>(load_group(keep + from), kept);
+        unpack<T>(load_map(keep + from), kept);
 #pragma unroll
         for (int i = 0; i < V; ++i) {
           of_hidden = fmaf(kept[i], values[i], of_hidden), of_x = fmaf(kept[i], read[i], of_x);
@@ -97,9 +97,9 @@ __device__ inline void closed_run(const TrainHiddenParams& p, int sample, const 
   if (channel < c)
     for (int pixel = at.begin + threadIdx.x / kAcross; pixel < at.end; pixel += kTrainThreads / kAcross) {
       float kept[V] = {}, read[V];
-      if (p.grad_keep) unpack<T>(load_group(static_cast<const T*>(p.grad_keep) + first + pixel * c), kept);
+      if (p.grad_keep) unpack<T>(load_map(static_cast<const T*>(p.grad_keep) + first + pixel * c), kept);
       if (p.closed_dots) {
-        unpack<T>(load_group(static_cast<const T*>(p.hidden.map) + first + pixel * c), read);
+        unpack<T>(load_map(static_cast<const T*>(p.hidden.map) + first + pixel * c), read);
 #pragma unroll
         for (int i = 0; i < V; ++i) of_x = fmaf(kept[i], read[i], of_x);
       }

@@ -27,7 +27,7 @@ __device__ inline void spread(const TrainProductJob& job, T* out, int y, int x, 
       for (int i = 0; i < V; ++i) values[i] = is ? job.share * from[i] : 0;
       if (rectified && is) {
         float read[V];
-        unpack<T>(load_group(rectified + (out - static_cast<T*>(job.out)) + at), read);
+        unpack<T>(load_map(rectified + (out - static_cast<T*>(job.out)) + at), read);
 #pragma unroll
         for (int i = 0; i < V; ++i) values[i] = read[i] > 0 ? values[i] : 0;
       }

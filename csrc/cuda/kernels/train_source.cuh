@@ -6,12 +6,20 @@
 
 namespace dynroute::cuda {
 
-// Values of channels that are neighbours; null: as many zeros.
+// 16 bytes of a map, in global memory: a pointer that was read from shared memory would else be asked what it points
+// to.
+template <class T>
+__device__ inline uint4 load_map(const T* from) {
+  __builtin_assume(__isGlobal(from));
+  return load_group(from);
+}
+// Values of channels that are neighbours, in global memory.
 template <int V>
 __device__ inline void load_floats(const float* from, float (&to)[V]) {
+  __builtin_assume(__isGlobal(from));
 #pragma unroll
   for (int i = 0; i < V; i += 4) {
-    const float4 four = from ? *reinterpret_cast<const float4*>(from + i) : float4{};
+    const float4 four = *reinterpret_cast<const float4*>(from + i);
     to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
   }
 }
@@ -55,8 +63,8 @@ struct SourceValues {
       float sum[2][V];
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
-        unpack<T>(load_group(from + row * of.from_w * of.c), sum[row]);
-        unpack<T>(load_group(from + (row * of.from_w + 1) * of.c), values);
+        unpack<T>(load_map(from + row * of.from_w * of.c), sum[row]);
+        unpack<T>(load_map(from + (row * of.from_w + 1) * of.c), values);
 #pragma unroll
         for (int i = 0; i < V; ++i) sum[row][i] += values[i];
       }
@@ -65,12 +73,12 @@ struct SourceValues {
       return pack<T>(values);
     }
     const int at = (y * of.w + x) * of.c;
-    const uint4 stored = load_group(map + at);
+    const uint4 stored = load_map(map + at);
     if (of.kind == kAsIs) return stored;
     unpack<T>(stored, values);
     if (of.kind == kRectified) return pack_relu<T>(values);
     float normed[V];
-    if (of.kind == kHidden) unpack<T>(load_group(raw + at), normed);
+    if (of.kind == kHidden) unpack<T>(load_map(raw + at), normed);
 #pragma unroll
     for (int i = 0; i < V; i += 4) {  // they lie in L1: as registers they would be too much
       float scale[4], shift[4];
@@ -104,7 +112,7 @@ __device__ inline void before_relu(const TrainNormed& of, int64_t first, int cha
   }
   if (!of.residual) return;
   float more[V];
-  unpack<T>(load_group(static_cast<const T*>(of.residual) + first + channel + at), more);
+  unpack<T>(load_map(static_cast<const T*>(of.residual) + first + channel + at), more);
 #pragma unroll
   for (int i = 0; i < V; ++i) before[i] += more[i];
 }
@@ -126,8 +134,8 @@ struct GradientValues {
   __device__ uint4 operator()(int y, int x) const {
     const int at = (y * of.w + x) * of.c;
     float values[V], g[V], before[V];
-    unpack<T>(load_group(static_cast<const T*>(of.of.raw) + first + channel + at), values);
-    if (of.grad) unpack<T>(load_group(static_cast<const T*>(of.grad) + first + channel + at), g);
+    unpack<T>(load_map(static_cast<const T*>(of.of.raw) + first + channel + at), values);
+    if (of.grad) unpack<T>(load_map(static_cast<const T*>(of.grad) + first + channel + at), g);
     else load_floats(of.of_samples + int64_t(sample) * of.c + channel, g);
     before_relu<T>(of.of, first, channel, at, values, before);
 #pragma unroll

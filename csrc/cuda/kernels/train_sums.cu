@@ -19,8 +19,8 @@ __device__ inline void sum_run(const TrainSumsJob& job, const Run& run, float* s
     for (int pixel = run.begin + threadIdx.x / kAcross; pixel < run.end; pixel += kTrainThreads / kAcross) {
       const int at = pixel * job.c + channel;
       float grad[V], raw[V], before[V];
-      unpack<T>(load_group(static_cast<const T*>(job.grad) + first + at), grad);
-      unpack<T>(load_group(static_cast<const T*>(job.of.raw) + first + at), raw);
+      unpack<T>(load_map(static_cast<const T*>(job.grad) + first + at), grad);
+      unpack<T>(load_map(static_cast<const T*>(job.of.raw) + first + at), raw);
       before_relu<T>(job.of, first, channel, at - channel, raw, before);
 #pragma unroll
       for (int i = 0; i < V; i += 4) {

@@ -56,7 +56,7 @@ struct PixelClass {
 };
 __device__ inline PixelClass class_of(const UpsampledLossParams& p, int64_t label) {
   if (uint64_t(label) >= uint64_t(p.k)) return {-1, __int_as_float(0x7fffffff)};
-  return {int(label), p.weight ? __ldg(p.weight + label) : 1.f};
+  return {int(label), p.weight ? p.weight[label] : 1.f};
 }
 
 // Where a full-size column lies between two low-resolution ones: what it takes of each, and where they begin in a row.
