@@ -23,7 +23,7 @@ C, H, W = 64, 32, 64
 
 
 class Traffic(TorchDispatchMode):
-    """Counts operations that compute, and the bytes of their arguments and results."""
+    """Counts torch's operations that compute, and the bytes of their arguments and results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if not func.is_view and func.namespace != "dynroute":
             moved = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)]
             self.launches += 1
             self.bytes += sum(tensor.nbytes for tensor in moved)
