@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-TIMEOUT = 60  # seconds, for one that hangs
+TIMEOUT = 240  # seconds, for one that hangs; others may be busy beside
 
 
 def _rank(work: Callable[..., Any], folder: Path, rank: int, processes: int, args: tuple) -> None:
