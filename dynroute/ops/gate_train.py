@@ -39,8 +39,9 @@ def gate_train(
     Kept for the backward: x, the product before its BatchNorm, and three sums of each sample and channel.
 
     Args:
-        x: [N, C, H, W], C a multiple of 8.
-        weight: [M, C, 1, 1], M a multiple of 4; C / 2 in the published network.
+        x: [N, C, H, W], C a multiple of 8. On the CPU all is of its type, float32 or float64; on CUDA it is float32,
+            float16 or bfloat16, and so are the maps that are returned, while all else is float32.
+        weight: [M, C, 1, 1], M a multiple of 4 (CUDA: 8); C / 2 in the published network.
         gamma, beta: [M], BatchNorm's weight and bias.
         running_mean, running_var: [M]; updated in place, as torch's BatchNorm does, unless `frozen`.
         fc_weight: [g, M, 1, 1], g from 1 to 3.
@@ -55,7 +56,8 @@ def gate_train(
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
-        alphas [N, 3] of x's type, columns in the order up, keep, down; zeros in those that `columns` does not name.
+        alphas [N, 3] of the weights' type, columns in the order up, keep, down; zeros in those that `columns` does not
+        name.
 
     Raises:
         RuntimeError: a shape or dtype is wrong (naming the argument), or the backend cannot be used.

@@ -56,11 +56,12 @@ def node_train(
     lies behind a BatchNorm are made again.
 
     Args:
-        x: [N, C, H, W], C a multiple of 8.
+        x: [N, C, H, W], C a multiple of 8. On the CPU all is of its type, float32 or float64; on CUDA it is float32,
+            float16 or bfloat16, and so are the maps that are returned, while all else is float32.
         alphas: [N, 3], columns up, keep, down; 0 where there is no path.
         depthwise: 1 to 3 weights [C, 1, 3, 3].
         pointwise: as many [C, C, 1, 1].
-        up: [C/2, C, 1, 1] or None; down: [2C, C, 1, 1] or None (any channels in a multiple of 4).
+        up: [C/2, C, 1, 1] or None; down: [2C, C, 1, 1] or None (any channels in a multiple of 4, on CUDA of 8).
         gamma, beta, running_mean, running_var: of each BatchNorm: the sepconv's, then up's, then down's.  The running
             statistics are updated in place, as torch's BatchNorm does, unless `frozen`.
         factor: [N], what the sepconv is scaled with for each sample (scheduled drop path); no gradient.
@@ -72,8 +73,8 @@ def node_train(
         group: the processes whose BatchNorms see one batch with this one's, by torch.distributed's name of the group
             (`dist.group.WORLD.group_name`); all of them have to call. "": this process alone. Statistics are then of
             all; gradients of gamma and beta stay those of the own samples, to be averaged with the other weights'.
-        narrow: keep the raw outputs in bfloat16 (of float32 maps only): half of that memory. What is made of them, the
-            statistics too, is made of the rounded values; gradients pass the rounding unchanged.
+        narrow: keep the raw outputs in bfloat16 (of float32 maps, on the CPU only): half of that memory. What is made of
+            them, the statistics too, is made of the rounded values; gradients pass the rounding unchanged.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Raises:

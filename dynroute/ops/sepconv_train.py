@@ -38,7 +38,8 @@ def sepconv_train(
     Kept for the backward: x and each stage's output before its BatchNorm; all else is made again.
 
     Args:
-        x: [N, C, H, W], C a multiple of 8.
+        x: [N, C, H, W], C a multiple of 8. On the CPU all is of its type, float32 or float64; on CUDA it is float32,
+            float16 or bfloat16, and so are the maps that are returned, while all else is float32.
         depthwise: 1 to 3 weights, the first [C, 1, 3, 3], the others [Cout, 1, 3, 3]; padding 1.
         pointwise: as many weights, the first [Cout, C, 1, 1], the others [Cout, Cout, 1, 1]; Cout a multiple of 8.
         gamma, beta: as many [Cout], BatchNorm's weight and bias.
@@ -52,8 +53,8 @@ def sepconv_train(
         group: the processes whose BatchNorms see one batch with this one's, by torch.distributed's name of the group
             (`dist.group.WORLD.group_name`); all of them have to call. "": this process alone. Statistics are then of
             all; gradients of gamma and beta stay those of the own samples, to be averaged with the other weights'.
-        narrow: keep the raw outputs in bfloat16 (of float32 maps only): half of that memory. What is made of them, the
-            statistics too, is made of the rounded values; gradients pass the rounding unchanged.
+        narrow: keep the raw outputs in bfloat16 (of float32 maps, on the CPU only): half of that memory. What is made of
+            them, the statistics too, is made of the rounded values; gradients pass the rounding unchanged.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:

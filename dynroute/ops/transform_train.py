@@ -35,8 +35,9 @@ def transform_train(
     Kept for the backward: x and the product before its BatchNorm.
 
     Args:
-        x: [N, C, H, W], C a multiple of 8.
-        weight: [Cout, C, 1, 1], Cout a multiple of 4.
+        x: [N, C, H, W], C a multiple of 8. On the CPU all is of its type, float32 or float64; on CUDA it is float32,
+            float16 or bfloat16, and so are the maps that are returned, while all else is float32.
+        weight: [Cout, C, 1, 1], Cout a multiple of 4, on CUDA of 8.
         gamma, beta: [Cout], BatchNorm's weight and bias.
         running_mean, running_var: [Cout]; updated in place, as torch's BatchNorm does, unless `frozen`.
         open: bool [N]: samples that take part, in forward, backward and statistics; others give zeros.  None: all.
@@ -47,8 +48,8 @@ def transform_train(
         group: the processes whose BatchNorms see one batch with this one's, by torch.distributed's name of the group
             (`dist.group.WORLD.group_name`); all of them have to call. "": this process alone. Statistics are then of
             all; gradients of gamma and beta stay those of the own samples, to be averaged with the other weights'.
-        narrow: keep the raw outputs in bfloat16 (of float32 maps only): half of that memory. What is made of them, the
-            statistics too, is made of the rounded values; gradients pass the rounding unchanged.
+        narrow: keep the raw outputs in bfloat16 (of float32 maps, on the CPU only): half of that memory. What is made of
+            them, the statistics too, is made of the rounded values; gradients pass the rounding unchanged.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
