@@ -48,8 +48,8 @@ def transform_train(
         group: the processes whose BatchNorms see one batch with this one's, by torch.distributed's name of the group
             (`dist.group.WORLD.group_name`); all of them have to call. "": this process alone. Statistics are then of
             all; gradients of gamma and beta stay those of the own samples, to be averaged with the other weights'.
-        narrow: keep the raw outputs in bfloat16 (of float32 maps, on the CPU only): half of that memory. What is made of
-            them, the statistics too, is made of the rounded values; gradients pass the rounding unchanged.
+        narrow: keep the raw outputs in bfloat16 (of float32 maps, on the CPU only): half of that memory. What is made
+            of them, the statistics too, is made of the rounded values; gradients pass the rounding unchanged.
         backend: "auto", or a name of `dynroute.ops.backends`.
 
     Returns:
