@@ -119,6 +119,7 @@ class Run:
 def build(run: Run) -> Iterator[Document]:
     """Both libraries into dynroute/lib, for the torch that this Python has and the card that is there."""
     lib = ROOT / "dynroute" / "lib"
+    lib.mkdir(exist_ok=True)
     if run.library is not None:
         missing = [name for name in LIBRARIES if not (run.library / name).is_file()]
         if missing:

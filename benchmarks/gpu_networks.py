@@ -26,6 +26,7 @@ import dynroute
 from benchmarks.gpu_clock import Gpu
 from benchmarks.gpu_counters import counters
 from benchmarks.gpu_operators import operators
+from benchmarks.gpu_train_operators import training_operators
 from benchmarks.harness import SEED
 from benchmarks.network import CLASSES, TINY_NET, executed, settled
 from benchmarks.peers import DenseNetwork, relative_error
@@ -42,6 +43,7 @@ QUICK_SHAPES = ((1, 256, 512),)
 TINY_SHAPES = ((1, 64, 96),)
 SHARES = (0.3, 0.5, 0.7, 1.0)
 TRAINED = ((2, 512, 512), (8, 512, 512))
+LONGEST = 30  # kernels of a step that are told
 PROFILED = (1, 1024, 2048)
 # of the largest logit; only nonsense is refused
 ERROR = {torch.float16: 0.05, torch.bfloat16: 0.3, torch.float32: 1e-3}
@@ -210,7 +212,7 @@ def routed(gpu: Gpu, scale: Scale, shape: tuple[int, int, int], dtype: torch.dty
 
 def train(gpu: Gpu, quick: bool) -> Iterator[Document]:
     """The published network's step on the device: by `ops="auto"`, whatever that takes here, and by plain PyTorch, in
-    float32 and under autocast."""
+    float32 and under autocast; calls, what of them is the device's, kernel by kernel; then the operators apart."""
     scale = Scale(gpu, quick)
     document: Document = {"cuda_operators": why_not("cuda") or "they train", "training": []}
     for n, h, w in scale.trained:
@@ -227,13 +229,24 @@ def train(gpu: Gpu, quick: bool) -> Iterator[Document]:
                 optimiser = make_optimiser(own, OptimiserConfig(lr=0.0))
                 jobs[ops] = partial(train_step, own, optimiser, images, labels, 0.5, None, 10.0, bf16)
             peak = {name: gpu.memory(job) for name, job in jobs.items()}
-            taken = gpu.calls(jobs, max(scale.rounds // 4, 3))
+            rounds = max(scale.rounds // 4, 3)
+            taken = {"call": gpu.calls(jobs, rounds), "device": gpu.on_device(jobs, rounds, False)}
             document["training"].append({
                 "shape": [n, 3, h, w], "autocast": "bfloat16" if bf16 else None,
-                "ms": {name: summary(values, gpu.kind) for name, values in taken.items()},
+                "ms": {how: {name: summary(v, gpu.kind) for name, v in of.items()} for how, of in taken.items()},
                 "peak_bytes": {name: {"kind": gpu.kind, "value": value} for name, value in peak.items()},
             })  # fmt: skip
             yield document
+            kernels = {name: gpu.kernels(job) for name, job in jobs.items()}
+            document["training"][-1] |= {
+                "launches": {name: sum(k["launches"] for k in found) for name, found in kernels.items()},
+                "kernels": {name: found[:LONGEST] for name, found in kernels.items()},
+            }
+            yield document
+    document["operators"] = []
+    for row in training_operators(gpu, "cpu" if scale.dry else "cuda", max(scale.rounds // 2, 3)):
+        document["operators"].append(row)
+        yield document
 
 
 def compiled(gpu: Gpu, quick: bool) -> Iterator[Document]:

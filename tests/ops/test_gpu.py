@@ -14,6 +14,7 @@ from dynroute import ops
 from dynroute.native import library
 from dynroute.ops import reference
 from tests.support import cases
+from tests.support.trees import to
 
 pytestmark = pytest.mark.skipif(library.why_not_cuda() is not None, reason=library.why_not_cuda() or "")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -25,13 +26,6 @@ def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backward is PyTorch's convolutions, which round to 10 bits by default."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-
-
-def to(values: Any, *args: Any) -> Any:
-    if isinstance(values, Tensor):
-        keeps = not values.is_floating_point() and args and isinstance(args[0], torch.dtype)
-        return values if keeps else values.to(*args)
-    return [to(v, *args) for v in values] if isinstance(values, (list, tuple)) else values
 
 
 def calls() -> dict[str, tuple[str, tuple]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 import dynroute
@@ -15,6 +17,7 @@ from dynroute.native import library
 from tests.support import cases
 from tests.support.cuda import trained
 from tests.support.networks import random_images, random_network
+from tests.support.trees import to
 
 pytestmark = pytest.mark.skipif(library.why_not_cuda() is not None, reason=library.why_not_cuda() or "")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -39,14 +42,8 @@ CALLS: dict[str, tuple[str, Any, tuple]] = {
 each = pytest.mark.parametrize("name", list(CALLS))
 
 
-def moved(values: Any, device: str) -> Any:
-    if isinstance(values, Tensor):
-        return values.to(device)
-    return [moved(v, device) for v in values] if isinstance(values, (list, tuple)) else values
-
-
 def on_gpu(op: str, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(out.cpu() for out in getattr(torch.ops.dynroute, op)(*moved(args, "cuda")))
+    return tuple(out.cpu() for out in getattr(torch.ops.dynroute, op)(*to(args, "cuda")))
 
 
 def given(name: str, dtype: torch.dtype) -> tuple[str, tuple, tuple]:
@@ -71,12 +68,12 @@ def test_parity(name: str, dtype: torch.dtype) -> None:
 def test_autograd_autocast_and_graphs(name: str) -> None:
     """Gradients through the public function; autocast lowers maps and leaves weights; both directions are captured."""
     op, args, options = given(name, torch.float32)
-    x, *rest = moved(args, "cuda")
+    x, *rest = to(args, "cuda")
     x.requires_grad_()
 
     def run() -> tuple[list[Tensor], Tensor]:
         if op == "node_train":
-            made = ops.node_train(x, *rest, *moved(options[:1], "cuda"), *options[1:4], momentum=0.0)
+            made = ops.node_train(x, *rest, *to(options[:1], "cuda"), *options[1:4], momentum=0.0)
             outs = [out for out in made if out is not None]
         elif op == "gate_train":
             outs = [ops.gate_train(x, *rest, *options[:4], momentum=0.0)]
@@ -106,10 +103,10 @@ def test_autograd_autocast_and_graphs(name: str) -> None:
 def test_no_wait(name: str) -> None:
     """The host is not held up, in either direction."""
     op, args, options = given(name, torch.float16)
-    args, options = moved(args, "cuda"), moved(options, "cuda")
+    args, options = to(args, "cuda"), to(options, "cuda")
 
     def call(op: str, *args: Any) -> tuple:
-        return tuple(getattr(torch.ops.dynroute, op)(*moved(args, "cuda")))
+        return tuple(getattr(torch.ops.dynroute, op)(*to(args, "cuda")))
 
     wanted = trained.both_directions(op, tuple(args), tuple(options), call)
     torch.cuda.synchronize()
@@ -120,6 +117,21 @@ def test_no_wait(name: str) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(a, b) for a, b in zip(got[: trained.visible(op)], outs))
+
+
+@each
+def test_a_group_of_one_process(name: str, tmp_path: Path) -> None:
+    """Statistics gathered by nccl, from the kernels' memory and into it: the same as without a group."""
+    op, args, options = given(name, torch.float32)
+    alone = trained.both_directions(op, args, options, on_gpu)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        group = dist.group.WORLD.group_name  # type: ignore[union-attr]
+        gathered = trained.both_directions(op, args, (*options[:-1], group), on_gpu)
+    finally:
+        dist.destroy_process_group()
+    for a, b in zip((*gathered[0], *gathered[1]), (*alone[0], *alone[1]), strict=True):
+        assert trained.error(a, b.double()) <= 1e-6
 
 
 def step(net: torch.nn.Module, device: str, choice: str, autocast: bool = False) -> dict[str, Tensor]:

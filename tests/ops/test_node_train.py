@@ -20,6 +20,7 @@ from dynroute.space.wiring import build_space
 from tests.support import cases
 from tests.support.isa import other_isas
 from tests.support.processes import python
+from tests.support.trees import copies, leaves
 
 pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 F64 = torch.float64
@@ -40,20 +41,6 @@ OPTIONS: list[dict[str, Any]] = [
 def macs() -> int:
     """Multiply-accumulates that the last call's kernels counted."""
     return torch.ops.dynroute.last_macs()[0]
-
-
-def copies(value: Any, trains: bool = False) -> Any:
-    if value is None:
-        return None
-    if isinstance(value, Tensor):
-        return value.clone().requires_grad_(trains)
-    return [copies(v, trains) for v in value]
-
-
-def leaves(values: Any) -> list[Tensor]:
-    if values is None:
-        return []
-    return [values] if isinstance(values, Tensor) else [leaf for value in values for leaf in leaves(value)]
 
 
 def trained(args: tuple, **options: Any) -> list[Tensor]:

@@ -19,6 +19,7 @@ from dynroute.native import library
 from tests.support import cases
 from tests.support.isa import other_isas
 from tests.support.processes import python
+from tests.support.trees import copies, leaves
 
 pytestmark = pytest.mark.skipif(library.why_not_loaded() is not None, reason=str(library.why_not_loaded()))
 F64 = torch.float64
@@ -40,16 +41,6 @@ def torch_sepconv(x, depthwise, pointwise, gamma, beta, mean, var, stride=1, res
 def torch_transform(x, weight, gamma, beta, mean, var, stride=1, relu_input=True):  # type: ignore[no-untyped-def]
     y = F.conv2d(x.relu() if relu_input else x, weight, stride=stride)
     return F.batch_norm(y, mean, var, gamma, beta, True, 0.1).relu()
-
-
-def copies(value: Any, trains: bool = False) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone().requires_grad_(trains)
-    return [copies(v, trains) for v in value]
-
-
-def leaves(values: Any) -> list[Tensor]:
-    return [values] if isinstance(values, Tensor) else [leaf for value in values for leaf in leaves(value)]
 
 
 def trained(run: Callable[..., Tensor], args: tuple, differentiated: int, **options: Any) -> list[Tensor]:

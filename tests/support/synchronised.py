@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynroute import ops
 from tests.support import cases
+from tests.support.trees import copies, leaves
 
 F64 = torch.float64
 N = 4  # samples of the whole batch
@@ -39,22 +40,6 @@ def inputs(op: str, options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]
             torch.where((torch.arange(N) == (-1 if only is None else only))[:, None], 0.5, 0.0).double().repeat(1, 3)
         )
     return args, options
-
-
-def leaves(values: Any) -> list[Tensor]:
-    if values is None:
-        return []
-    return [values] if isinstance(values, Tensor) else [leaf for value in values for leaf in leaves(value)]
-
-
-def copies(value: Any, trains: bool) -> Any:
-    if value is None:
-        return None
-    return (
-        value.clone().requires_grad_(trains)
-        if isinstance(value, Tensor)
-        else type(value)(copies(v, trains) for v in value)
-    )
 
 
 def trained(op: str, options: dict[str, Any], rows: slice, group: str, backend: str) -> list[list[Tensor]]:

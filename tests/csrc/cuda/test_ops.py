@@ -16,18 +16,13 @@ from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
 from tests.support import cases
 from tests.support.cuda.devices import ADA, H100
 from tests.support.cuda.operators import emulated
+from tests.support.trees import to
 
 REASON = library.why_not_loaded() or emulator.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 PATTERNS = [None, *(torch.tensor(bits) for bits in itertools.product((True, False), repeat=2))]  # of two samples
 MAPS = [(1, 1), (7, 5), (9, 34)]
 types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-
-
-def to(values: Any, dtype: torch.dtype) -> Any:
-    if isinstance(values, Tensor):
-        return values.to(dtype) if values.is_floating_point() else values
-    return [to(v, dtype) for v in values] if isinstance(values, (list, tuple)) else values
 
 
 def errors(op: str, args: Any, got: Tensor) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from dynroute.runtime.cuda import emulator
 from tests.support import synchronised
 from tests.support.cuda.training import emulated_operators
 from tests.support.ranks import together
+from tests.support.trees import to
 
 REASON = library.why_not_loaded() or emulator.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -33,15 +34,9 @@ def trained(op: str, options: dict[str, Any], rows: slice, group: str) -> list[l
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
         made = synchronised.inputs
-        patch.setattr(synchronised, "inputs", lambda op, options: in_float32(made(op, options)))
+        patch.setattr(synchronised, "inputs", lambda op, options: to(made(op, options), torch.float32))
         with emulated_operators():
             return synchronised.trained(op, options, rows, group, "cuda")
-
-
-def in_float32(values: Any) -> Any:
-    if isinstance(values, Tensor):
-        return values.float() if values.is_floating_point() else values
-    return type(values)(map(in_float32, values)) if isinstance(values, (list, tuple)) else values
 
 
 def work(rank: int, processes: int) -> list[Any]:

@@ -14,6 +14,7 @@ from dynroute.space.routing import is_closed, is_path_open
 from dynroute.space.wiring import DOWN, UP
 from tests.support import cases
 from tests.support.cuda.operators import emulated
+from tests.support.trees import copies, leaves, to
 
 # How many of an operator's arguments have gradients: the first ones.
 DIFFERENTIATED = {"sepconv_train": 5, "transform_train": 4, "node_train": 8}
@@ -22,18 +23,6 @@ GATE = (0, 1, 2, 3, 6, 7)  # of gate_train's
 
 def channels_last(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
-
-
-def in_double(values: Any) -> Any:
-    if isinstance(values, Tensor):
-        return values.double() if values.is_floating_point() else values
-    return [in_double(v) for v in values] if isinstance(values, (list, tuple)) else values
-
-
-def leaves(values: Any) -> list[Tensor]:
-    if values is None:
-        return []
-    return [values] if isinstance(values, Tensor) else [leaf for value in values for leaf in leaves(value)]
 
 
 @contextmanager
@@ -108,13 +97,13 @@ def by_reference(
     own_raw: it goes on with the operator's own raw outputs, `outs` being the forward's results.
     """
     exact = dtype == torch.float64
-    given = in_double(args) if exact else [v.clone() if isinstance(v, Tensor) else copies(v) for v in args]
+    given = to(args, torch.float64) if exact else copies(args)
     learnt = leaves([given[i] for i in GATE] if op == "gate_train" else given[: DIFFERENTIATED[op]])
     for leaf in learnt:
         leaf.requires_grad_()
     lowered = torch.autocast("cpu", torch.bfloat16 if exact else dtype, enabled=not exact and dtype != torch.float32)
     with given_raw(raws_of(op, args, options, outs)) if own_raw else nullcontext(), lowered:
-        more = in_double(options) if exact else options
+        more = to(options, torch.float64) if exact else options
         results = getattr(reference, op)(*given, *more, 1e-5, own_raw)
     made = results[: visible(op)]
     loss = sum(
@@ -125,12 +114,6 @@ def by_reference(
     grads = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(learnt, grads)]
     stats = results[{"node_train": 6}.get(op, 2)]
     return [*(out.detach() for out in made), stats], grads
-
-
-def copies(values: Any) -> Any:
-    if values is None:
-        return None
-    return values.clone() if isinstance(values, Tensor) else [copies(v) for v in values]
 
 
 def far(got: list[Tensor], wanted: list[Tensor]) -> float:
