@@ -17,12 +17,16 @@ from dynroute.native import library
 from tests.support import cases
 from tests.support.cuda import trained
 from tests.support.networks import random_images, random_network
-from tests.support.trees import to
+from tests.support.trees import leaves, to
 
 pytestmark = pytest.mark.skipif(library.why_not_cuda() is not None, reason=library.why_not_cuda() or "")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+# results: of the largest value
 LIMIT = {torch.float32: 1e-5, torch.float16: 4 * 2.0**-10, torch.bfloat16: 4 * 2.0**-7}
+# Gradients: of the norm. Among a million values some lie so near 0 that a ReLU lets their gradient pass in one rounding
+# and not in another: each such sign is some 1e-3. The emulator's tests, on maps without, are strict.
+OF_GRADIENTS = {torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 0.1}
 OPEN = torch.tensor([True, False, True])
 CALLS: dict[str, tuple[str, Any, tuple]] = {
     "sepconv": ("sepconv_train", cases.sepconv_train(3, 64, 67, 129), (OPEN, 1, True, True, False, "")),
@@ -57,8 +61,10 @@ def test_parity(name: str, dtype: torch.dtype) -> None:
     op, args, options = given(name, dtype)
     results, gradients, outs = trained.both_directions(op, args, options, on_gpu)
     exact, exact_gradients = trained.by_reference(op, args, options, outs)
-    for got, wanted in zip((*results, *gradients), (*exact, *exact_gradients), strict=True):
+    for got, wanted in zip(results, exact, strict=True):
         assert trained.error(got, wanted) <= LIMIT[dtype]
+    for got, wanted in zip(gradients, exact_gradients, strict=True):
+        assert trained.far([got], [wanted]) <= OF_GRADIENTS[dtype]
     again = trained.both_directions(op, args, options, on_gpu)
     for a, b in zip((*results, *gradients), (*again[0], *again[1]), strict=True):
         assert torch.equal(a, b), "not the same bits again"
@@ -69,20 +75,19 @@ def test_autograd_autocast_and_graphs(name: str) -> None:
     """Gradients through the public function; autocast lowers maps and leaves weights; both directions are captured."""
     op, args, options = given(name, torch.float32)
     x, *rest = to(args, "cuda")
+    options = to(options, "cuda")
     x.requires_grad_()
 
     def run() -> tuple[list[Tensor], Tensor]:
         if op == "node_train":
-            made = ops.node_train(x, *rest, *to(options[:1], "cuda"), *options[1:4], momentum=0.0)
-            outs = [out for out in made if out is not None]
+            outs = leaves(ops.node_train(x, *rest, *options[:4], momentum=0.0))
         elif op == "gate_train":
             outs = [ops.gate_train(x, *rest, *options[:4], momentum=0.0)]
         else:
-            run_op = getattr(ops, op)
-            open = None if options[0] is None else options[0].cuda()
-            outs = [run_op(x, *rest, open, *options[1:-1], momentum=0.0)]
+            outs = [getattr(ops, op)(x, *rest, *options[:-1], momentum=0.0)]
         (grad,) = torch.autograd.grad(sum(out.float().sum() for out in outs), x)
-        return outs, grad
+        # without their history, which would hold the stream that it was made on: a graph could not wait for that
+        return [out.detach() for out in outs], grad
 
     plain, plain_grad = run()
     with torch.autocast("cuda", torch.bfloat16):
@@ -92,6 +97,7 @@ def test_autograd_autocast_and_graphs(name: str) -> None:
     assert all((a.float() - b).norm() <= 0.05 * b.norm() for a, b in zip(lowered, plain))
     with torch.cuda.stream(torch.cuda.Stream()):
         run()
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         recorded, recorded_grad = run()
@@ -103,20 +109,23 @@ def test_autograd_autocast_and_graphs(name: str) -> None:
 def test_no_wait(name: str) -> None:
     """The host is not held up, in either direction."""
     op, args, options = given(name, torch.float16)
-    args, options = to(args, "cuda"), to(options, "cuda")
+    calls: list[tuple[Any, tuple, tuple]] = []
 
     def call(op: str, *args: Any) -> tuple:
-        return tuple(getattr(torch.ops.dynroute, op)(*to(args, "cuda")))
+        run, moved = getattr(torch.ops.dynroute, op), to(args, "cuda")
+        calls.append((run, moved, tuple(run(*moved))))
+        return calls[-1][2]
 
-    wanted = trained.both_directions(op, tuple(args), tuple(options), call)
+    trained.both_directions(op, to(args, "cuda"), to(options, "cuda"), call)
     torch.cuda.synchronize()
-    outs = wanted[2]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        got = getattr(torch.ops.dynroute, op)(*args, *options, 1e-5, False)
+        again = [run(*moved) for run, moved, _ in calls]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(torch.equal(a, b) for a, b in zip(got[: trained.visible(op)], outs))
+    seen = (trained.visible(op), None)  # of the forward; all gradients
+    for got, (_, _, wanted), of in zip(again, calls, seen, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(got[:of], wanted[:of], strict=True))
 
 
 @each

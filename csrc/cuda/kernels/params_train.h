@@ -118,11 +118,11 @@ struct TrainNormJob {
   const float* partials;  // [listed tiles][kTileSums][c]
   TrainSamples samples;
   const float *gamma, *beta, *running_mean, *running_var;
-  float* stats;            // [3][c] mean, inverse deviation, unbiased variance; null: there is no job
+  float* stats;            // [3][c] mean, inverse deviation, unbiased variance
   float *scale, *shift;    // [c]
   double* mine;            // [1 + 2 c] pixels, means, squared distances; null: nobody shares it
   const double* everyone;  // [processes][1 + 2 c], or null: they are made from partials
-  int c, h, w, frozen;
+  int c, h, w, frozen;      // c 0: there is no job
   Divisor across, tiles;  // of a row of a map, of a map; by train_norm_shape
 };
 struct TrainNormParams {
@@ -172,11 +172,11 @@ struct TrainNormBackwardJob {
   const float* partials;  // [listed][runs][rows][c], of which two rows are read, from `row` on
   TrainSamples samples;
   const float *gamma, *invstd;
-  float *gain, *slope, *mean_grad;  // [c]; null: there is no job
+  float *gain, *slope, *mean_grad;  // [c]
   float *grad_gamma, *grad_beta;
   double* mine;  // [1 + 2 c]
   const double* everyone;
-  int c, pixels, runs, rows, row, frozen;
+  int c, pixels, runs, rows, row, frozen;  // c 0: there is no job
 };
 struct TrainNormBackwardParams {
   TrainNormBackwardJob job[2];

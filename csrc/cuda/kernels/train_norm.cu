@@ -1,9 +1,10 @@
 // train_norm: a BatchNorm's statistics from what a product's tiles left, and what it amounts to, for up to two.
 //
-// Work: a block has 8 channels, and each of its 32 rows of threads every 32nd tile; rows are merged in order. All in
-// double (Chan, Golub, LeVeque 1983): so the order, which depends on the shape alone, is all that the bits depend on.
-#include "train_shapes.h"
-#include "train_source.cuh"
+// Work: as train_norms.cuh. A tile left sums of distances from a pivot of its own; in double they become sums of
+// distances from the first tile's pivot, which is one of the channel's values: so they are plain sums, that nothing
+// has to be divided for and many loads can be on their way for, and lose nothing when the mean is taken off. The order
+// depends on the shape alone. Processes' moments are merged in order (Chan, Golub, LeVeque 1983).
+#include "train_norms.cuh"
 
 namespace dynroute::cuda {
 
@@ -19,39 +20,38 @@ struct Moments {
   }
 };
 
+// Of all listed tiles, in every thread of the channel; by the whole block.
 template <class T>
 __device__ inline Moments of_tiles(const TrainNormJob& job, int n, int channel, int row) {
-  Moments found = {};
-  const int all = samples_of(job.samples, n) * job.tiles;
-  for (int tile = row; tile < all; tile += kTrainThreads / kNormChannels) {
+  const int listed = samples_of(job.samples, n), all = listed * job.tiles;
+  const float* const partials = job.partials + min(channel, job.c - 1);
+  const double pivot = all > 0 ? double(partials[0]) : 0;
+  double sum[2] = {};
+#pragma unroll 4
+  for (int tile = row; tile < all; tile += kNormRows) {
     const int inside = tile % job.tiles, row_of_tiles = inside / job.across;
     const int y = row_of_tiles * sepconv_high(sizeof(T)), x = (inside - row_of_tiles * job.across) * kSepconvWide;
-    const float* const from = job.partials + int64_t(tile) * kTileSums * job.c + channel;
+    const float* const from = partials + int64_t(tile) * kTileSums * job.c;
     const double pixels = double(min(kSepconvWide, job.w - x) * min(sepconv_high(sizeof(T)), job.h - y));
-    const double off = double(from[job.c]) / pixels;  // the mean, from the pivot
-    found.merge({pixels, double(from[0]) + off, double(from[2 * job.c]) - off * off * pixels});
+    const double off = double(from[0]) - pivot, apart = double(from[job.c]);
+    sum[0] += apart + pixels * off;
+    sum[1] += double(from[2 * job.c]) + off * (2 * apart + pixels * off);
   }
-  return found;
+  sum_rows(sum);
+  const double pixels = double(listed) * job.h * job.w, off = pixels > 0 ? sum[0] / pixels : 0;
+  return {pixels, pivot + off, sum[1] - off * sum[0]};
 }
 
 template <class T>
-__device__ inline void norm_channels(const TrainNormJob& job, const TrainNormParams& p, int block, Moments* shared) {
-  const int channel = block * kNormChannels + threadIdx.x % kNormChannels, row = threadIdx.x / kNormChannels;
+__device__ inline void norm_channels(const TrainNormJob& job, const TrainNormParams& p, int channel, int row) {
   Moments found = {};
-  if (!job.frozen) {
-    if (job.everyone) {
-      for (int process = 0; process < p.processes; ++process) {
-        const double* const of = job.everyone + int64_t(process) * p.stride;
-        found.merge({of[0], of[1 + channel], of[1 + job.c + channel]});
-      }
-    } else {
-      shared[threadIdx.x] = channel < job.c ? of_tiles<T>(job, p.n, channel, row) : Moments{};
-      __syncthreads();
-      if (row == 0)
-        for (int i = 0; i < kTrainThreads / kNormChannels; ++i) found.merge(shared[i * kNormChannels + threadIdx.x]);
-    }
-  }
+  if (!job.frozen && !job.everyone) found = of_tiles<T>(job, p.n, channel, row);
   if (row > 0 || channel >= job.c) return;
+  if (job.everyone && !job.frozen)
+    for (int process = 0; process < p.processes; ++process) {
+      const double* const of = job.everyone + int64_t(process) * p.stride;
+      found.merge({of[0], of[1 + channel], of[1 + job.c + channel]});
+    }
   if (job.mine && !job.everyone) {
     if (channel == 0) job.mine[0] = found.count;
     job.mine[1 + channel] = found.mean, job.mine[1 + job.c + channel] = found.squares;
@@ -69,14 +69,7 @@ __device__ inline void norm_channels(const TrainNormJob& job, const TrainNormPar
 
 template <class T>
 __device__ inline void train_norm(const TrainNormParams& p) {
-  __shared__ Moments shared[kTrainThreads];
-  int at = blockIdx.x;
-#pragma unroll
-  for (const TrainNormJob& job : p.job) {
-    const int blocks = job.stats ? ceil_div(job.c, kNormChannels) : 0;
-    if (at >= 0 && at < blocks) norm_channels<T>(job, p, at, shared);
-    at -= blocks;
-  }
+  for_norm(p.job, [&](const TrainNormJob& job, int channel, int row) { norm_channels<T>(job, p, channel, row); });
 }
 
 }  // namespace dynroute::cuda

@@ -1,65 +1,49 @@
 // train_norm_backward: BatchNorm's backward from the sums that runs of pixels left, for up to two: gradients of gamma
 // and beta, and what the gradient of the raw output is made with.
 //
-// Work: a block has 8 channels, and each of its 32 rows of threads every 32nd run; all is added up in double, in order.
-#include "train_shapes.h"
-#include "train_source.cuh"
+// Work: as train_norms.cuh; all is added up in double, in an order that depends on the shape alone.
+#include "train_norms.cuh"
 
 namespace dynroute::cuda {
 
-struct NormSums {
-  double first, second;  // of the gradient, of its product with the normalised output
-};
-
-__device__ inline void norm_channels(const TrainNormBackwardJob& job, const TrainNormBackwardParams& p, int block,
-                                     NormSums* shared) {
-  const int channel = block * kNormChannels + threadIdx.x % kNormChannels, row = threadIdx.x / kNormChannels;
+__device__ inline void norm_channels(const TrainNormBackwardJob& job, const TrainNormBackwardParams& p, int channel,
+                                     int row) {
   const int listed = samples_of(job.samples, p.n);
-  NormSums own = {}, all = {};
   double pixels = double(listed) * job.pixels;
-  if (channel < job.c && job.partials)
-    for (int run = row; run < listed * job.runs; run += kTrainThreads / kNormChannels) {
-      const float* const from = job.partials + (int64_t(run) * job.rows + job.row) * job.c + channel;
-      own.first += double(from[0]), own.second += double(from[job.c]);
+  double sum[2] = {};  // of the gradient, of its product with the normalised output
+  if (job.partials) {
+    const float* const partials = job.partials + int64_t(job.row) * job.c + min(channel, job.c - 1);
+#pragma unroll 4
+    for (int run = row; run < listed * job.runs; run += kNormRows) {
+      const float* const from = partials + int64_t(run) * job.rows * job.c;
+      sum[0] += double(from[0]), sum[1] += double(from[job.c]);
     }
-  shared[threadIdx.x] = own;
-  __syncthreads();
-  if (row > 0 || channel >= job.c) return;
-  own = {};
-  for (int i = 0; i < kTrainThreads / kNormChannels; ++i) {
-    const NormSums& more = shared[i * kNormChannels + threadIdx.x];
-    own.first += more.first, own.second += more.second;
   }
-  all = own;
+  sum_rows(sum);
+  if (row > 0 || channel >= job.c) return;
+  double first = sum[0], second = sum[1];  // all processes'
   if (job.everyone) {
-    all = {}, pixels = 0;
+    first = second = pixels = 0;
     for (int process = 0; process < p.processes; ++process) {
       const double* const of = job.everyone + int64_t(process) * p.stride;
-      pixels += of[0], all.first += of[1 + channel], all.second += of[1 + job.c + channel];
+      pixels += of[0], first += of[1 + channel], second += of[1 + job.c + channel];
     }
   } else if (job.mine) {
     if (channel == 0) job.mine[0] = pixels;
-    job.mine[1 + channel] = own.first, job.mine[1 + job.c + channel] = own.second;
+    job.mine[1 + channel] = first, job.mine[1 + job.c + channel] = second;
     return;
   }
-  const double count = fmax(pixels, 1.0), invstd = double(job.invstd[channel]),
+  const double share = 1 / fmax(pixels, 1.0), invstd = double(job.invstd[channel]),
                gain = double(job.gamma[channel]) * invstd;
-  job.grad_gamma[channel] = float(own.second), job.grad_beta[channel] = float(own.first);
+  job.grad_gamma[channel] = float(sum[1]), job.grad_beta[channel] = float(sum[0]);
   job.gain[channel] = float(gain);
-  job.slope[channel] = job.frozen ? 0 : float(-gain * invstd * all.second / count);
-  job.mean_grad[channel] = job.frozen ? 0 : float(all.first / count);
+  job.slope[channel] = job.frozen ? 0 : float(-gain * invstd * second * share);
+  job.mean_grad[channel] = job.frozen ? 0 : float(first * share);
 }
 
 template <class T>
 __device__ inline void train_norm_backward(const TrainNormBackwardParams& p) {
-  __shared__ NormSums shared[kTrainThreads];
-  int at = blockIdx.x;
-#pragma unroll
-  for (const TrainNormBackwardJob& job : p.job) {
-    const int blocks = job.gain ? ceil_div(job.c, kNormChannels) : 0;
-    if (at >= 0 && at < blocks) norm_channels(job, p, at, shared);
-    at -= blocks;
-  }
+  for_norm(p.job, [&](const TrainNormBackwardJob& job, int channel, int row) { norm_channels(job, p, channel, row); });
 }
 
 }  // namespace dynroute::cuda

@@ -134,23 +134,35 @@ inline LaunchShape train_apply_shape(const TrainApplyParams& p, DType, const Dev
 
 // Kernels that add up what tasks left: blocks of 8 channels.
 constexpr int kNormChannels = 8;
-inline LaunchShape train_norm_shape(TrainNormParams& p, DType type, const DeviceLimits&) {
+template <class Job>
+int norm_blocks(const Job (&jobs)[2]) {
   int blocks = 0;
-  for (TrainNormJob& job : p.job) {
-    blocks += job.stats ? ceil_div(job.c, kNormChannels) : 0;
-    job.across = divisor(ceil_div(job.w, kSepconvWide)), job.tiles = divisor(train_tiles(job.h, job.w, bytes_of(type)));
-  }
-  return {blocks, kTrainThreads, 0};
+  for (const Job& job : jobs) blocks += ceil_div(job.c, kNormChannels);
+  return blocks;
+}
+inline LaunchShape train_norm_shape(TrainNormParams& p, DType type, const DeviceLimits&) {
+  for (TrainNormJob& job : p.job)
+    if (job.c > 0)
+      job.across = divisor(ceil_div(job.w, kSepconvWide)),
+      job.tiles = divisor(train_tiles(job.h, job.w, bytes_of(type)));
+  return {norm_blocks(p.job), kTrainThreads, 0};
 }
 inline LaunchShape train_norm_backward_shape(const TrainNormBackwardParams& p, DType, const DeviceLimits&) {
-  int blocks = 0;
-  for (const TrainNormBackwardJob& job : p.job) blocks += job.gain ? ceil_div(job.c, kNormChannels) : 0;
-  return {blocks, kTrainThreads, 0};
+  return {norm_blocks(p.job), kTrainThreads, 0};
+}
+
+// Sums over parts: how many neighbouring values an item has; the more parts, the fewer, and the more threads to each.
+constexpr int kReduceResident = 4, kManyParts = 16;
+DYNROUTE_DEVICE_TOO constexpr int reduce_across(const TrainReduction& of, int n) {
+  return of.parts * (of.all ? 1 : n) >= kManyParts ? 32 : kTrainThreads;
+}
+DYNROUTE_DEVICE_TOO constexpr int reduce_items(const TrainReduction& of, int n) {
+  return ceil_div(of.size, reduce_across(of, n));
 }
 inline LaunchShape train_reduce_shape(const TrainReduceParams& p, DType, const DeviceLimits& device) {
-  int64_t values = 1;
-  for (const TrainReduction& one : p.list) values += one.from ? one.size : 0;
-  return train_shape(ceil_div(values, int64_t(kTrainThreads)), 0, device, 4);
+  int64_t items = 0;
+  for (const TrainReduction& one : p.list) items += one.from ? reduce_items(one, p.n) : 0;
+  return train_shape(items, 0, device, kReduceResident);
 }
 inline LaunchShape train_alphas_shape(const TrainAlphasParams& p, DType, const DeviceLimits&) {
   return {p.n, kTrainThreads, 0};

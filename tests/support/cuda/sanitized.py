@@ -16,7 +16,7 @@ DRY = "--dry-run" in sys.argv[1:]
 DEVICE, BACKEND = ("cpu", "cpu") if DRY else ("cuda", "cuda")
 STORAGES = (torch.float32, torch.bfloat16) if DRY else (torch.float32, torch.float16, torch.bfloat16)
 
-for settings in ({"gate_shift": -0.3}, {"small_gate": True, "channels": 16}):
+for settings in ({"gate_shift": -0.3, "channels": 16}, {"small_gate": True, "channels": 16}):
     net = random_network(**settings)
     x = random_images(2, 128, 96).to(DEVICE)
     forced = random_gates(net, 2, share=0.6).to(DEVICE)
