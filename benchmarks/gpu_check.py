@@ -43,7 +43,10 @@ RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("libdynroute_cpu.so", "libdynroute_cuda.so")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 REFUSED = ("Device not supported", "unable to find compute-sanitizer", "not supported on this")
-ON_DEVICE = ("tests/ops/test_gpu.py", "tests/ops/test_gpu_train.py", "tests/runtime/cuda/test_gpu.py")
+ON_DEVICE = (
+    "tests/ops/test_gpu.py", "tests/ops/test_gpu_train.py", "tests/runtime/cuda/test_gpu.py",
+    "tests/train/test_gpu_recorded.py",
+)  # fmt: skip
 # A few layers with gates that open and close, every kernel, a graph recorded and replayed.
 SANITIZED = "tests.support.cuda.sanitized"
 LIMIT = 290  # seconds

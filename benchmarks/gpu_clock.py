@@ -71,16 +71,16 @@ class Gpu:
 
         return _rounds(jobs, rounds, once)
 
-    def kernels(self, job: Callable[[], object]) -> list[dict[str, Any]]:
+    def kernels(self, job: Callable[[], object], calls: int = KERNEL_CALLS) -> list[dict[str, Any]]:
         """Each kernel of a call by torch's profiler: launches and microseconds in a call, the longest first."""
         job()
         torch.cuda.synchronize()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            for _ in range(KERNEL_CALLS):
+            for _ in range(calls):
                 job()
             torch.cuda.synchronize()
         found = [
-            {"name": row.key[:80], "launches": row.count / KERNEL_CALLS, "us": row.device_time_total / KERNEL_CALLS}
+            {"name": row.key[:80], "launches": row.count / calls, "us": row.device_time_total / calls}
             for row in profile.key_averages()
             if row.device_time_total > 0
         ]
@@ -157,7 +157,7 @@ class StandIn(Gpu):
     def on_device(self, jobs: Jobs, rounds: int, flushed: bool) -> dict[str, np.ndarray]:
         return self.calls(jobs, rounds)
 
-    def kernels(self, job: Callable[[], object]) -> list[dict[str, Any]]:
+    def kernels(self, job: Callable[[], object], calls: int = KERNEL_CALLS) -> list[dict[str, Any]]:
         job()
         return []
 

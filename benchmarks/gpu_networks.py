@@ -35,6 +35,7 @@ from dynroute.models import DynamicNetwork
 from dynroute.models.fused import why_not
 from dynroute.train.config import OptimiserConfig
 from dynroute.train.optimiser import make_optimiser
+from dynroute.train.recorded import RecordedStep
 from dynroute.train.step import train_step
 
 Document = dict[str, Any]
@@ -212,7 +213,7 @@ def routed(gpu: Gpu, scale: Scale, shape: tuple[int, int, int], dtype: torch.dty
 
 def train(gpu: Gpu, quick: bool) -> Iterator[Document]:
     """The published network's step on the device: by `ops="auto"`, whatever that takes here, and by plain PyTorch, in
-    float32 and under autocast; calls, what of them is the device's, kernel by kernel; then the operators apart."""
+    float32 and under autocast, as it is and recorded as a CUDA graph; kernel by kernel; then the operators apart."""
     scale = Scale(gpu, quick)
     document: Document = {"cuda_operators": why_not("cuda") or "they train", "training": []}
     for n, h, w in scale.trained:
@@ -222,24 +223,24 @@ def train(gpu: Gpu, quick: bool) -> Iterator[Document]:
         labels = torch.randint(0, net.config.num_classes, (n, h, w)).to(gpu.device)
         images = noise(gpu, n, h, w).contiguous(memory_format=torch.channels_last)
         for bf16 in (False, True):
-            jobs: dict[str, Callable[[], object]] = {}
-            for ops in ("auto", "reference"):
-                own: Any = copy.deepcopy(net).to(gpu.device).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                own.use_ops(ops)
-                optimiser = make_optimiser(own, OptimiserConfig(lr=0.0))
-                jobs[ops] = partial(train_step, own, optimiser, images, labels, 0.5, None, 10.0, bf16)
+            jobs = {ops: step_job(gpu, net, ops, images, labels, bf16, False) for ops in ("auto", "reference")}
             peak = {name: gpu.memory(job) for name, job in jobs.items()}
-            rounds = max(scale.rounds // 4, 3)
-            taken = {"call": gpu.calls(jobs, rounds), "device": gpu.on_device(jobs, rounds, False)}
+            for ops in ("auto", "reference"):
+                jobs[f"{ops}_graph"] = step_job(gpu, net, ops, images, labels, bf16, True)
+            taken = gpu.calls(jobs, max(scale.rounds // 4, 3))
             document["training"].append({
                 "shape": [n, 3, h, w], "autocast": "bfloat16" if bf16 else None,
-                "ms": {how: {name: summary(v, gpu.kind) for name, v in of.items()} for how, of in taken.items()},
+                "ms": {name: summary(values, gpu.kind) for name, values in taken.items()},
                 "peak_bytes": {name: {"kind": gpu.kind, "value": value} for name, value in peak.items()},
             })  # fmt: skip
             yield document
-            kernels = {name: gpu.kernels(job) for name, job in jobs.items()}
+            kernels = {ops: gpu.kernels(jobs[ops], 2) for ops in ("auto", "reference")}
             document["training"][-1] |= {
                 "launches": {name: sum(k["launches"] for k in found) for name, found in kernels.items()},
+                "device_ms": {
+                    name: {"kind": gpu.kind, "value": 1e-3 * sum(k["us"] for k in found)}
+                    for name, found in kernels.items()
+                },
                 "kernels": {name: found[:LONGEST] for name, found in kernels.items()},
             }
             yield document
@@ -247,6 +248,18 @@ def train(gpu: Gpu, quick: bool) -> Iterator[Document]:
     for row in training_operators(gpu, "cpu" if scale.dry else "cuda", max(scale.rounds // 2, 3)):
         document["operators"].append(row)
         yield document
+
+
+def step_job(
+    gpu: Gpu, net: DynamicNetwork, ops: str, images: Tensor, labels: Tensor, bf16: bool, recorded: bool
+) -> Callable[[], object]:
+    """A training step of a copy of the network on these operators, that moves no weight."""
+    own: Any = copy.deepcopy(net).to(gpu.device).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    own.use_ops(ops)
+    optimiser = make_optimiser(own, OptimiserConfig(lr=0.0))
+    if recorded and gpu.device == "cuda":
+        return partial(RecordedStep(own, optimiser, None, 10.0, bf16), images, labels, 0.5)
+    return partial(train_step, own, optimiser, images, labels, 0.5, None, 10.0, bf16)
 
 
 def compiled(gpu: Gpu, quick: bool) -> Iterator[Document]:

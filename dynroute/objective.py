@@ -35,21 +35,24 @@ def objective(
     net: DynamicNetwork | DistributedDataParallel,
     images: Tensor,
     labels: Tensor,
-    progress: float,
+    progress: float | Tensor,
     budget: Budget | None = None,
     class_weights: Tensor | None = None,
     labelled: Tensor | None = None,
+    bridge: float | None = None,
 ) -> Losses:
     """Runs the network and prices the result (SPEC, "Cost" and "Training").
 
     Args:
         images: float [N,3,H,W], normalised.
         labels: int64 [N,H,W], 0..K-1, 255 ignored.
-        progress: 0..1, position in training; the budget acts from `budget.start` on, drop path grows with it.
+        progress: 0..1, position in training; the budget acts from `budget.start` on, drop path grows with it. A scalar
+            on the device where the call is recorded as a graph and the value changes; it is not checked then.
         budget: None leaves the "budget" key out.
         class_weights: float [K], a factor for each class in the segmentation loss; None: 1.
         labelled: int64 scalar, pixels that the segmentation loss is divided by, where the batch is a part of one; None:
             the batch's own.
+        bridge: the budget's at this point of training; None: by `progress`, which is a number then.
 
     With `net.use_ops` other than "reference" the segmentation loss is `ops.upsampled_cross_entropy`: the same, but for
     rounding, from the decoder's logits at a quarter of the size.
@@ -65,9 +68,11 @@ def objective(
     """
     if labels.shape != (images.shape[0], *images.shape[2:]):
         raise ValueError(f"labels: wanted [N,H,W] = {[images.shape[0], *images.shape[2:]]}, got {list(labels.shape)}")
-    if not 0.0 <= progress <= 1.0:
+    if not isinstance(progress, Tensor) and not 0.0 <= progress <= 1.0:
         raise ValueError(f"progress: wanted 0..1, got {progress}")
-    out = net(images, progress=progress, bridge=budget.bridge_at(progress) if budget is not None else 0.0)
+    if bridge is None:
+        bridge = budget.bridge_at(float(progress)) if budget is not None else 0.0
+    out = net(images, progress=progress, bridge=bridge)
     network, group = unwrapped(net)
     if labelled is None:
         labelled = labelled_pixels(net, labels)

@@ -64,8 +64,10 @@ class Budget:
         if self.full_mflops is not None and self.full_mflops <= 0:
             raise ValueError(f"budget.full_mflops: wanted a positive number or None, got {self.full_mflops}")
 
-    def warmup(self, progress: float) -> float:
+    def warmup(self, progress: float | Tensor) -> float | Tensor:
         """0 before `start`, then linear to 1 over the ramp (SPEC: from 40% of training over the next 2%)."""
+        if isinstance(progress, Tensor):
+            return ((progress - self.start) / self.ramp).clamp(0, 1)
         return min(max((progress - self.start) / self.ramp, 0.0), 1.0)
 
     def bridge_at(self, progress: float) -> float:
@@ -75,7 +77,11 @@ class Budget:
         return self.bridge * max(0.0, (self.bridge_end - progress) / (self.bridge_end - self.start))
 
     def loss(
-        self, gates: Tensor, tables: CostTables, progress: float, mean: Callable[[Tensor], Tensor] = Tensor.mean
+        self,
+        gates: Tensor,
+        tables: CostTables,
+        progress: float | Tensor,
+        mean: Callable[[Tensor], Tensor] = Tensor.mean,
     ) -> Tensor:
         """gates [N,L+1,4,3] -> scalar; C(Space) is the batch's mean; `mean`: of costs [N], if these are but a part."""
         full = tables.all_open if self.full_mflops is None else self.full_mflops

@@ -7,7 +7,7 @@ from the model, a runtime or a file, is priced the same way.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -35,19 +35,21 @@ class CostTables:
 
     def to(self, device: torch.device) -> CostTables:
         """With the tables that price gates on `device`; the gates' own costs, which no alpha scales, stay."""
-        return replace(self, cell=self.cell.to(device), path=self.path.to(device))
+        moved = replace(self, cell=self.cell.to(device), path=self.path.to(device))
+        vars(moved)["all_open"] = self.all_open  # found here, as a GPU would have to be waited for
+        return moved
 
-    @property
+    @cached_property
     def all_open(self) -> float:
         """Expected cost of the space with every alpha at 1: the default of the budget's C."""
         return float(self.cell.sum() + self.path.sum())
 
-    @property
+    @cached_property
     def around(self) -> float:
         """What no alpha changes: all gates, stem, decoder."""
         return float(self.gate.sum()) + self.stem + self.decoder
 
-    @property
+    @cached_property
     def all_open_real(self) -> float:
         """Real cost with everything open."""
         return self.all_open + self.around

@@ -44,12 +44,6 @@ CELL_OPS: dict[str, Callable[[int], nn.Sequential]] = {
 }
 
 
-def scaled_drop(x: Tensor, keep_prob: float) -> Tensor:
-    """x [N,...] times Bernoulli(keep_prob)/keep_prob, drawn per sample (scheduled drop path)."""
-    mask = torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep_prob)
-    return x * mask.div_(keep_prob)
-
-
 class Cell(nn.Module):
     """H = X + sum of the cell's operations on X (SPEC, "Node").
 
@@ -69,19 +63,20 @@ class Cell(nn.Module):
         self.ops = nn.ModuleList(CELL_OPS[op](channels) for op in ops)
         self.is_separable = len(self.ops) == 1 and fused.is_separable(list(self.ops[0].children()))
 
-    def forward(self, x: Tensor, keep_prob: float = 1.0, relu: bool = False) -> Tensor:
+    def forward(self, x: Tensor, keep_prob: float | Tensor = 1.0, relu: bool = False) -> Tensor:
         """x [N,C',h,w] -> H, or ReLU(H), of the same shape; keep_prob < 1 drops the operations' sum per sample (not
         identity)."""
+        factor = fused.drop_factor(x, keep_prob, x.dtype)
         if self.is_separable and fused.is_on(self):
             modules = list(self.ops[0].children())  # type: ignore[arg-type]
-            if keep_prob == 1.0:
+            if factor is None:
                 return fused.sepconv(modules, x, self.train_ops, residual=True, final_relu=relu)
             y = fused.sepconv(modules, x, self.train_ops)
         else:
             y = self.ops[0](x)
             for op in self.ops[1:]:
                 y = y + op(x)
-        h = x + (scaled_drop(y, keep_prob) if keep_prob < 1.0 else y)
+        h = x + (y if factor is None else y * factor.view(-1, 1, 1, 1))
         return F.relu(h) if relu else h
 
 

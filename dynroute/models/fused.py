@@ -186,7 +186,17 @@ def transform(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, choice: str) -> 
     )
 
 
-def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float, bridge: float) -> ops.NodeOutput:
+def drop_factor(x: Tensor, keep_prob: float | Tensor, dtype: torch.dtype) -> Tensor | None:
+    """[N] of Bernoulli(keep_prob) / keep_prob, for each sample of x (scheduled drop path); None: nothing is dropped."""
+    if isinstance(keep_prob, Tensor):
+        keep = keep_prob.to(dtype).expand(len(x))
+        return torch.bernoulli(keep).div_(keep)
+    if keep_prob >= 1.0:
+        return None
+    return torch.empty(len(x), device=x.device, dtype=dtype).bernoulli_(keep_prob).div_(keep_prob)
+
+
+def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float | Tensor, bridge: float) -> ops.NodeOutput:
     """A node's cell and paths as one operator: x [N,C,h,w], alphas [N,3] -> what it hands on, up before its bilinear.
 
     Raises ValueError as `sepconv` does.
@@ -197,9 +207,6 @@ def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float, bridge: float
     convs = [conv for conv in (*pointwise, up, down) if conv is not None]
     norms = [conv.norm for conv in convs]
     dtype = norms[0].weight.dtype
-    factor = None
-    if keep_prob < 1.0:
-        factor = torch.empty(len(x), device=x.device, dtype=dtype).bernoulli_(keep_prob).div_(keep_prob)
     return ops.node_train(
         x,
         alphas.to(dtype),
@@ -211,7 +218,7 @@ def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float, bridge: float
         [norm.bias for norm in norms],
         [norm.running_mean for norm in norms],
         [norm.running_var for norm in norms],
-        factor,
+        drop_factor(x, keep_prob, dtype),
         bridge,
         skip=module.bn != "all",
         narrow=_is_narrow(x),

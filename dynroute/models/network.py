@@ -175,14 +175,15 @@ class DynamicNetwork(nn.Module):
         return self.config.costs(height, width, published_decoder=published_decoder)
 
     def forward(
-        self, images: Tensor, gates: Tensor | None = None, progress: float | None = None, bridge: float = 0.0
+        self, images: Tensor, gates: Tensor | None = None, progress: float | Tensor | None = None, bridge: float = 0.0
     ) -> Output:
         """Runs the network.
 
         Args:
             images: float [N,3,H,W], already normalised, any H and W >= 1.
             gates: float [N,L+1,4,3] or [L+1,4,3] alphas to force; ignored where there is no path.
-            progress: 0..1, position in training, for scheduled drop path (training mode only; None: no drop).
+            progress: 0..1, position in training, for scheduled drop path (training mode only; None: no drop); a scalar
+                on the device where the call is recorded and the value changes.
             bridge: sum of alphas below which a node begins to pass its input (training mode only; see `Budget`).
 
         Raises:
@@ -192,7 +193,7 @@ class DynamicNetwork(nn.Module):
         x = pad_images(images, self.config.small_gate)
         maps, alphas = self._route(self.stem(x), forced, progress, bridge)
         size = (images.shape[-2], images.shape[-1])
-        costs = self.costs(*size)
+        costs = costs_on(self.config, *size, images.device)
         low_logits = self.decoder.low_logits(maps)
         out = Output(low_logits, alphas, costs.expected(alphas), costs.real(alphas), costs, size)
         if not self.training:
@@ -200,7 +201,7 @@ class DynamicNetwork(nn.Module):
         return out
 
     def _route(
-        self, x: Tensor, forced: Tensor | None, progress: float | None, bridge: float
+        self, x: Tensor, forced: Tensor | None, progress: float | Tensor | None, bridge: float
     ) -> tuple[list[Tensor], Tensor]:
         """Stem map [N,C,h,w] -> the last row's maps per scale, and the gates [N,L+1,4,3].
 
@@ -230,9 +231,9 @@ class DynamicNetwork(nn.Module):
         last = [out[KEEP] for out in outputs]
         return last, torch.stack(table, dim=1)  # type: ignore[return-value]
 
-    def _keep_prob(self, row: int, progress: float | None) -> float:
+    def _keep_prob(self, row: int, progress: float | Tensor | None) -> float | Tensor:
         """p = 1 - progress * (l+1)/L * drop_prob; the init cell is l = -1 and never dropped."""
-        if not self.training or progress is None:
+        if not self.training or progress is None or row == 0 or self.config.drop_prob == 0:
             return 1.0
         return 1.0 - progress * row / self.config.layers * self.config.drop_prob
 
@@ -280,6 +281,13 @@ def check_inputs(images: Tensor, gates: Tensor | None, config: NetworkConfig) ->
 def _paths_on(layers: int, device: torch.device) -> Tensor:
     """`path_exists` on a device."""
     return path_exists(layers) if device.type == "cpu" else _paths_brought(layers, device)
+
+
+@lru_cache(maxsize=64)
+def costs_on(config: NetworkConfig, height: int, width: int, device: torch.device) -> CostTables:
+    """`NetworkConfig.costs` on a device, kept there as paths are."""
+    with torch.inference_mode(False):
+        return config.costs(height, width).to(device)
 
 
 @lru_cache(maxsize=64)

@@ -31,7 +31,9 @@ class RoutedNode(nn.Module):
         if node.paths[DOWN]:
             self.down = ConvNorm(c, 2 * c, 1, 2, relu=True)
 
-    def forward(self, x: Tensor, alphas: Tensor, keep_prob: float = 1.0, bridge: float = 0.0) -> list[Tensor | None]:
+    def forward(
+        self, x: Tensor, alphas: Tensor, keep_prob: float | Tensor = 1.0, bridge: float = 0.0
+    ) -> list[Tensor | None]:
         """x [N,C',h,w], alphas [N,3] -> up (before its bilinear x2), keep, down; None where there is no path.
 
         A sample whose alphas sum to less than 1e-4 passes x itself through keep and nothing through the others; with

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from dynroute.cost.tables import CostTables
-from dynroute.models.config import NetworkConfig
-from dynroute.models.network import DynamicNetwork, check_inputs
+from dynroute.models.network import DynamicNetwork, check_inputs, costs_on
 from dynroute.models.stem import pad_images
 from dynroute.runtime.backends import take
 from dynroute.runtime.results import Executor, RunOutput
 from dynroute.space.wiring import SCALES
-
-
-@lru_cache(maxsize=64)
-def _tables(config: NetworkConfig, height: int, width: int, device: torch.device) -> CostTables:
-    """Cost tables that a call on `device` needs not carry there."""
-    return config.costs(height, width).to(device)
 
 
 class Runtime:
@@ -48,7 +39,7 @@ class Runtime:
             ValueError: images or gates of another shape, type or device; raised before anything is computed.
         """
         done = self.executor(*self._inputs(images, gates))
-        return RunOutput(done, _tables(self.config, *images.shape[-2:], self.device))
+        return RunOutput(done, costs_on(self.config, *images.shape[-2:], self.device))
 
     @torch.no_grad()
     def labels(self, images: Tensor, gates: Tensor | None = None) -> Tensor:

@@ -122,6 +122,9 @@ class RunConfig:
     """What trains: auto (fused operators where there are kernels), reference (plain PyTorch), or a backend's name."""
     bf16: bool = False
     compile: bool = False
+    graph: bool | None = None
+    """Record a step as a CUDA graph and replay it: the same numbers, without the host's part. None: on a GPU, unless
+    several processes train or `compile` is on."""
     log_every: int = 20
     checkpoint_every: int = 500
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from dynroute.measure.evaluate import evaluate
 from dynroute.measure.results import Evaluation
 from dynroute.models.network import DynamicNetwork
 from dynroute.native.memory import settled
+from dynroute.objective import Losses
 from dynroute.provenance import provenance
 from dynroute.train.checkpoint import random_state, read_checkpoint, set_random_state, write_checkpoint
 from dynroute.train.config import Config
@@ -27,6 +28,7 @@ from dynroute.train.log import TrainingLog
 from dynroute.train.optimiser import learning_rate, make_optimiser, precise_batchnorm, set_learning_rate
 from dynroute.train.parse import ConfigError
 from dynroute.train.processes import Team, assembled, in_parallel
+from dynroute.train.recorded import RecordedStep
 from dynroute.train.setup import augmentation, make_network, normalisation, open_source, pick_device
 from dynroute.train.step import logged, train_step
 
@@ -68,6 +70,7 @@ def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
 def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
     folder, device = Path(config.run.folder), team.device
     _check_share(config, team)
+    records = _records(config, team)
     state = read_checkpoint(folder / CHECKPOINT) if resume else None
     if state is not None:
         _check_same(state["config"], config)
@@ -93,6 +96,7 @@ def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
         start = state["step"]
         net.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
+        set_learning_rate(optimiser, 0.0)
         set_random_state(state["random"] if team.size == 1 else state["random"][team.rank], device)
     if config.run.compile:
         net.compile()
@@ -103,6 +107,14 @@ def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
         model = in_parallel(net, device)
 
     budget = config.budget if config.budget.weight > 0 else None
+    settings = (budget, config.optimiser.clip_norm, config.run.bf16, config.optimiser.accumulate)
+
+    def as_it_is(images: Tensor, labels: Tensor, progress: float) -> Losses:
+        return train_step(model, optimiser, images, labels, progress, *settings)
+
+    step_on: Callable[[Tensor, Tensor, float], Losses] = as_it_is
+    if records:
+        step_on = RecordedStep(net, optimiser, *settings)
     log = TrainingLog(folder, classes, config.run.log_every, config.schedule.steps, start, quiet, team)
     if state is not None:
         log.load_state(state["log"], device)
@@ -111,11 +123,7 @@ def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
             progress = step / config.schedule.steps
             rate = learning_rate(step, config.optimiser.lr, config.schedule)
             set_learning_rate(optimiser, rate)
-            losses = train_step(
-                model, optimiser, images, labels, progress, budget, config.optimiser.clip_norm, config.run.bf16,
-                config.optimiser.accumulate,
-            )  # fmt: skip
-
+            losses = step_on(images, labels, progress)
             done = step + 1
             log.step(done, rate, logged(losses), losses.output.low_logits, labels)
             if config.evaluation.every and done % config.evaluation.every == 0 and done < config.schedule.steps:
@@ -242,6 +250,19 @@ def _check_share(config: Config, team: Team) -> None:
             + (f" times {accumulate} (optimiser.accumulate)" if accumulate > 1 else "")
             + f", got {batch}"
         )
+
+
+def _records(config: Config, team: Team) -> bool:
+    """Whether steps are recorded as a CUDA graph. Raises ConfigError."""
+    reasons = {
+        f"a GPU, this run is on {team.device.type}": team.device.type != "cuda",
+        f"one process, this run has {team.size}": team.size > 1,
+        "run.compile=false": config.run.compile,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if config.run.graph and reason is not None:
+        raise ConfigError(f"run.graph: wanted {reason}")
+    return reason is None if config.run.graph is None else config.run.graph
 
 
 def _check_same(saved: dict[str, Any], config: Config) -> None:

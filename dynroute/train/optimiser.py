@@ -33,7 +33,7 @@ def make_optimiser(net: DynamicNetwork, config: OptimiserConfig) -> torch.optim.
         ],
         lr=config.lr,
         momentum=config.momentum,
-        fused=all(p.device.type == "cpu" for p in net.parameters()) or None,  # one pass for each weight instead of four
+        fused=all(p.device.type in ("cpu", "cuda") for p in net.parameters()) or None,  # one pass instead of four
     )
 
 
@@ -52,9 +52,12 @@ def learning_rate(step: int, lr: float, config: ScheduleConfig) -> float:
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group `rate` times its factor."""
+    """Give every group `rate` times its factor; where it is a tensor, as for a recorded step, in place."""
     for group in optimiser.param_groups:
-        group["lr"] = rate * group["factor"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate * group["factor"])
+        else:
+            group["lr"] = rate * group["factor"]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -21,11 +22,12 @@ def train_step(
     optimiser: torch.optim.Optimizer,
     images: Tensor,
     labels: Tensor,
-    progress: float,
+    progress: float | Tensor,
     budget: Budget | None,
     clip_norm: float,
     bf16: bool = False,
     accumulate: int = 1,
+    bridge: float | None = None,
 ) -> Losses:
     """One step on images float32 [N, 3, H, W] and labels int64 [N, H, W], at the optimiser's learning rate.
 
@@ -33,7 +35,7 @@ def train_step(
 
     Args:
         net: with several processes, wrapped: the step is one on all their images (see `objective`).
-        progress: 0..1, position in training.
+        progress, bridge: as `objective`'s.
         budget: None trains without.
         clip_norm: the gradient's norm is clipped to this.
         bf16: the forward runs under autocast to bfloat16.
@@ -54,24 +56,24 @@ def train_step(
         with net.no_sync() if waits else nullcontext():  # type: ignore[operator]
             before = library.total_macs()
             with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-                losses = objective(net, some, of, progress, budget, labelled=labelled)
+                losses = objective(net, some, of, progress, budget, labelled=labelled, bridge=bridge)
             if accumulate > 1 and "budget" in losses:
                 losses["budget"] = losses["budget"] / accumulate
             between = library.total_macs()
             sum(losses.values()).backward()  # type: ignore[union-attr]
             losses.executed_macs = (between - before, library.total_macs() - between)
-        parts.append(losses if accumulate == 1 else _without_graph(losses))
+        parts.append(losses if accumulate == 1 else without_graph(losses))
     parameters = [p for group in optimiser.param_groups for p in group["params"]]  # sooner told than by the modules
     torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     optimiser.step()
     return parts[0] if accumulate == 1 else _joined(parts)
 
 
-def _without_graph(losses: Losses) -> Losses:
-    """The same values; what the graph held is free for the next part."""
+def without_graph(losses: Losses, keep: Callable[[Tensor], Tensor] = Tensor.detach) -> Losses:
+    """The same values; what the graph held is free. keep: what is made of each."""
     out = losses.output
-    values: dict[str, Any] = {name: getattr(out, name).detach() for name in _BY_SAMPLE}
-    bare = Losses({name: loss.detach() for name, loss in losses.items()}, replace(out, **values))
+    values: dict[str, Any] = {name: keep(getattr(out, name)) for name in _BY_SAMPLE}
+    bare = Losses({name: keep(loss) for name, loss in losses.items()}, replace(out, **values))
     bare.executed_macs = losses.executed_macs
     return bare
 

@@ -255,7 +255,7 @@ struct TrainHiddenParams {
 // train_reduce: sums over parts, in order.
 struct TrainReduction {
   const float* from;     // [parts][stride]; null: there is none
-  float* out;            // [size]
+  float* out;            // [size], in fours
   TrainSamples samples;  // parts: `parts` of each listed sample, or, where `all`, so many in all
   int all, parts, size, stride;
   int taps;  // from is [9][c] and out [c][9]; 0: as it lies

@@ -146,21 +146,21 @@ __device__ inline void taps_run(const TrainDepthwiseParams& p, const TapsTask& t
 #pragma unroll 1
   for (int tile = task.run * kTapsRun; tile < min((task.run + 1) * kTapsRun, taps_tiles(h, w)); ++tile) {
     const int in_row = ceil_div(w, kTapsTile), y0 = tile / in_row * kTapsTile, x0 = tile % in_row * kTapsTile;
-    __syncthreads();  // the tile before has been read
-    fetch_gradient(halo, p, sample, kStride == 1 ? y0 - 1 : y0 / 2, kStride == 1 ? x0 - 1 : x0 / 2, kSide, chunk);
-    __syncthreads();
     const int thread = thread_here(), group = thread % 16 * kTapsGroup, channel = chunk * kRunChannels + group;
-    const int patch_y = thread / 64 * 2, patch_x = thread / 16 % 4 * 2;
-    if (channel >= c) continue;
-    const int y = y0 + patch_y, x = x0 + patch_x;
-    const T* const from = halo + (patch_y / kStride * kSide + patch_x / kStride) * kRunChannels + group;
-    if (p.partials) {
-      float values[4][kTapsGroup] = {};
+    const int patch_y = thread / 64 * 2, patch_x = thread / 16 % 4 * 2, y = y0 + patch_y, x = x0 + patch_x;
+    float values[4][kTapsGroup] = {};  // on their way together with the gradient
+    if (p.partials && channel < c)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         if (y + i / 2 < h && x + i % 2 < w)
           input_values(source, static_cast<const T*>(source.map) + first, channel,
                        ((y + i / 2) * w + x + i % 2) * c + channel, values[i]);
+    __syncthreads();  // the tile before has been read
+    fetch_gradient(halo, p, sample, kStride == 1 ? y0 - 1 : y0 / 2, kStride == 1 ? x0 - 1 : x0 / 2, kSide, chunk);
+    __syncthreads();
+    if (channel >= c) continue;
+    const T* const from = halo + (patch_y / kStride * kSide + patch_x / kStride) * kRunChannels + group;
+    if (p.partials) {
       for_taps<T, kStride>(from, [&](int i, int tap, const float (&of)[kTapsGroup]) {
 #pragma unroll
         for (int e = 0; e < kTapsGroup; ++e) sums[tap][e] = fmaf(values[i][e], of[e], sums[tap][e]);

@@ -2,7 +2,8 @@
 // behind the mean, of every pixel that the ReLU lets through, and to the sums that BatchNorm's backward wants, which
 // the forward's pool has.
 //
-// Work: a channel to each thread, which goes through all samples in order; in double.
+// Work: a channel to each thread, which goes through all samples in order; the logits' gradients, which all channels
+// want, are made before, a sample to each thread; in double.
 #include "train_shapes.h"
 #include "train_source.cuh"
 
@@ -32,24 +33,30 @@ template <class T>
 __device__ inline void train_gate_begin(const TrainGateBeginParams& p) {
   const int channel = blockIdx.x * kTrainThreads + threadIdx.x, c = p.c;
   const bool is = channel < c;
+  __shared__ double logits[kTrainThreads][kPaths];
   double of_fc[kPaths] = {}, of_bias[kPaths] = {};
-  for (int sample = 0; sample < p.n; ++sample) {
-    double of_logits[kPaths];
-    grad_of_logits(p, sample, of_logits);
-    const float* const pool = p.pool + int64_t(sample) * kPoolSums * c + channel;
-    double sum = 0;
-#pragma unroll
-    for (int g = 0; g < kPaths; ++g) {
-      of_bias[g] += of_logits[g];
-      if (!is || g >= p.gates) continue;
-      of_fc[g] += of_logits[g] * double(pool[kPooled * c]);
-      sum += of_logits[g] * double(p.fc_weight[g * c + channel]);
-    }
+  for (int first = 0; first < p.n; first += kTrainThreads) {
+    __syncthreads();  // those before have been read
+    if (first + threadIdx.x < p.n) grad_of_logits(p, first + threadIdx.x, logits[threadIdx.x]);
+    __syncthreads();
     if (!is) continue;
-    const float of_pixel = float(sum / p.pixels);
-    p.of_samples[int64_t(sample) * c + channel] = of_pixel;
-    float* const to = p.partials + int64_t(sample) * 2 * c + channel;
-    to[0] = of_pixel * pool[kAbove * c], to[c] = of_pixel * pool[kApart * c] * p.invstd[channel];
+#pragma unroll 4
+    for (int sample = first; sample < min(first + kTrainThreads, p.n); ++sample) {
+      const double (&of_logits)[kPaths] = logits[sample - first];
+      const float* const pool = p.pool + int64_t(sample) * kPoolSums * c + channel;
+      double sum = 0;
+#pragma unroll
+      for (int g = 0; g < kPaths; ++g) {
+        of_bias[g] += of_logits[g];
+        if (g >= p.gates) continue;
+        of_fc[g] += of_logits[g] * double(pool[kPooled * c]);
+        sum += of_logits[g] * double(p.fc_weight[g * c + channel]);
+      }
+      const float of_pixel = float(sum / p.pixels);
+      p.of_samples[int64_t(sample) * c + channel] = of_pixel;
+      float* const to = p.partials + int64_t(sample) * 2 * c + channel;
+      to[0] = of_pixel * pool[kAbove * c], to[c] = of_pixel * pool[kApart * c] * p.invstd[channel];
+    }
   }
 #pragma unroll
   for (int g = 0; g < kPaths; ++g) {

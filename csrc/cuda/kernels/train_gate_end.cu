@@ -1,6 +1,7 @@
 // train_gate_end: the end of the gate in training: a sample's means from the runs' sums, logits, alphas.
 //
-// Work: a sample to a block. Sums are added up in double, in order; logits by warps, a lane's channels first.
+// Work: a sample to a block. A lane has every 32nd sum, a warp every 8th run of it; added up in double, in order.
+// Logits by warps, a lane's channels first.
 #include "train_shapes.h"
 #include "train_source.cuh"
 
@@ -11,18 +12,29 @@ __device__ inline void train_gate_end(const TrainGateEndParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   float* const means = reinterpret_cast<float*>(memory);  // [c]
   __shared__ double logits[kPaths];
-  const int sample = blockIdx.x;
-  for (int i = threadIdx.x; i < kPoolSums * p.c; i += kTrainThreads) {
-    const float* from = p.partials + int64_t(sample) * p.runs * kPoolSums * p.c + i;
+  constexpr int kWarps = kTrainThreads / 32;
+  __shared__ double parts[kWarps][32];
+  const int sample = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, all = kPoolSums * p.c;
+  for (int first = 0; first < all; first += 32) {
+    const int i = first + lane;
+    const float* const from = p.partials + int64_t(sample) * p.runs * all + min(i, all - 1);
     double sum = 0;
-    for (int run = 0; run < p.runs; ++run, from += kPoolSums * p.c) sum += double(*from);
-    const bool pooled = i < p.c;
-    const float value = float(pooled ? sum / p.pixels : sum);
-    p.pool[int64_t(sample) * kPoolSums * p.c + i] = value;
-    if (pooled) means[i] = value;
+#pragma unroll 8
+    for (int run = warp; run < p.runs; run += kWarps) sum += double(from[int64_t(run) * all]);
+    parts[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0 && i < all) {
+      sum = 0;
+#pragma unroll
+      for (int k = 0; k < kWarps; ++k) sum += parts[k][lane];
+      const bool pooled = i < p.c;
+      const float value = float(pooled ? sum / p.pixels : sum);
+      p.pool[int64_t(sample) * all + i] = value;
+      if (pooled) means[i] = value;
+    }
+    __syncthreads();
   }
-  __syncthreads();
-  const int g = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int g = warp;
   if (g < p.gates) {
     double sum = 0;
     for (int c = lane; c < p.c; c += 32) sum += double(means[c]) * double(p.fc_weight[g * p.c + c]);

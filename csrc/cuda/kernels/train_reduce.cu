@@ -1,8 +1,8 @@
 // train_reduce: sums over the parts that other kernels left of the weights' gradients, in an order that depends on the
 // shape alone; taps into their layout.
 //
-// Work: an item is neighbouring values, 256 of them, a thread's each; where parts are many, 32, and each of a block's 8
-// warps has every 8th part. Added up in double, as each part is a sum of many products.
+// Work: a thread has four neighbouring values, an item 1024; where parts are many, 128, and each of a block's 8 warps
+// every 8th part. Added up in double, as each part is a sum of many products. Memory: parts once.
 #include "train_shapes.h"
 #include "train_source.cuh"
 
@@ -14,33 +14,48 @@ struct ReduceItem {
   bool is;  // there are more
 };
 
-__device__ inline void reduce(const ReduceItem& item, int n, double* shared) {
+// taps: from is [9][c] and out [c][9].
+__device__ inline void store_sum(const TrainReduction& of, int i, double sum) {
+  const int c = of.taps;  // channels
+  of.out[c ? i % c * 9 + i / c : i] = float(sum);
+}
+
+__device__ inline void reduce(const ReduceItem& item, int n, double* shared /* [rows][kReduceGroup * across] */) {
   const TrainReduction& of = item.of;
   const int across = reduce_across(of, n), rows = kTrainThreads / across, row = threadIdx.x / across;
-  const int i = item.number * across + threadIdx.x % across;
+  const int wide = kReduceGroup * across, first = item.number * wide, own = kReduceGroup * (threadIdx.x % across);
   const int parts = of.all ? of.parts : of.parts * samples_of(of.samples, n);
-  double sum = 0;
-  if (i < of.size) {
-    const float* from = of.from + i;
-    __builtin_assume(__isGlobal(from));
+  const bool is = first + own < of.size;
+  double sum[kReduceGroup] = {};
+  if (is) {
 #pragma unroll 8
-    for (int part = row; part < parts; part += rows) sum += double(from[int64_t(part) * of.stride]);
+    for (int part = row; part < parts; part += rows) {
+      float values[kReduceGroup];
+      load_floats(of.from + int64_t(part) * of.stride + first + own, values);
+#pragma unroll
+      for (int i = 0; i < kReduceGroup; ++i) sum[i] += double(values[i]);
+    }
   }
-  if (rows > 1) {
-    shared[threadIdx.x] = sum;
-    __syncthreads();
-    if (row > 0) return;
-    sum = 0;
+  if (rows == 1) {
+    if (!is) return;
+#pragma unroll
+    for (int i = 0; i < kReduceGroup; ++i) store_sum(of, first + own + i, sum[i]);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kReduceGroup; ++i) shared[row * wide + own + i] = sum[i];
+  __syncthreads();
+  const int value = first + threadIdx.x;
+  if (threadIdx.x >= wide || value >= of.size) return;
+  double total = 0;
 #pragma unroll 8
-    for (int k = 0; k < rows; ++k) sum += shared[k * across + threadIdx.x];
-  }
-  const int c = of.taps;  // channels
-  if (i < of.size) of.out[c ? i % c * 9 + i / c : i] = float(sum);
+  for (int k = 0; k < rows; ++k) total += shared[k * wide + threadIdx.x];
+  store_sum(of, value, total);
 }
 
 template <class T>
 __device__ inline void train_reduce(const TrainReduceParams& p) {
-  __shared__ double shared[kTrainThreads];
+  __shared__ double shared[kReduceGroup * kTrainThreads];
   __shared__ ReduceItem item;
   for (int64_t number = blockIdx.x;; number += gridDim.x) {
     if (threadIdx.x == 0) {

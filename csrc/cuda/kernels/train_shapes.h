@@ -14,13 +14,14 @@ DYNROUTE_DEVICE_TOO constexpr int train_tiles(int h, int w, int bytes) {
   return ceil_div(h, sepconv_high(bytes)) * ceil_div(w, kSepconvWide);
 }
 
-// Sums over pixels: a run of a sample's pixels times 64 channels.
-constexpr int kRunPixels = 512, kRunChannels = 64;
+// Sums over pixels: a run of a sample's pixels times 64 channels; short ones, as two samples of 128 x 128 pixels have to
+// fill a device.
+constexpr int kRunPixels = 128, kRunChannels = 64;
 DYNROUTE_DEVICE_TOO constexpr int train_runs(int pixels) { return ceil_div(pixels, kRunPixels); }
 DYNROUTE_DEVICE_TOO constexpr int train_chunks(int c) { return ceil_div(c, kRunChannels); }
 
 // The depthwise's backward: a run of tiles of 8 x 8 input pixels times 64 channels.
-constexpr int kTapsTile = 8, kTapsRun = 8;
+constexpr int kTapsTile = 8, kTapsRun = 2;
 DYNROUTE_DEVICE_TOO constexpr int taps_tiles(int h, int w) { return ceil_div(h, kTapsTile) * ceil_div(w, kTapsTile); }
 DYNROUTE_DEVICE_TOO constexpr int taps_runs(int h, int w) { return ceil_div(taps_tiles(h, w), kTapsRun); }
 
@@ -151,13 +152,13 @@ inline LaunchShape train_norm_backward_shape(const TrainNormBackwardParams& p, D
   return {norm_blocks(p.job), kTrainThreads, 0};
 }
 
-// Sums over parts: how many neighbouring values an item has; the more parts, the fewer, and the more threads to each.
-constexpr int kReduceResident = 4, kManyParts = 16;
+// Sums over parts: four neighbouring values to a thread; the more parts, the more threads to each four.
+constexpr int kReduceResident = 4, kReduceGroup = 4, kManyParts = 16;
 DYNROUTE_DEVICE_TOO constexpr int reduce_across(const TrainReduction& of, int n) {
   return of.parts * (of.all ? 1 : n) >= kManyParts ? 32 : kTrainThreads;
 }
 DYNROUTE_DEVICE_TOO constexpr int reduce_items(const TrainReduction& of, int n) {
-  return ceil_div(of.size, reduce_across(of, n));
+  return ceil_div(of.size, kReduceGroup * reduce_across(of, n));
 }
 inline LaunchShape train_reduce_shape(const TrainReduceParams& p, DType, const DeviceLimits& device) {
   int64_t items = 0;

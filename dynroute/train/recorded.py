@@ -1,0 +1,95 @@
+"""A training step recorded once as a CUDA graph, and replayed: on a GPU a step is thousands of launches, which take the
+host several times as long to make as the device to run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynroute.cost.budget import Budget
+from dynroute.models.network import DynamicNetwork
+from dynroute.objective import Losses
+from dynroute.train.step import train_step, without_graph
+
+WARMUP = 3  # steps of a shape before it is recorded: libraries choose their kernels, the optimiser makes its state
+
+
+class RecordedStep:
+    """`train_step` on a GPU, of one network and its optimiser: the same values, bit for bit, recorded or not.
+
+    The first steps on images of a shape run as they are; then the step is recorded, and each further one is a copy of
+    the batch and a replay. What changes from step to step lies on the device: the learning rate (the optimiser's groups
+    hold tensors from here on: set it by `set_learning_rate`) and the position in training. A budget's bridge is a
+    number that kernels are told: steps with one, `budget.bridge_at`, are never recorded.
+
+    Args:
+        net: on the GPU, in training; its weights must stay where they are.
+        optimiser: of `make_optimiser`.
+        budget, clip_norm, bf16, accumulate: as `train_step`'s.
+
+    Raises:
+        ValueError: a network that is not on a GPU.
+    """
+
+    def __init__(
+        self,
+        net: DynamicNetwork,
+        optimiser: torch.optim.Optimizer,
+        budget: Budget | None,
+        clip_norm: float,
+        bf16: bool = False,
+        accumulate: int = 1,
+    ) -> None:
+        device = next(net.parameters()).device
+        if device.type != "cuda":
+            raise ValueError(f"net: wanted on a GPU for a recorded step, got {device}")
+        self.net, self.optimiser, self.budget = net, optimiser, budget
+        self.clip_norm, self.bf16, self.accumulate = clip_norm, bf16, accumulate
+        self._progress = torch.zeros((), device=device)
+        for group in optimiser.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
+        self._seen: dict[tuple[torch.Size, torch.Size], int] = {}
+        self._graph: torch.cuda.CUDAGraph | None = None  # of the last shape that came often enough
+        self._images = self._labels = self._progress
+        self._losses: Losses | None = None
+
+    def __call__(self, images: Tensor, labels: Tensor, progress: float) -> Losses:
+        """One step on images float32 [N, 3, H, W] and labels int64 [N, H, W], both on the GPU; progress: 0..1.
+
+        Returns what `train_step` does, without the graph of autograd.
+
+        Raises:
+            ValueError: as `train_step`, or progress out of range.
+        """
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"progress: wanted 0..1, got {progress}")
+        self._progress.fill_(progress)
+        bridge = self.budget.bridge_at(progress) if self.budget is not None else 0.0
+        shape = (images.shape, labels.shape)
+        if bridge != 0.0 or self._seen.setdefault(shape, 0) < WARMUP:
+            self._seen[shape] = self._seen.get(shape, 0) + (bridge == 0.0)
+            return without_graph(self._step(images, labels, bridge))
+        if self._graph is None or shape != (self._images.shape, self._labels.shape):
+            self._record(images, labels)
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        assert self._graph is not None and self._losses is not None
+        self._graph.replay()
+        return without_graph(self._losses, Tensor.clone)
+
+    def _step(self, images: Tensor, labels: Tensor, bridge: float) -> Losses:
+        return train_step(
+            self.net, self.optimiser, images, labels, self._progress, self.budget, self.clip_norm, self.bf16,
+            self.accumulate, bridge,
+        )  # fmt: skip
+
+    def _record(self, images: Tensor, labels: Tensor) -> None:
+        """Nothing is computed yet."""
+        self._graph = self._losses = None  # its memory is free for the next
+        self._images, self._labels = images.clone(), labels.clone()
+        graph = torch.cuda.CUDAGraph()
+        # other threads bring data meanwhile, and may ask for memory
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._losses = without_graph(self._step(self._images, self._labels, 0.0))
+        self._graph = graph

@@ -1,0 +1,88 @@
+"""A training step as a CUDA graph, on a GPU: the same bits as without."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dynroute
+from dynroute.native import library
+from dynroute.train import recorded as module
+from dynroute.train import train
+from dynroute.train.config import OptimiserConfig
+from dynroute.train.optimiser import make_optimiser, set_learning_rate
+from dynroute.train.recorded import RecordedStep
+from tests.support.networks import random_images, random_network
+from tests.support.runs import small
+
+pytestmark = pytest.mark.skipif(library.why_not_cuda() is not None, reason=str(library.why_not_cuda()))
+BUDGET = dynroute.Budget(0.5, 0.4, start=0.5, ramp=0.3)
+STEPS = 10
+
+
+def trained(net: Any, budget: dynroute.Budget, bf16: bool, sides: list[int]) -> tuple[list[Tensor], RecordedStep]:
+    """Losses of steps on batches of these sizes, and weights and statistics behind them."""
+    net = copy.deepcopy(net).cuda().train().to(memory_format=torch.channels_last)
+    torch.manual_seed(5)
+    optimiser = make_optimiser(net, OptimiserConfig())
+    step, found = RecordedStep(net, optimiser, budget, 5.0, bf16), []
+    for i, side in enumerate(sides):
+        images = random_images(2, side, side, seed=i).cuda().contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(0, 5, (2, side, side), generator=torch.Generator().manual_seed(i)).cuda()
+        set_learning_rate(optimiser, 0.01 * (i + 1))
+        found += list(step(images, labels, i / len(sides)).values())
+    return [*found, *net.state_dict().values()], step
+
+
+@pytest.mark.parametrize("ops", ["auto", "reference"])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("sides", [[64] * STEPS, [64, 96] * STEPS], ids=["one size", "two sizes"])
+def test_recorded_is_the_same(ops: str, bf16: bool, sides: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning rate, drop path and the budget's weight change from step to step."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    net = random_network(channels=16, layers=4, drop_prob=0.4).use_ops(ops)
+    with_graph, step = trained(net, BUDGET, bf16, sides)
+    assert step._graph is not None
+    monkeypatch.setattr(module, "WARMUP", len(sides))
+    without, step = trained(net, BUDGET, bf16, sides)
+    assert step._graph is None
+    for a, b in zip(with_graph, without, strict=True):
+        assert torch.equal(a, b) if ops == "auto" else torch.allclose(a, b, rtol=1e-2, atol=1e-3)
+
+
+def test_steps_with_a_bridge_are_not_recorded() -> None:
+    net = random_network(channels=16, layers=4)
+    budget = dynroute.Budget(0.5, 0.4, bridge=1.0, start=0.0, bridge_end=1.0)
+    assert trained(net, budget, False, [64] * 6)[1]._graph is None
+
+
+def test_a_run_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer records by itself; a continuation ends where the whole run does."""
+    settings = ("run.device=cuda", "model.channels=16", "evaluation.every=4")
+
+    def losses(folder: Path) -> list[float]:
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        return [line["loss"] for line in lines if "loss" in line]
+
+    whole = train(small(tmp_path / "whole", *settings), quiet=True)
+    real, calls = RecordedStep.__call__, []
+
+    def stop(self: RecordedStep, *args: Any) -> Any:
+        calls.append(self._graph is not None)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordedStep, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(small(tmp_path / "broken", *settings), quiet=True)
+    assert calls[-1], "it should have been recorded"
+    train(small(tmp_path / "broken", *settings), resume=True, quiet=True)
+    assert losses(tmp_path / "broken") == losses(whole)
