@@ -4,6 +4,8 @@ host several times as long to make as the device to run.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,15 +15,27 @@ from dynroute.objective import Losses
 from dynroute.train.step import train_step, without_graph
 
 WARMUP = 3  # steps of a shape before it is recorded: libraries choose their kernels, the optimiser makes its state
+MOST_SHAPES = 4  # that are recorded; steps on images of others run as they are
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A step on images of one shape: where it reads its batch, and what it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    images: Tensor
+    labels: Tensor
+    losses: Losses
 
 
 class RecordedStep:
     """`train_step` on a GPU, of one network and its optimiser: the same values, bit for bit, recorded or not.
 
     The first steps on images of a shape run as they are; then the step is recorded, and each further one is a copy of
-    the batch and a replay. What changes from step to step lies on the device: the learning rate (the optimiser's groups
-    hold tensors from here on: set it by `set_learning_rate`) and the position in training. A budget's bridge is a
-    number that kernels are told: steps with one, `budget.bridge_at`, are never recorded.
+    the batch and a replay. Recordings share their memory. What changes from step to step lies on the device: the
+    learning rate (the optimiser's groups hold tensors from here on: set it by `set_learning_rate`) and the position in
+    training. A budget's bridge is a number that kernels are told: steps with one, `budget.bridge_at`, are never
+    recorded.
 
     Args:
         net: on the GPU, in training; its weights must stay where they are.
@@ -50,9 +64,8 @@ class RecordedStep:
         for group in optimiser.param_groups:
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
         self._seen: dict[tuple[torch.Size, torch.Size], int] = {}
-        self._graph: torch.cuda.CUDAGraph | None = None  # of the last shape that came often enough
-        self._images = self._labels = self._progress
-        self._losses: Losses | None = None
+        self._pool = torch.cuda.graph_pool_handle()
+        self.recordings: dict[tuple[torch.Size, torch.Size], Recording] = {}
 
     def __call__(self, images: Tensor, labels: Tensor, progress: float) -> Losses:
         """One step on images float32 [N, 3, H, W] and labels int64 [N, H, W], both on the GPU; progress: 0..1.
@@ -66,17 +79,22 @@ class RecordedStep:
             raise ValueError(f"progress: wanted 0..1, got {progress}")
         self._progress.fill_(progress)
         bridge = self.budget.bridge_at(progress) if self.budget is not None else 0.0
-        shape = (images.shape, labels.shape)
-        if bridge != 0.0 or self._seen.setdefault(shape, 0) < WARMUP:
-            self._seen[shape] = self._seen.get(shape, 0) + (bridge == 0.0)
+        recording = None if bridge != 0.0 else self._recording(images, labels)
+        if recording is None:
             return without_graph(self._step(images, labels, bridge))
-        if self._graph is None or shape != (self._images.shape, self._labels.shape):
-            self._record(images, labels)
-        self._images.copy_(images)
-        self._labels.copy_(labels)
-        assert self._graph is not None and self._losses is not None
-        self._graph.replay()
-        return without_graph(self._losses, Tensor.clone)
+        recording.images.copy_(images)
+        recording.labels.copy_(labels)
+        recording.graph.replay()
+        return without_graph(recording.losses, Tensor.clone)
+
+    def _recording(self, images: Tensor, labels: Tensor) -> Recording | None:
+        """Of images of this shape; None while it has come too seldom, and where there are enough."""
+        shape = (images.shape, labels.shape)
+        if shape not in self.recordings and len(self.recordings) < MOST_SHAPES:
+            self._seen[shape] = self._seen.get(shape, 0) + 1
+            if self._seen[shape] > WARMUP:
+                self.recordings[shape] = self._record(images.clone(), labels.clone())
+        return self.recordings.get(shape)
 
     def _step(self, images: Tensor, labels: Tensor, bridge: float) -> Losses:
         return train_step(
@@ -84,12 +102,10 @@ class RecordedStep:
             self.accumulate, bridge,
         )  # fmt: skip
 
-    def _record(self, images: Tensor, labels: Tensor) -> None:
+    def _record(self, images: Tensor, labels: Tensor) -> Recording:
         """Nothing is computed yet."""
-        self._graph = self._losses = None  # its memory is free for the next
-        self._images, self._labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         # other threads bring data meanwhile, and may ask for memory
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._losses = without_graph(self._step(self._images, self._labels, 0.0))
-        self._graph = graph
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            losses = without_graph(self._step(images, labels, 0.0))
+        return Recording(graph, images, labels, losses)

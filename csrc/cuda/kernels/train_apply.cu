@@ -44,18 +44,9 @@ __device__ inline void apply_run(const TrainApplyJob& job, int n, const Run& at)
 
 template <class T>
 __device__ inline void train_apply(const TrainApplyParams& p) {
-  for (int64_t number = blockIdx.x;; number += gridDim.x) {
-    int64_t at = number;
-    Run run;
-    bool is = false;
-#pragma unroll
-    for (const TrainApplyJob& job : p.job) {
-      if (is || !job.out || !find_run(p.n, job.pixels, job.c, at, run)) continue;
-      is = true;
-      apply_run<T>(job, p.n, run);
-    }
-    if (!is) return;
-  }
+  for_runs(
+      p.job, [&](const TrainApplyJob& job) { return job.out ? p.n : 0; },
+      [&](const TrainApplyJob& job, const Run& run) { apply_run<T>(job, p.n, run); });
 }
 
 }  // namespace dynroute::cuda

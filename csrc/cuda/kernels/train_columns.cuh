@@ -111,4 +111,22 @@ __device__ inline bool find_run(int listed, int pixels, int c, int64_t& at, Run&
   return true;
 }
 
+// Calls each(job, run) for this block's runs of up to Jobs maps; listed(job): how many samples of one, 0 where there is
+// no job.
+template <class Job, int Jobs, class Listed, class Each>
+__device__ inline void for_runs(const Job (&jobs)[Jobs], Listed&& listed, Each&& each) {
+  for (int64_t number = blockIdx.x;; number += gridDim.x) {
+    int64_t at = number;
+    Run run;
+    bool is = false;
+#pragma unroll
+    for (const Job& job : jobs) {
+      if (is || !find_run(listed(job), job.pixels, job.c, at, run)) continue;
+      is = true;
+      each(job, run);
+    }
+    if (!is) return;
+  }
+}
+
 }  // namespace dynroute::cuda

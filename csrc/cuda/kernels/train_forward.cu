@@ -89,24 +89,10 @@ __device__ inline void forward_item(const TrainForwardJob& job, const TrainPlace
 template <class T>
 __device__ inline void train_forward(const TrainForwardParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
-  __shared__ TrainItem<TrainForwardJob> item;
-  for (int64_t number = blockIdx.x;; number += gridDim.x) {
-    if (threadIdx.x == 0) {
-      int64_t at = number;
-      item.is = false;
-#pragma unroll
-      for (const TrainForwardJob& job : p.job) {
-        if (!item.is && job.product.weight &&
-            find_place<T>(job.samples, p.n, job.h, job.w, job.product, p.enough, at, item.place))
-          item.job = job, item.is = true;
-      }
-    }
-    __syncthreads();  // the item is known, and what the last one had in memory has been read
-    if (!item.is) return;
-    if (sepconv_width(item.job.product) == 64) forward_item<T, 64>(item.job, item.place, memory);
-    else forward_item<T, 128>(item.job, item.place, memory);
-    __syncthreads();
-  }
+  for_items<T>(p.job, p.n, p.enough, [&](const TrainForwardJob& job, const TrainPlace& place) {
+    if (sepconv_width(job.product) == 64) forward_item<T, 64>(job, place, memory);
+    else forward_item<T, 128>(job, place, memory);
+  });
 }
 
 }  // namespace dynroute::cuda

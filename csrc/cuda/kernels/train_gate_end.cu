@@ -1,7 +1,7 @@
 // train_gate_end: the end of the gate in training: a sample's means from the runs' sums, logits, alphas.
 //
-// Work: a sample to a block. A lane has every 32nd sum, a warp every 8th run of it; added up in double, in order.
-// Logits by warps, a lane's channels first.
+// Work: a sample to a block. A lane has every 32nd sum of a run; where sums are few, several warps share the runs.
+// Added up in double, in order. Logits by warps, a lane's channels first.
 #include "train_shapes.h"
 #include "train_source.cuh"
 
@@ -10,34 +10,30 @@ namespace dynroute::cuda {
 template <class T>
 __device__ inline void train_gate_end(const TrainGateEndParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
-  float* const means = reinterpret_cast<float*>(memory);  // [c]
+  double* const parts = reinterpret_cast<double*>(memory);  // [groups][shares][32]
   __shared__ double logits[kPaths];
   constexpr int kWarps = kTrainThreads / 32;
-  __shared__ double parts[kWarps][32];
   const int sample = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32, all = kPoolSums * p.c;
-  for (int first = 0; first < all; first += 32) {
-    const int i = first + lane;
-    const float* const from = p.partials + int64_t(sample) * p.runs * all + min(i, all - 1);
+  const int shares = pool_shares(p.c);
+  float* const pool = p.pool + int64_t(sample) * all;
+  for (int task = warp; task < pool_groups(p.c) * shares; task += kWarps) {
+    const float* const from = p.partials + int64_t(sample) * p.runs * all + min(task / shares * 32 + lane, all - 1);
     double sum = 0;
 #pragma unroll 8
-    for (int run = warp; run < p.runs; run += kWarps) sum += double(from[int64_t(run) * all]);
-    parts[warp][lane] = sum;
-    __syncthreads();
-    if (warp == 0 && i < all) {
-      sum = 0;
-#pragma unroll
-      for (int k = 0; k < kWarps; ++k) sum += parts[k][lane];
-      const bool pooled = i < p.c;
-      const float value = float(pooled ? sum / p.pixels : sum);
-      p.pool[int64_t(sample) * all + i] = value;
-      if (pooled) means[i] = value;
-    }
-    __syncthreads();
+    for (int run = task % shares; run < p.runs; run += shares) sum += double(from[int64_t(run) * all]);
+    parts[task * 32 + lane] = sum;
   }
+  __syncthreads();
+  const auto summed = [&](int i) {
+    double sum = 0;
+    for (int share = 0; share < shares; ++share) sum += parts[(i / 32 * shares + share) * 32 + i % 32];
+    return float(i < p.c ? sum / p.pixels : sum);
+  };
+  for (int i = threadIdx.x; i < all; i += kTrainThreads) pool[i] = summed(i);
   const int g = warp;
   if (g < p.gates) {
     double sum = 0;
-    for (int c = lane; c < p.c; c += 32) sum += double(means[c]) * double(p.fc_weight[g * p.c + c]);
+    for (int c = lane; c < p.c; c += 32) sum += double(summed(c)) * double(p.fc_weight[g * p.c + c]);
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
     if (lane == 0) logits[g] = sum + double(p.fc_bias[g]);

@@ -27,7 +27,7 @@ __device__ inline Moments of_tiles(const TrainNormJob& job, int n, int channel, 
   const float* const partials = job.partials + min(channel, job.c - 1);
   const double pivot = all > 0 ? double(partials[0]) : 0;
   double sum[2] = {};
-#pragma unroll 4
+#pragma unroll 8
   for (int tile = row; tile < all; tile += kNormRows) {
     const int inside = tile % job.tiles, row_of_tiles = inside / job.across;
     const int y = row_of_tiles * sepconv_high(sizeof(T)), x = (inside - row_of_tiles * job.across) * kSepconvWide;

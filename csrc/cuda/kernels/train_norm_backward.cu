@@ -13,7 +13,7 @@ __device__ inline void norm_channels(const TrainNormBackwardJob& job, const Trai
   double sum[2] = {};  // of the gradient, of its product with the normalised output
   if (job.partials) {
     const float* const partials = job.partials + int64_t(job.row) * job.c + min(channel, job.c - 1);
-#pragma unroll 4
+#pragma unroll 8
     for (int run = row; run < listed * job.runs; run += kNormRows) {
       const float* const from = partials + int64_t(run) * job.rows * job.c;
       sum[0] += double(from[0]), sum[1] += double(from[job.c]);

@@ -1,5 +1,5 @@
-// What train_norm and train_norm_backward have in common: a block has 8 channels of one of up to two BatchNorms, and
-// each of its 32 rows of threads every 32nd of the parts that other kernels left.
+// What train_norm and train_norm_backward have in common: a block has 4 channels of one of up to two BatchNorms, and
+// each of its 64 rows of threads every 64th of the parts that other kernels left.
 #pragma once
 #include "train_shapes.h"
 #include "train_source.cuh"

@@ -65,25 +65,10 @@ __device__ inline void product_item(const TrainProductJob& job, const TrainPlace
 template <class T>
 __device__ inline void train_product(const TrainProductParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
-  __shared__ TrainItem<TrainProductJob> item;
-  for (int64_t number = blockIdx.x;; number += gridDim.x) {
-    if (threadIdx.x == 0) {
-      int64_t at = number;
-      item.is = false;
-#pragma unroll
-      for (const TrainProductJob& job : p.job) {
-        const TrainGradient& of = job.gradient;
-        if (!item.is && job.transposed.weight &&
-            find_place<T>(job.samples, p.n, of.h, of.w, job.transposed, p.enough, at, item.place))
-          item.job = job, item.is = true;
-      }
-    }
-    __syncthreads();  // the item is known
-    if (!item.is) return;
-    if (sepconv_width(item.job.transposed) == 64) product_item<T, 64>(item.job, item.place, memory);
-    else product_item<T, 128>(item.job, item.place, memory);
-    __syncthreads();
-  }
+  for_items<T>(p.job, p.n, p.enough, [&](const TrainProductJob& job, const TrainPlace& place) {
+    if (sepconv_width(job.transposed) == 64) product_item<T, 64>(job, place, memory);
+    else product_item<T, 128>(job, place, memory);
+  });
 }
 
 }  // namespace dynroute::cuda

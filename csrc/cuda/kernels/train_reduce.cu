@@ -1,8 +1,9 @@
 // train_reduce: sums over the parts that other kernels left of the weights' gradients, in an order that depends on the
 // shape alone; taps into their layout.
 //
-// Work: a thread has four neighbouring values, an item 1024; where parts are many, 128, and each of a block's 8 warps
-// every 8th part. Added up in double, as each part is a sum of many products. Memory: parts once.
+// Work: a thread has four neighbouring values, an item 1024; where parts are many, 128 or 32, and each of the block's 8
+// or 32 rows of threads every 8th or 32nd part. Added up in double, as each part is a sum of many products. Memory:
+// parts once.
 #include "train_shapes.h"
 #include "train_source.cuh"
 

@@ -14,8 +14,8 @@ DYNROUTE_DEVICE_TOO constexpr int train_tiles(int h, int w, int bytes) {
   return ceil_div(h, sepconv_high(bytes)) * ceil_div(w, kSepconvWide);
 }
 
-// Sums over pixels: a run of a sample's pixels times 64 channels; short ones, as two samples of 128 x 128 pixels have to
-// fill a device.
+// Sums over pixels: a run of a sample's pixels times 64 channels; short ones, as two samples of 128 x 128 pixels have
+// to fill a device.
 constexpr int kRunPixels = 128, kRunChannels = 64;
 DYNROUTE_DEVICE_TOO constexpr int train_runs(int pixels) { return ceil_div(pixels, kRunPixels); }
 DYNROUTE_DEVICE_TOO constexpr int train_chunks(int c) { return ceil_div(c, kRunChannels); }
@@ -55,29 +55,38 @@ DYNROUTE_DEVICE_TOO constexpr int train_product_bytes(const Matrix& product, int
   return sepconv_a_bytes(product.k_pad, bytes) + train_room(product, stride, has_taps, bytes) + kTrainTotals;
 }
 
-inline LaunchShape train_forward_shape(TrainForwardParams& p, DType type, const DeviceLimits& device) {
+// The tiles that a job of train_forward or train_product walks over: of maps of h x w pixels of the samples.
+struct TrainTiles {
+  const TrainSamples& samples;
+  const Matrix& product;
+  int h, w, stride;
+  bool has_taps;
+};
+DYNROUTE_DEVICE_TOO inline TrainTiles tiles_of(const TrainForwardJob& job) {
+  return {job.samples, job.product, job.h, job.w, job.stride, job.taps != nullptr};
+}
+DYNROUTE_DEVICE_TOO inline TrainTiles tiles_of(const TrainProductJob& job) {
+  return {job.samples, job.transposed, job.gradient.h, job.gradient.w, 1, false};
+}
+template <class Params>
+LaunchShape train_tiles_shape(Params& p, DType type, const DeviceLimits& device) {
   int64_t items = 0;
   int shared = 0;
   p.enough = device.multiprocessors;
-  for (const TrainForwardJob& job : p.job) {
-    if (!job.product.weight) continue;
-    const int tiles = p.n * train_tiles(job.h, job.w, bytes_of(type));
-    items += std::max(tiles, std::min(tiles * sepconv_blocks(job.product), p.enough));
-    shared = std::max(shared, train_product_bytes(job.product, job.stride, job.taps, bytes_of(type)));
+  for (const auto& job : p.job) {
+    const TrainTiles of = tiles_of(job);
+    if (!of.product.weight) continue;
+    const int tiles = p.n * train_tiles(of.h, of.w, bytes_of(type));
+    items += std::max(tiles, std::min(tiles * sepconv_blocks(of.product), p.enough));
+    shared = std::max(shared, train_product_bytes(of.product, of.stride, of.has_taps, bytes_of(type)));
   }
   return train_shape(items, shared, device);
 }
+inline LaunchShape train_forward_shape(TrainForwardParams& p, DType type, const DeviceLimits& device) {
+  return train_tiles_shape(p, type, device);
+}
 inline LaunchShape train_product_shape(TrainProductParams& p, DType type, const DeviceLimits& device) {
-  int64_t items = 0;
-  int shared = 0;
-  p.enough = device.multiprocessors;
-  for (const TrainProductJob& job : p.job) {
-    if (!job.transposed.weight) continue;
-    const int tiles = p.n * train_tiles(job.gradient.h, job.gradient.w, bytes_of(type));
-    items += std::max(tiles, std::min(tiles * sepconv_blocks(job.transposed), p.enough));
-    shared = std::max(shared, train_product_bytes(job.transposed, 1, false, bytes_of(type)));
-  }
-  return train_shape(items, shared, device);
+  return train_tiles_shape(p, type, device);
 }
 
 // The gradient's rows and the input's, each with as much between rows as keeps banks apart; then the halo.
@@ -133,8 +142,8 @@ inline LaunchShape train_apply_shape(const TrainApplyParams& p, DType, const Dev
   return train_shape(runs, 0, device, kApplyResident);
 }
 
-// Kernels that add up what tasks left: blocks of 8 channels.
-constexpr int kNormChannels = 8;
+// Kernels that add up what tasks left: blocks of 4 channels.
+constexpr int kNormChannels = 4;
 template <class Job>
 int norm_blocks(const Job (&jobs)[2]) {
   int blocks = 0;
@@ -153,9 +162,10 @@ inline LaunchShape train_norm_backward_shape(const TrainNormBackwardParams& p, D
 }
 
 // Sums over parts: four neighbouring values to a thread; the more parts, the more threads to each four.
-constexpr int kReduceResident = 4, kReduceGroup = 4, kManyParts = 16;
+constexpr int kReduceResident = 4, kReduceGroup = 4, kManyParts = 16, kMostParts = 256;
 DYNROUTE_DEVICE_TOO constexpr int reduce_across(const TrainReduction& of, int n) {
-  return of.parts * (of.all ? 1 : n) >= kManyParts ? 32 : kTrainThreads;
+  const int parts = of.parts * (of.all ? 1 : n);
+  return parts >= kMostParts ? 8 : parts >= kManyParts ? 32 : kTrainThreads;
 }
 DYNROUTE_DEVICE_TOO constexpr int reduce_items(const TrainReduction& of, int n) {
   return ceil_div(of.size, kReduceGroup * reduce_across(of, n));
@@ -168,11 +178,17 @@ inline LaunchShape train_reduce_shape(const TrainReduceParams& p, DType, const D
 inline LaunchShape train_alphas_shape(const TrainAlphasParams& p, DType, const DeviceLimits&) {
   return {p.n, kTrainThreads, 0};
 }
-inline LaunchShape train_gate_end_shape(const TrainGateEndParams& p, DType, const DeviceLimits&) {
-  return {p.n, kTrainThreads, p.c * int(sizeof(float))};
+// The gate's pooling in 32 sums at a time: how many warps share the runs of these.
+DYNROUTE_DEVICE_TOO constexpr int pool_groups(int c) { return ceil_div(kPoolSums * c, 32); }
+DYNROUTE_DEVICE_TOO constexpr int pool_shares(int c) {
+  return pool_groups(c) < kTrainThreads / 32 ? kTrainThreads / 32 / pool_groups(c) : 1;
 }
+inline LaunchShape train_gate_end_shape(const TrainGateEndParams& p, DType, const DeviceLimits&) {
+  return {p.n, kTrainThreads, pool_groups(p.c) * pool_shares(p.c) * 32 * int(sizeof(double))};
+}
+constexpr int kBeginChannels = 32;
 inline LaunchShape train_gate_begin_shape(const TrainGateBeginParams& p, DType, const DeviceLimits&) {
-  return {ceil_div(p.c, kTrainThreads), kTrainThreads, 0};
+  return {ceil_div(p.c, kBeginChannels), kTrainThreads, 0};
 }
 inline LaunchShape train_prepare_shape(const TrainPrepareParams& p, DType, const DeviceLimits& device) {
   int64_t values = p.cleared ? p.cleared_size / 4 : 1;

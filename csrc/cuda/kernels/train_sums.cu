@@ -47,18 +47,9 @@ __device__ inline void sum_run(const TrainSumsJob& job, const Run& run, float* s
 template <class T>
 __device__ inline void train_sums(const TrainSumsParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
-  for (int64_t number = blockIdx.x;; number += gridDim.x) {
-    int64_t at = number;
-    Run run;
-    bool is = false;
-#pragma unroll
-    for (const TrainSumsJob& job : p.job) {
-      if (is || !job.grad || !find_run(samples_of(job.samples, p.n), job.pixels, job.c, at, run)) continue;
-      is = true;
-      sum_run<T>(job, run, reinterpret_cast<float*>(memory));
-    }
-    if (!is) return;
-  }
+  for_runs(
+      p.job, [&](const TrainSumsJob& job) { return job.grad ? samples_of(job.samples, p.n) : 0; },
+      [&](const TrainSumsJob& job, const Run& run) { sum_run<T>(job, run, reinterpret_cast<float*>(memory)); });
 }
 
 }  // namespace dynroute::cuda

@@ -23,23 +23,42 @@ struct TrainItem {
   TrainPlace place;
   bool is;  // there are more
 };
-// Item number `at` of a job over maps of h x w pixels; false, and `at` less the job's, where it has no such.
+// Item number `at` of a job; false, and `at` less the job's, where it has no such.
 template <class T>
-__device__ inline bool find_place(const TrainSamples& samples, int n, int h, int w, const Matrix& product, int enough,
-                                  int64_t& at, TrainPlace& place) {
-  const int listed = samples_of(samples, n), tiles = train_tiles(h, w, sizeof(T));
-  const int parts = sepconv_parts(listed * tiles, product, enough);
+__device__ inline bool find_place(const TrainTiles& of, int n, int enough, int64_t& at, TrainPlace& place) {
+  if (!of.product.weight) return false;
+  const int listed = samples_of(of.samples, n), tiles = train_tiles(of.h, of.w, sizeof(T));
+  const int parts = sepconv_parts(listed * tiles, of.product, enough);
   const int64_t here = int64_t(listed) * tiles * parts;
   if (at >= here) {
     at -= here;
     return false;
   }
-  const int part = int(at % parts), tile = int(at / parts), in_row = ceil_div(w, kSepconvWide), inside = tile % tiles;
-  const int blocks = sepconv_blocks(product), wide = sepconv_width(product);
-  place.sample = sample_of(samples, tile / tiles), place.tile = tile;
+  const int part = int(at % parts), tile = int(at / parts), in_row = ceil_div(of.w, kSepconvWide),
+            inside = tile % tiles;
+  const int blocks = sepconv_blocks(of.product), wide = sepconv_width(of.product);
+  place.sample = sample_of(of.samples, tile / tiles), place.tile = tile;
   place.y = inside / in_row * sepconv_high(sizeof(T)), place.x = inside % in_row * kSepconvWide;
-  place.first = blocks * part / parts * wide, place.last = min(blocks * (part + 1) / parts * wide, product.n);
+  place.first = blocks * part / parts * wide, place.last = min(blocks * (part + 1) / parts * wide, of.product.n);
   return true;
+}
+// Calls each(job, place) for this block's items of a launch.
+template <class T, class Job, class Each>
+__device__ inline void for_items(const Job (&jobs)[2], int n, int enough, Each&& each) {
+  __shared__ TrainItem<Job> item;
+  for (int64_t number = blockIdx.x;; number += gridDim.x) {
+    if (threadIdx.x == 0) {
+      int64_t at = number;
+      item.is = false;
+#pragma unroll
+      for (const Job& job : jobs)
+        if (!item.is && find_place<T>(tiles_of(job), n, enough, at, item.place)) item.job = job, item.is = true;
+    }
+    __syncthreads();  // the item is known, and what the last one had in memory has been read
+    if (!item.is) return;
+    each(item.job, item.place);
+    __syncthreads();
+  }
 }
 
 // A [rows][lda] of a tile of h x w pixels: make(channel) is asked for a group's values, these for each pixel.

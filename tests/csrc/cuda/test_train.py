@@ -99,6 +99,14 @@ def test_node(case: tuple, dtype: torch.dtype) -> None:
     check("node_train", in_type(cases.node_train(*size), dtype), options, global_races=True)
 
 
+@pytest.mark.parametrize("n", [17, 257])
+def test_many_parts(n: int) -> None:
+    """So many samples that a sum over parts is shared by a block's warps, or by more rows of threads; of the gate, by
+    turns."""
+    check("sepconv_train", in_type(cases.sepconv_train(n, 8, 1, 2, 1), torch.float32), (None, 1, True, True, False, ""))
+    check("gate_train", in_type(cases.gate_train(n, 16, 1, 2), torch.float32), ("tanh", [1, 0, 2], False, False, ""))
+
+
 @pytest.mark.parametrize("bridge", [0.0, 0.6])
 def test_every_gate_pattern(bridge: float) -> None:
     """Each of two samples closed, open without one path or the other, or open: what is left out, and what passes x."""
