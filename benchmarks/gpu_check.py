@@ -26,6 +26,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -107,7 +108,7 @@ class Run:
         for line in process.stdout:
             print(line, end="", flush=True)
             if line.strip():
-                lines.append(line.rstrip())
+                lines.append(line.rstrip().replace(sysconfig.get_path("purelib") + os.sep, ""))
         process.wait()
         timer.cancel()
         # without folders that only this machine has
