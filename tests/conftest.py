@@ -8,6 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# Triton's kernels run on the CPU where there is no GPU. It asks once, when it is imported, as torch does by itself.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from dynroute import planner
 
 # Tests are many small computations: threads would spend their time waiting for each other.

@@ -95,5 +95,6 @@ backends.register(
     "aggregate",
     backends.cuda_kernels("aggregate"),
     backends.cpu_kernels("aggregate"),
+    backends.triton_kernels("aggregate"),
     backends.Backend("reference", reference.aggregate, backends.anywhere),
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dynroute.native import library
 from dynroute.ops import autograd
+from dynroute.ops.triton import launch
 
 # All that may be named, whether or not a target has them.  The last is the network's, for who develops kernels.
 USERS = ("cuda", "triton", "cpu", "reference")
@@ -104,7 +105,7 @@ def operator(op: str, name: str, x: Tensor) -> Callable[..., Any]:
     """
     if name == "auto":  # no reasons are put into words here: this is called for every operator
         for backend in _REGISTRY[op]:
-            if backend.can_run(x) is None:
+            if backend.can_run(x) is None and backend.automatic(x):
                 return backend.run
     if name not in USERS:
         raise ValueError(f"{op}: backend: wanted one of auto, {', '.join(USERS)}, got {name!r}")
@@ -125,6 +126,17 @@ def cuda_kernels(op: str) -> Backend:
     """The CUDA kernels of an operator, `torch.ops.dynroute.<op>` too: its dispatcher goes by the tensors' device."""
 
     return Backend("cuda", _native(op), on_cuda)
+
+
+def triton_kernels(op: str) -> Backend:
+    """The Triton kernels of an operator, `torch.ops.dynroute_triton.<op>`; interpreted on the CPU only if named."""
+
+    def run(*arguments: Any) -> Any:
+        from dynroute.ops.triton import operators  # noqa: F401  (importing registers them, and imports Triton)
+
+        return getattr(torch.ops.dynroute_triton, op)(*arguments)
+
+    return Backend("triton", run, launch.why_not, lambda given: not launch.interpreted())
 
 
 def _native(op: str) -> Callable[..., Any]:

@@ -99,5 +99,6 @@ backends.register(
     "gate",
     backends.cuda_kernels("gate"),
     backends.cpu_kernels("gate"),
+    backends.triton_kernels("gate"),
     backends.Backend("reference", reference.gate, backends.anywhere),
 )

@@ -82,5 +82,6 @@ backends.register(
     "route",
     backends.cuda_kernels("route"),
     backends.cpu_kernels("route"),
+    backends.triton_kernels("route"),
     backends.Backend("reference", reference.route, backends.anywhere),
 )

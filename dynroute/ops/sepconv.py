@@ -112,5 +112,6 @@ backends.register(
     "sepconv",
     backends.cuda_kernels("sepconv"),
     backends.cpu_kernels("sepconv"),
+    backends.triton_kernels("sepconv"),
     backends.Backend("reference", reference.sepconv, backends.anywhere),
 )

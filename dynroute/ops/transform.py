@@ -78,5 +78,6 @@ backends.register(
     "transform",
     backends.cuda_kernels("transform"),
     backends.cpu_kernels("transform"),
+    backends.triton_kernels("transform"),
     backends.Backend("reference", reference.transform, backends.anywhere),
 )

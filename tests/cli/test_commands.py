@@ -138,7 +138,10 @@ def test_bench_of_a_run_and_of_random_patterns(tiny_run: Path, tmp_path: Path) -
     assert patterns["results"][0]["work_ratio"] > 1.2
 
 
-def test_doctor_gives_a_reason_for_what_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_gives_a_reason_for_what_does_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     record = tmp_path / "doctor.json"
     assert main(["doctor", "--json", str(record)]) == 0
     found = json.loads(record.read_text())

@@ -1,0 +1,57 @@
+"""How Triton's kernels are launched: whether they run here, and how their work is cut.
+
+Kernels read maps in channels_last. A program has a tile of a sample's pixels, and channels; a sample that takes no part
+is asked for by its program, on the device: nothing waits for a mask.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def interpreted() -> bool:
+    """Whether kernels run on the CPU, by Triton's interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not(x: Tensor | None) -> str | None:
+    """`can_run` of the operators' Triton kernels."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if not interpreted() and not torch.cuda.is_available():
+        return "triton needs a GPU; TRITON_INTERPRET=1 runs it on the CPU, slowly"
+    if x is None:
+        return None
+    wanted = "cpu" if interpreted() else "cuda"
+    if x.device.type != wanted:
+        return f"the tensors are on {x.device}, TRITON_INTERPRET is {'' if interpreted() else 'not '}set"
+    if x.dtype not in DTYPES:
+        return f"{x.dtype} is not float32, float16 or bfloat16"
+    return None
+
+
+def wrapped(kernel: Any) -> Any:
+    """The kernel as compilers see it, or, interpreted, as it is."""
+    return kernel if interpreted() else torch.library.wrap_triton(kernel)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """The map in channels_last."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def strided(size: int, stride: int) -> int:
+    return (size - 1) // stride + 1
+
+
+def check(holds: bool, op: str, what: str, wanted: str, got: object) -> None:
+    """Raises RuntimeError as the native operators' checks do."""
+    if not holds:
+        raise RuntimeError(f"{op}: {what}: wanted {wanted}, got {got}")

@@ -1,0 +1,29 @@
+"""What Triton's kernels share on the device."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def product(a, b, total, WIDE: tl.constexpr):
+    """total + a @ b, float32 in float32. WIDE: of operands made float32, which the interpreter wants of bfloat16; the
+    products and their sums are the same."""
+    if WIDE:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def affine(total, scale, shift, column, there):
+    """total [., columns] times a column's scale, plus its shift."""
+    total = total * tl.load(scale + column, there, 0.0).to(tl.float32)[None, :]
+    return total + tl.load(shift + column, there, 0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def weights(weight, column, step, columns, channels):
+    """[step, column] of a product's weights [columns, channels]; 0 beyond them."""
+    there = (column < columns)[None, :] & (step < channels)[:, None]
+    return tl.load(weight + column[None, :] * channels + step[:, None], there, 0.0)
