@@ -68,8 +68,8 @@ def objective(
     """
     if labels.shape != (images.shape[0], *images.shape[2:]):
         raise ValueError(f"labels: wanted [N,H,W] = {[images.shape[0], *images.shape[2:]]}, got {list(labels.shape)}")
-    if not isinstance(progress, Tensor) and not 0.0 <= progress <= 1.0:
-        raise ValueError(f"progress: wanted 0..1, got {progress}")
+    if not isinstance(progress, Tensor):
+        check_progress(progress)
     if bridge is None:
         bridge = budget.bridge_at(float(progress)) if budget is not None else 0.0
     out = net(images, progress=progress, bridge=bridge)
@@ -82,6 +82,12 @@ def objective(
         mean = partial(_joint_mean, group=group) if group else Tensor.mean
         losses["budget"] = budget.loss(out.gates, out.costs, progress, mean)
     return Losses(losses, out)
+
+
+def check_progress(progress: float) -> None:
+    """Raises ValueError where it is no position in training."""
+    if not 0.0 <= progress <= 1.0:
+        raise ValueError(f"progress: wanted 0..1, got {progress}")
 
 
 def unwrapped(net: DynamicNetwork | DistributedDataParallel) -> tuple[DynamicNetwork, str]:

@@ -96,7 +96,8 @@ def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
         start = state["step"]
         net.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        set_learning_rate(optimiser, 0.0)
+        for group in optimiser.param_groups:
+            group["lr"] = float(group["lr"])  # a recorded step's is a tensor
         set_random_state(state["random"] if team.size == 1 else state["random"][team.rank], device)
     if config.run.compile:
         net.compile()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynroute.cost.budget import Budget
 from dynroute.models.network import DynamicNetwork
-from dynroute.objective import Losses
+from dynroute.objective import Losses, check_progress
 from dynroute.train.step import train_step, without_graph
 
 WARMUP = 3  # steps of a shape before it is recorded: libraries choose their kernels, the optimiser makes its state
@@ -75,8 +75,7 @@ class RecordedStep:
         Raises:
             ValueError: as `train_step`, or progress out of range.
         """
-        if not 0.0 <= progress <= 1.0:
-            raise ValueError(f"progress: wanted 0..1, got {progress}")
+        check_progress(progress)
         self._progress.fill_(progress)
         bridge = self.budget.bridge_at(progress) if self.budget is not None else 0.0
         recording = None if bridge != 0.0 else self._recording(images, labels)

@@ -14,6 +14,7 @@ from dynroute import ops
 from dynroute.native import library
 from dynroute.ops import reference
 from tests.support import cases
+from tests.support.rounding import check_error
 from tests.support.trees import to
 
 pytestmark = pytest.mark.skipif(library.why_not_cuda() is not None, reason=library.why_not_cuda() or "")
@@ -52,12 +53,7 @@ each = pytest.mark.parametrize("name", list(calls()))
 def test_parity(name: str, dtype: torch.dtype) -> None:
     op, args = calls()[name]
     args = to(args, dtype)
-    wanted = getattr(reference, op)(*to(args, torch.float64))
-    got = getattr(ops, op)(*to(args, "cuda"), backend="cuda").cpu()
-    largest = wanted.abs().max()
-    error = (got.double() - wanted).abs().max() / largest
-    own = (getattr(reference, op)(*args).double() - wanted).abs().max() / largest
-    assert error <= (2e-5 if dtype == torch.float32 else max(2 * own, 2 * torch.finfo(dtype).eps)), (error, own)
+    check_error(op, args, getattr(ops, op)(*to(args, "cuda"), backend="cuda").cpu())
 
 
 @pytest.mark.parametrize("n", [0, 1, 70, 3000])

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dynroute.ops.registration import nhwc_empty
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import check, nhwc, wrapped
 from dynroute.space.wiring import DOWN, KEEP, UP
@@ -78,7 +79,7 @@ def aggregate(down: Tensor | None, keep: Tensor | None, up: Tensor | None, alpha
     check(all(size == sizes[0] for size in sizes), "aggregate", "down, keep, up", "one size of output", sizes)
     n, c, h, w = sizes[0]
     given = next(source for source in (down, keep, up) if source is not None)
-    out = torch.empty((n, c, h, w), dtype=given.dtype, device=given.device, memory_format=torch.channels_last)
+    out = nhwc_empty(given, (n, c, h, w))
     if out.numel() == 0:
         return out
     cut = configs.find("aggregate", c, given.dtype)

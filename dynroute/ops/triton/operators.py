@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
 from dynroute.native import library
@@ -16,39 +17,26 @@ DIFFERENTIATED = {"sepconv": sepconv, "transform": transform, "gate": gate, "agg
 __all__ = ["DIFFERENTIATED", "route"]
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(one, Tensor) for one in value)
-
-
 def _derive(op: str) -> None:
     """Registers the derivative: the operator's meaning in plain PyTorch, once more and backwards."""
     meaning = getattr(reference, op)
 
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        tensors, ctx.structure = [], []
-        for value in inputs:
-            if _is_list(value):
-                ctx.structure.append(len(value))
-                tensors += value
-            else:
-                ctx.structure.append(None if isinstance(value, Tensor) else (value,))
-                tensors += [value] if isinstance(value, Tensor) else []
-        ctx.save_for_backward(*tensors)
+        values, ctx.tree = tree_flatten(list(inputs))
+        ctx.others = [None if isinstance(value, Tensor) else value for value in values]
+        ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in values))
 
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        saved, inputs = iter(ctx.saved_tensors), []
-        for shape in ctx.structure:
-            if isinstance(shape, int):
-                inputs.append([next(saved).detach() for _ in range(shape)])
-            else:
-                inputs.append(next(saved).detach() if shape is None else shape[0])
-        learnt = [one for value in inputs for one in (value if _is_list(value) else [value]) if isinstance(one, Tensor)]
-        learnt = [one.requires_grad_() for one in learnt if one.is_floating_point()]
+        needs = tree_leaves(list(ctx.needs_input_grad))
+        values = [
+            other if saved is None else saved.detach().requires_grad_(wants)
+            for saved, other, wants in zip(ctx.saved_tensors, ctx.others, needs, strict=True)
+        ]
         with torch.enable_grad():
-            out = meaning(*inputs)
-        found = dict(zip(map(id, learnt), torch.autograd.grad(out, learnt, grad, allow_unused=True)))
-        grads = [[found.get(id(one)) for one in (value if _is_list(value) else [value])] for value in inputs]
-        return tuple(of if _is_list(value) else of[0] for of, value in zip(grads, inputs))
+            out = meaning(*tree_unflatten(values, ctx.tree))
+        learnt = [value for value, wants in zip(values, needs) if wants]
+        found = iter(torch.autograd.grad(out, learnt, grad, allow_unused=True))
+        return tuple(tree_unflatten([next(found) if wants else None for wants in needs], ctx.tree))
 
     torch.library.register_autograd(f"dynroute_triton::{op}", backward, setup_context=setup_context)
 

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dynroute.ops.registration import nhwc_empty
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import check, nhwc, strided, wrapped
 from dynroute.ops.triton.pieces import affine, product, weights
@@ -77,7 +78,7 @@ def sepconv(
         check(pointwise[k].shape[1] == c, "sepconv", "pointwise", f"[Cout, {c}, 1, 1]", list(pointwise[k].shape))
         last, step = k == stages - 1, stride if k == 0 else 1
         out_c, out_h, out_w = pointwise[k].shape[0], strided(h, step), strided(w, step)
-        out = torch.empty((n, out_c, out_h, out_w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        out = nhwc_empty(x, (n, out_c, out_h, out_w))
         if out.numel():
             cut = configs.find("sepconv", c, x.dtype)
             pixels = out_h * out_w

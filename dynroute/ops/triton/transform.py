@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dynroute.ops.registration import nhwc_empty
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import check, nhwc, strided, wrapped
 from dynroute.ops.triton.pieces import affine, product, weights
@@ -46,7 +47,7 @@ def transform(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, open: Ten
     check(stride in (1, 2), "transform", "stride", "1 or 2", stride)
     check(weight.shape[1:] == (c, 1, 1), "transform", "weight", f"[Cout, {c}, 1, 1]", list(weight.shape))
     out_c, out_h, out_w = weight.shape[0], strided(h, stride), strided(w, stride)
-    out = torch.empty((n, out_c, out_h, out_w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = nhwc_empty(x, (n, out_c, out_h, out_w))
     if out.numel() == 0:
         return out
     cut = configs.find("transform", c, x.dtype)

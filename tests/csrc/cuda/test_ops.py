@@ -16,6 +16,7 @@ from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
 from tests.support import cases
 from tests.support.cuda.devices import ADA, H100
 from tests.support.cuda.operators import emulated
+from tests.support.rounding import check_result, errors
 from tests.support.trees import to
 
 REASON = library.why_not_loaded() or emulator.why_not()
@@ -25,25 +26,9 @@ MAPS = [(1, 1), (7, 5), (9, 34)]
 types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 
-def errors(op: str, args: Any, got: Tensor) -> tuple[float, float]:
-    """Largest errors over the largest value, against float64: ours, and that of torch at the arguments' precision."""
-    plain = getattr(reference, op)
-    wanted = plain(*to(args, torch.float64))
-    largest = max(wanted.abs().max().item(), 1e-6)
-    return tuple((made.double() - wanted).abs().max().item() / largest for made in (got, plain(*args)))  # type: ignore[return-value]
-
-
 def check(op: str, *args: Any, **options: Any) -> Tensor:
-    """Within rounding of float64 in float32; in 16 bits at most twice torch's own error at that precision."""
     got = emulated(op, *args, **options)
-    wanted = getattr(reference, op)(*args)
-    assert got.shape == wanted.shape
-    assert got.dim() < 4 or got.is_contiguous(memory_format=torch.channels_last)
-    assert not got.isnan().any(), "something was not written, or read before it was"
-    if got.numel():
-        error, own = errors(op, args, got)
-        step = torch.finfo(got.dtype).eps
-        assert error <= (2e-5 if got.dtype == torch.float32 else max(2 * own, 2 * step)), (error, own)
+    check_result(op, args, got)
     return got
 
 
