@@ -7,6 +7,7 @@ is asked for by its program, on the device: nothing waits for a mask.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -37,8 +38,14 @@ def why_not(x: Tensor | None) -> str | None:
     return None
 
 
+# What kernels are launched by instead, `elsewhere(kernel)[grid](...)`: who emulates or records them sets it.
+elsewhere: Callable[[Any], Any] | None = None
+
+
 def wrapped(kernel: Any) -> Any:
     """The kernel as compilers see it, or, interpreted, as it is."""
+    if elsewhere is not None:
+        return elsewhere(kernel)
     return kernel if interpreted() else torch.library.wrap_triton(kernel)
 
 
