@@ -101,9 +101,9 @@ def norm(conv: Any, x: Tensor) -> Tensor:
     return y
 
 
-def _is_narrow(x: Tensor) -> bool:
+def _is_narrow(x: Tensor, choice: str) -> bool:
     """Whether what operators keep of their own is bfloat16: where autocast would have plain PyTorch keep it so."""
-    if x.device.type != "cpu":  # the operators' maps themselves are of autocast's type there
+    if x.device.type != "cpu" or choice == "triton":  # the operators' maps themselves are of autocast's type there
         return False
     lowered = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return lowered and x.dtype != torch.float64  # autocast lets that be
@@ -162,7 +162,7 @@ def sepconv(modules: Sequence[Any], x: Tensor, choice: str, residual: bool = Fal
         stride=depthwise[0].stride[0],
         residual=residual,
         final_relu=final_relu,
-        narrow=_is_narrow(x),
+        narrow=_is_narrow(x, choice),
         backend=choice,
         **_settings(pointwise),
     )
@@ -180,7 +180,7 @@ def transform(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, choice: str) -> 
         norm.running_var,
         stride=conv.stride[0],
         relu_input=False,
-        narrow=_is_narrow(x),
+        narrow=_is_narrow(x, choice),
         backend=choice,
         **_settings([conv]),
     )
@@ -221,7 +221,7 @@ def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float | Tensor, brid
         drop_factor(x, keep_prob, dtype),
         bridge,
         skip=module.bn != "all",
-        narrow=_is_narrow(x),
+        narrow=_is_narrow(x, module.train_ops),
         backend=module.train_ops,
         **_settings(convs),
     )
@@ -246,7 +246,7 @@ def gate(of_node: Any, x: Tensor, columns: Sequence[int], choice: str) -> Tensor
         activation=of_node.activation,
         columns=columns,
         small=of_node.small,
-        narrow=_is_narrow(x),
+        narrow=_is_narrow(x, choice),
         backend=choice,
         **_settings([of_node.conv]),
     )

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, reference
-from dynroute.ops.registration import nhwc_empty
+from dynroute.ops.registration import flop_formula, nhwc_empty, register
 
 
 def aggregate(
@@ -43,6 +42,39 @@ def aggregate(
     return backends.operator("aggregate", backend, first)(down, keep, up, alphas)
 
 
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *sources, alphas = inputs
+    if not autograd.needs(ctx)[3]:
+        sources = [None] * 3  # read for the alphas' gradients alone
+    ctx.save_for_backward(*sources, alphas)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    *sources, alphas = ctx.saved_tensors
+    wanted = list(autograd.needs(ctx))
+    if alphas is not None:
+        grads = ctx.kernels.aggregate_backward(grad, *sources, alphas, wanted)
+        return tuple(of if wants else None for of, wants in zip(grads, wanted))
+    grad_up = None
+    if wanted[2]:
+        only_up = [False, False, True, False]
+        grad_up = ctx.kernels.aggregate_backward(grad, *sources, None, only_up)[2]
+    return grad if wanted[0] else None, grad if wanted[1] else None, grad_up, None
+
+
+autograd.define("aggregate", _backward, _setup_context)
+
+
+@flop_formula("aggregate")
+def _(down, keep, up, alphas, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return 0  # like torch's counter for its own elementwise and interpolation operators
+
+
+@flop_formula("aggregate_backward")
+def _(grad, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return 0
+
+
 def _register() -> None:
     @torch.library.register_fake("dynroute::aggregate")
     def _(down, keep, up, alphas):  # type: ignore[no-untyped-def]
@@ -60,37 +92,10 @@ def _register() -> None:
         ]
         return *maps, grad.new_empty((n if wanted[3] else 0, 3))
 
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        *sources, alphas = inputs
-        if not autograd.needs(ctx)[3]:
-            sources = [None] * 3  # read for the alphas' gradients alone
-        ctx.save_for_backward(*sources, alphas)
-
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        *sources, alphas = ctx.saved_tensors
-        wanted = list(autograd.needs(ctx))
-        if alphas is not None:
-            grads = torch.ops.dynroute.aggregate_backward(grad, *sources, alphas, wanted)
-            return tuple(of if wants else None for of, wants in zip(grads, wanted))
-        grad_up = None
-        if wanted[2]:
-            only_up = [False, False, True, False]
-            grad_up = torch.ops.dynroute.aggregate_backward(grad, *sources, None, only_up)[2]
-        return grad if wanted[0] else None, grad if wanted[1] else None, grad_up, None
-
-    autograd.register("aggregate", backward, setup_context)
-
-    @register_flop_formula(torch.ops.dynroute.aggregate)
-    def _(down, keep, up, alphas, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return 0  # like torch's counter for its own elementwise and interpolation operators
-
-    @register_flop_formula(torch.ops.dynroute.aggregate_backward)
-    def _(grad, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return 0
-
 
 if library.why_not_loaded() is None:
     _register()
+    register("dynroute", "aggregate")
 backends.register(
     "aggregate",
     backends.cuda_kernels("aggregate"),

@@ -17,52 +17,79 @@ from torch.amp.autocast_mode import _cast
 from dynroute.ops import synchronise
 
 
-class _Rule(NamedTuple):
-    overload: Any
+class _Derivative(NamedTuple):
     setup_context: Callable[[Any, tuple, Any], None]
     backward: Callable[..., tuple]
     maps: Sequence[int] | None
+    lowers: bool
 
 
-_RULES: dict[str, _Rule] = {}
-_FRAGMENT = torch.library.Library("dynroute", "FRAGMENT")  # what it holds lasts as long as it does
+class _Rule(NamedTuple):
+    kernels: Any
+    overload: Any
+    derivative: _Derivative
 
 
-def register(
+_DERIVATIVES: dict[str, _Derivative] = {}
+_RULES: dict[tuple[str, str], _Rule] = {}
+_FRAGMENTS: dict[str, torch.library.Library] = {}  # what they hold lasts as long as they do
+
+
+def define(
     op: str,
     backward: Callable[..., tuple],
     setup_context: Callable[[Any, tuple, Any], None],
     maps: Sequence[int] | None = None,
+    lowers: bool = True,
 ) -> None:
-    """Registers the derivative of `dynroute::op`, as `torch.library.register_autograd` takes it.
+    """Says what an operator's derivative is, as `torch.library.register_autograd` takes it, whichever kernels compute.
 
-    In the backward, what is needed is asked of `needs(ctx)`. Under autocast the operator computes in float32 on the
-    CPU, and with maps in autocast's type on CUDA (`lower_under_autocast`).
+    The backward finds the operators of the same kernels in `ctx.kernels` (`torch.ops.<namespace>`), and asks
+    `needs(ctx)` what is needed. Under autocast the operator computes in float32 on the CPU and in autocast's type on
+    CUDA, as torch's convolutions do.
+
+    Args:
+        maps: which arguments are of autocast's type on CUDA: a training operator's weights and statistics stay float32.
+            None: all.
+        lowers: whether autocast concerns it at all.
     """
-    torch.library.register_autograd(f"dynroute::{op}", backward, setup_context=setup_context)
-    torch.library.register_autocast(f"dynroute::{op}", "cpu", torch.float32)
-    lower_under_autocast(op, maps)
-    _RULES[op] = _Rule(getattr(torch.ops.dynroute, op).default, setup_context, backward, maps)
+    _DERIVATIVES[op] = _Derivative(setup_context, backward, maps, lowers)
 
 
-def lower_under_autocast(op: str, maps: Sequence[int] | None = None) -> None:
-    """Has `dynroute::op` compute in autocast's type on CUDA tensors, as torch's convolutions do.
+def register(namespace: str, op: str) -> None:
+    """Registers the derivative of `<namespace>::<op>` that was defined for `op`, and what autocast makes of it."""
+    derivative = _DERIVATIVES[op]
+    kernels, name = getattr(torch.ops, namespace), f"{namespace}::{op}"
+    rule = _Rule(kernels, getattr(kernels, op).default, derivative)
 
-    maps: which arguments are of that type: a training operator's weights and statistics stay float32. None: all.
-    """
-    overload = getattr(torch.ops.dynroute, op).default
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.kernels = kernels
+        derivative.setup_context(ctx, inputs, output)
+
+    torch.library.register_autograd(name, derivative.backward, setup_context=setup_context)
+    if derivative.lowers:
+        torch.library.register_autocast(name, "cpu", torch.float32)
+        _lower_on_cuda(namespace, op, rule)
+    _RULES[namespace, op] = rule
+
+
+def _lower_on_cuda(namespace: str, op: str, rule: _Rule) -> None:
     autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
     def lowered(*args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(autocast):
-            return overload(*_lowered(args, maps))
+            return rule.overload(*_lowered(args, rule.derivative))
 
-    _FRAGMENT.impl(op, lowered, "AutocastCUDA")
+    if namespace not in _FRAGMENTS:
+        _FRAGMENTS[namespace] = torch.library.Library(namespace, "FRAGMENT")
+    _FRAGMENTS[namespace].impl(op, lowered, "AutocastCUDA")
 
 
-def _lowered(args: tuple, maps: Sequence[int] | None) -> Sequence[Any]:
-    """Arguments in autocast's type, those of `maps` or all, as far as they are on CUDA."""
-    dtype = torch.get_autocast_dtype("cuda")
+def _lowered(args: tuple, derivative: _Derivative) -> Sequence[Any]:
+    """Arguments in autocast's type, as far as they are on CUDA and it concerns them."""
+    dtype, maps = torch.get_autocast_dtype("cuda"), derivative.maps
+    if not derivative.lowers:
+        return args
     if maps is None:
         return _cast(args, "cuda", dtype)  # type: ignore[no-any-return]
     return [_cast(value, "cuda", dtype) if i in maps else value for i, value in enumerate(args)]
@@ -73,22 +100,22 @@ def needs(ctx: Any) -> Sequence[Any]:
     return ctx.nested_needs if hasattr(ctx, "nested_needs") else ctx.needs_input_grad
 
 
-def call(op: str, *args: Any) -> Any:
-    """`torch.ops.dynroute.<op>(*args)`, with its derivative recorded."""
+def call(namespace: str, op: str, *args: Any) -> Any:
+    """`torch.ops.<namespace>.<op>(*args)`, with its derivative recorded."""
     if torch.compiler.is_compiling():
-        return getattr(torch.ops.dynroute, op)(*args)
+        return getattr(getattr(torch.ops, namespace), op)(*args)
     try:
-        return _called(op, args)
+        return _called(namespace, op, args)
     except RuntimeError as error:
         raise _cause(error) from None
 
 
-def _called(op: str, args: tuple) -> Any:
-    rule = _RULES.get(op)
+def _called(namespace: str, op: str, args: tuple) -> Any:
+    rule = _RULES.get((namespace, op))
     if rule is None or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
-        return getattr(torch.ops.dynroute, op)(*args)
+        return getattr(getattr(torch.ops, namespace), op)(*args)
     if torch.is_autocast_enabled("cuda"):
-        args = tuple(_lowered(args, rule.maps))
+        args = tuple(_lowered(args, rule.derivative))
     structure, flat = [], []
     for value in args:
         if isinstance(value, list) and value and isinstance(value[0], Tensor):
@@ -122,16 +149,16 @@ class _Call(torch.autograd.Function):
         args = _nested(structure, flat)
         with torch._C._AutoDispatchBelowAutograd():  # past the registered derivative, whose part this is
             out = rule.overload(*args)
-        ctx.rule, ctx.structure = rule, structure
+        ctx.rule, ctx.kernels, ctx.structure = rule, rule.kernels, structure
         ctx.nested_needs = _nested(structure, ctx.needs_input_grad[2:])
-        rule.setup_context(ctx, tuple(args), out)
+        rule.derivative.setup_context(ctx, tuple(args), out)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
         flat: list[Tensor | None] = [None, None]
         try:
-            made = ctx.rule.backward(ctx, *grads)
+            made = ctx.rule.derivative.backward(ctx, *grads)
         except RuntimeError as error:
             raise _cause(error) from None
         for length, grad in zip(ctx.structure, made, strict=True):

@@ -132,16 +132,16 @@ def triton_kernels(op: str) -> Backend:
     """The Triton kernels of an operator, `torch.ops.dynroute_triton.<op>`; interpreted on the CPU only if named."""
 
     def run(*arguments: Any) -> Any:
-        from dynroute.ops.triton import operators  # noqa: F401  (importing registers them, and imports Triton)
+        from dynroute.ops.triton import operators
 
-        return getattr(torch.ops.dynroute_triton, op)(*arguments)
+        return autograd.call(operators.NAMESPACE, op, *arguments)
 
     return Backend("triton", run, launch.why_not, lambda given: not launch.interpreted())
 
 
 def _native(op: str) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:  # looked up when it is called: there may be no library
-        return autograd.call(op, *arguments)
+        return autograd.call("dynroute", op, *arguments)
 
     return run
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flops_of, nhwc_empty, raw_type
+from dynroute.ops.registration import as_weights, flop_formula, flops_of, nhwc_empty, raw_type, register
 from dynroute.space.wiring import KEEP
 
 
@@ -77,6 +76,50 @@ def _side(side: Any, small: bool) -> Any:
     return side // 4 if small else side
 
 
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, weight, gamma, beta, _, _, fc_weight, _, *options, _, narrow = inputs
+    ctx.options = [*options, narrow]
+    ctx.save_for_backward(x, weight, gamma, beta, fc_weight, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
+    if grad is None:
+        return (None,) * 15
+    wanted = [*autograd.needs(ctx)[:2]]
+    grad_x, flat = ctx.kernels.gate_train_backward(grad, *ctx.saved_tensors, *ctx.options, wanted)
+    _, weight, gamma, beta, fc_weight, *_ = ctx.saved_tensors
+    bias = fc_weight[:, 0, 0, 0]
+    *of_weight, of_gamma, of_beta, of_fc, of_bias = as_weights(
+        flat, [*([weight] if wanted[1] else []), gamma, beta, fc_weight, bias]
+    )
+    return (
+        grad_x if wanted[0] else None, of_weight[0] if wanted[1] else None, of_gamma, of_beta, None, None, of_fc,
+        of_bias, *[None] * 7,
+    )  # fmt: skip
+
+
+autograd.define("gate_train", _backward, _setup_context, maps=(0,))
+
+
+def _macs(x: Any, weight: Any, fc_weight: Any, small: bool) -> tuple[int, int]:
+    """Of the product over the map, and of the one behind the mean."""
+    (n, c, h, w), m = flops_of(x), flops_of(weight)[0]
+    return n * _side(h, small) * _side(w, small) * c * m, n * m * flops_of(fc_weight)[0]
+
+
+@flop_formula("gate_train")
+def _(x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return 2 * sum(_macs(x, weight, args[4], args[8]))
+
+
+@flop_formula("gate_train_backward")
+def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    of_map, of_fc = _macs(x, weight, args[2], args[9])
+    return 2 * (sum(args[-1]) * of_map + 2 * of_fc)
+
+
 def _register() -> None:
     @torch.library.register_fake("dynroute::gate_train")
     def _(x, weight, gamma, beta, mean, var, fc_weight, fc_bias, activation, columns, small, *rest):  # type: ignore[no-untyped-def]
@@ -93,50 +136,14 @@ def _register() -> None:
         flat = weight.new_empty(small + (weight.numel() if wanted[1] else 0))
         return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), flat
 
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, gamma, beta, _, _, fc_weight, _, *options, _, narrow = inputs
-        ctx.options = [*options, narrow]
-        ctx.save_for_backward(x, weight, gamma, beta, fc_weight, *output)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
-        if grad is None:
-            return (None,) * 15
-        wanted = [*autograd.needs(ctx)[:2]]
-        grad_x, flat = torch.ops.dynroute.gate_train_backward(grad, *ctx.saved_tensors, *ctx.options, wanted)
-        _, weight, gamma, beta, fc_weight, *_ = ctx.saved_tensors
-        bias = fc_weight[:, 0, 0, 0]
-        *of_weight, of_gamma, of_beta, of_fc, of_bias = as_weights(
-            flat, [*([weight] if wanted[1] else []), gamma, beta, fc_weight, bias]
-        )
-        return (
-            grad_x if wanted[0] else None, of_weight[0] if wanted[1] else None, of_gamma, of_beta, None, None, of_fc,
-            of_bias, *[None] * 7,
-        )  # fmt: skip
-
-    autograd.register("gate_train", backward, setup_context, maps=(0,))
-
-    def macs(x: Any, weight: Any, fc_weight: Any, small: bool) -> tuple[int, int]:
-        """Of the product over the map, and of the one behind the mean."""
-        (n, c, h, w), m = flops_of(x), flops_of(weight)[0]
-        return n * _side(h, small) * _side(w, small) * c * m, n * m * flops_of(fc_weight)[0]
-
-    @register_flop_formula(torch.ops.dynroute.gate_train)
-    def _(x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return 2 * sum(macs(x, weight, args[4], args[8]))
-
-    @register_flop_formula(torch.ops.dynroute.gate_train_backward)
-    def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        of_map, of_fc = macs(x, weight, args[2], args[9])
-        return 2 * (sum(args[-1]) * of_map + 2 * of_fc)
-
 
 if library.why_not_loaded() is None:
     _register()
+    register("dynroute", "gate_train")
 backends.register(
     "gate_train",
     backends.cuda_kernels("gate_train"),
     backends.cpu_kernels("gate_train"),
+    backends.triton_kernels("gate_train"),
     backends.Backend("reference", reference.gate_train, backends.anywhere),
 )

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flops_of, nhwc_empty, raw_type
+from dynroute.ops.registration import as_weights, flop_formula, flops_of, nhwc_empty, raw_type, register
 
 
 class NodeOutput(NamedTuple):
@@ -92,6 +91,72 @@ def node_train(
     return NodeOutput(keep, None if up is None else up_out, None if down is None else down_out)
 
 
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, alphas, depthwise, pointwise, up, down, gamma, beta, _, _, factor, *options, _, narrow = inputs
+    ctx.options = [*options, narrow]
+    ctx.stages, ctx.norms = len(depthwise), len(gamma)
+    made = output[3:]
+    ctx.save_for_backward(x, alphas, up, down, factor, *made, *depthwise, *pointwise, *gamma, *beta)
+    ctx.mark_non_differentiable(*made)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_keep: Tensor | None, grad_up: Tensor | None, grad_down: Tensor | None, *_: Any) -> tuple:
+    x, alphas, up, down, factor, raw, up_raw, down_raw, stats, *weights = ctx.saved_tensors
+    k, norms, needs = ctx.stages, ctx.norms, autograd.needs(ctx)
+    none: list[list[None]] = [[None] * k, [None] * norms]
+    if grad_keep is None and grad_up is None and grad_down is None:
+        return None, None, none[0], none[0], None, None, *[none[1]] * 4, *[None] * 7
+    depthwise, pointwise, gamma, beta = (
+        weights[:k], weights[k : 2 * k], weights[2 * k : 2 * k + norms], weights[2 * k + norms :]
+    )  # fmt: skip
+    wanted = [needs[0], any(needs[2]) or any(needs[3]) or needs[4] or needs[5]]
+    grad_x, grad_alphas, flat = ctx.kernels.node_train_backward(
+        grad_keep, grad_up if up is not None else None, grad_down if down is not None else None, x, alphas,
+        depthwise, pointwise, up, down, gamma, beta, raw, up_raw, down_raw, stats, factor, *ctx.options, wanted,
+    )  # fmt: skip
+    paths = [w for w in (up, down) if w is not None]
+    convolutions = [*depthwise, *pointwise, *paths] if wanted[1] else []
+    grads = as_weights(flat, [*convolutions, *gamma, *beta])
+    of_paths = iter(grads[2 * k : 2 * k + len(paths)] if wanted[1] else [None] * len(paths))
+    return (
+        grad_x if wanted[0] else None,
+        grad_alphas if needs[1] else None,
+        grads[:k] if wanted[1] else none[0],
+        grads[k : 2 * k] if wanted[1] else none[0],
+        None if up is None else next(of_paths),
+        None if down is None else next(of_paths),
+        grads[-2 * norms : -norms],
+        grads[-norms:],
+        none[1], none[1], *[None] * 7,
+    )  # fmt: skip
+
+
+autograd.define("node_train", _backward, _setup_context, maps=(0,))
+
+
+def _macs(x: Any, depthwise: Any, up: Any, down: Any) -> tuple[int, int, int]:
+    """Of all depthwise products, of the cell's pointwise ones, of the paths'."""
+    n, c, h, w = x
+    pixels, stages = n * h * w, len(depthwise)
+    paths = pixels * flops_of(up)[0] * c if up is not None else 0
+    paths += n * ((h + 1) // 2) * ((w + 1) // 2) * flops_of(down)[0] * c if down is not None else 0
+    return pixels * 9 * c * stages, pixels * c * c * stages, paths
+
+
+@flop_formula("node_train")
+def _(x, alphas, depthwise, pointwise, up, down, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return 2 * sum(_macs(x, depthwise, up, down))
+
+
+@flop_formula("node_train_backward")
+def _(grad_keep, grad_up, grad_down, x, alphas, depthwise, pointwise, up, down, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    _, wants_weights = args[-1]
+    taps, products, paths = _macs(x, depthwise, up if grad_up else None, down if grad_down else None)
+    # a first stage's input gradient is made where x's or its depthwise weights' is wanted
+    return 2 * ((1 + wants_weights) * (products + paths) + (1 + 2 * wants_weights) * taps)
+
+
 def _register() -> None:
     @torch.library.register_fake("dynroute::node_train")
     def _(x, alphas, depthwise, pointwise, up, down, gamma, *rest):  # type: ignore[no-untyped-def]
@@ -115,74 +180,14 @@ def _register() -> None:
         n, c, h, w = x.shape
         return nhwc_empty(x, (n if wants_x else 0, c, h, w)), torch.empty_like(alphas), gamma[0].new_empty(size)
 
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, alphas, depthwise, pointwise, up, down, gamma, beta, _, _, factor, *options, _, narrow = inputs
-        ctx.options = [*options, narrow]
-        ctx.stages, ctx.norms = len(depthwise), len(gamma)
-        made = output[3:]
-        ctx.save_for_backward(x, alphas, up, down, factor, *made, *depthwise, *pointwise, *gamma, *beta)
-        ctx.mark_non_differentiable(*made)
-        ctx.set_materialize_grads(False)
-
-    def backward(
-        ctx: Any, grad_keep: Tensor | None, grad_up: Tensor | None, grad_down: Tensor | None, *_: Any
-    ) -> tuple:
-        x, alphas, up, down, factor, raw, up_raw, down_raw, stats, *weights = ctx.saved_tensors
-        k, norms, needs = ctx.stages, ctx.norms, autograd.needs(ctx)
-        none: list[list[None]] = [[None] * k, [None] * norms]
-        if grad_keep is None and grad_up is None and grad_down is None:
-            return None, None, none[0], none[0], None, None, *[none[1]] * 4, *[None] * 7
-        depthwise, pointwise, gamma, beta = (
-            weights[:k], weights[k : 2 * k], weights[2 * k : 2 * k + norms], weights[2 * k + norms :]
-        )  # fmt: skip
-        wanted = [needs[0], any(needs[2]) or any(needs[3]) or needs[4] or needs[5]]
-        grad_x, grad_alphas, flat = torch.ops.dynroute.node_train_backward(
-            grad_keep, grad_up if up is not None else None, grad_down if down is not None else None, x, alphas,
-            depthwise, pointwise, up, down, gamma, beta, raw, up_raw, down_raw, stats, factor, *ctx.options, wanted,
-        )  # fmt: skip
-        paths = [w for w in (up, down) if w is not None]
-        convolutions = [*depthwise, *pointwise, *paths] if wanted[1] else []
-        grads = as_weights(flat, [*convolutions, *gamma, *beta])
-        of_paths = iter(grads[2 * k : 2 * k + len(paths)] if wanted[1] else [None] * len(paths))
-        return (
-            grad_x if wanted[0] else None,
-            grad_alphas if needs[1] else None,
-            grads[:k] if wanted[1] else none[0],
-            grads[k : 2 * k] if wanted[1] else none[0],
-            None if up is None else next(of_paths),
-            None if down is None else next(of_paths),
-            grads[-2 * norms : -norms],
-            grads[-norms:],
-            none[1], none[1], *[None] * 7,
-        )  # fmt: skip
-
-    autograd.register("node_train", backward, setup_context, maps=(0,))
-
-    def macs(x: Any, depthwise: Any, up: Any, down: Any) -> tuple[int, int, int]:
-        """Of all depthwise products, of the cell's pointwise ones, of the paths'."""
-        n, c, h, w = x
-        pixels, stages = n * h * w, len(depthwise)
-        paths = pixels * flops_of(up)[0] * c if up is not None else 0
-        paths += n * ((h + 1) // 2) * ((w + 1) // 2) * flops_of(down)[0] * c if down is not None else 0
-        return pixels * 9 * c * stages, pixels * c * c * stages, paths
-
-    @register_flop_formula(torch.ops.dynroute.node_train)
-    def _(x, alphas, depthwise, pointwise, up, down, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return 2 * sum(macs(x, depthwise, up, down))
-
-    @register_flop_formula(torch.ops.dynroute.node_train_backward)
-    def _(grad_keep, grad_up, grad_down, x, alphas, depthwise, pointwise, up, down, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        _, wants_weights = args[-1]
-        taps, products, paths = macs(x, depthwise, up if grad_up else None, down if grad_down else None)
-        # a first stage's input gradient is made where x's or its depthwise weights' is wanted
-        return 2 * ((1 + wants_weights) * (products + paths) + (1 + 2 * wants_weights) * taps)
-
 
 if library.why_not_loaded() is None:
     _register()
+    register("dynroute", "node_train")
 backends.register(
     "node_train",
     backends.cuda_kernels("node_train"),
     backends.cpu_kernels("node_train"),
+    backends.triton_kernels("node_train"),
     backends.Backend("reference", reference.node_train, backends.anywhere),
 )

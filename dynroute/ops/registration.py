@@ -1,13 +1,36 @@
-"""What the operators' registrations with torch share."""
+"""What the operators' registrations with torch share: one derivative, one FLOP formula, whichever kernels compute."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
+from torch.utils.flop_counter import register_flop_formula
+
+from dynroute.ops import autograd
+
+_FORMULAS: dict[str, Callable[..., int]] = {}
+
+
+def flop_formula(op: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Says how many FLOPs an operator, or its backward, does; as `torch.utils.flop_counter.register_flop_formula`."""
+
+    def keep(formula: Callable[..., int]) -> Callable[..., int]:
+        _FORMULAS[op] = formula
+        return formula
+
+    return keep
+
+
+def register(namespace: str, op: str) -> None:
+    """Makes the derivative, the rules of autocast and the FLOPs of `op` known for `torch.ops.<namespace>.<op>`."""
+    autograd.register(namespace, op)
+    for name in (op, f"{op}_backward"):
+        if name in _FORMULAS:
+            register_flop_formula(getattr(getattr(torch.ops, namespace), name))(_FORMULAS[name])
 
 
 def nhwc_empty(x: Tensor, shape: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:

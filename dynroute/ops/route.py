@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dynroute.native import library
-from dynroute.ops import backends, reference
+from dynroute.ops import autograd, backends, reference
+from dynroute.ops.registration import register
 
 
 class Routes(NamedTuple):
@@ -45,6 +46,20 @@ def route(alphas: Tensor, present: Tensor, path_exists: Tensor, slots: Tensor, b
     return Routes(*backends.operator("route", backend, alphas)(alphas, present, path_exists, slots))
 
 
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, present, path_exists, _ = inputs
+    ctx.save_for_backward(present, path_exists)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *rest: Tensor | None) -> tuple:
+    present, path_exists = ctx.saved_tensors
+    return grad * (present[:, :, None] & path_exists), None, None, None
+
+
+autograd.define("route", _backward, _setup_context, lowers=False)
+
+
 def _register() -> None:
     @torch.library.register_fake("dynroute::route")
     def _(alphas, present, path_exists, slots):  # type: ignore[no-untyped-def]
@@ -64,20 +79,10 @@ def _register() -> None:
             new(torch.int32, n, 4),
         )
 
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        _, present, path_exists, _ = inputs
-        ctx.save_for_backward(present, path_exists)
-        ctx.mark_non_differentiable(*output[1:])
-
-    def backward(ctx: Any, grad: Tensor, *rest: Tensor | None) -> tuple:
-        present, path_exists = ctx.saved_tensors
-        return grad * (present[:, :, None] & path_exists), None, None, None
-
-    torch.library.register_autograd("dynroute::route", backward, setup_context=setup_context)
-
 
 if library.why_not_loaded() is None:
     _register()
+    register("dynroute", "route")
 backends.register(
     "route",
     backends.cuda_kernels("route"),

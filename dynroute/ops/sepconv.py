@@ -8,11 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, gradients, reference
-from dynroute.ops.registration import flops_of, nhwc_empty
+from dynroute.ops.registration import flop_formula, flops_of, nhwc_empty, register
 
 
 def sepconv(
@@ -52,6 +51,55 @@ def sepconv(
     return run(x, list(depthwise), list(pointwise), list(scale), list(shift), open, stride, residual, final_relu)
 
 
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, depthwise, pointwise, scale, shift, open, *ctx.options = inputs
+    ctx.stages = len(depthwise)
+    ctx.save_for_backward(x, open, *depthwise, *pointwise, *scale, *shift)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    x, open, *weights = ctx.saved_tensors
+    k = ctx.stages
+    depthwise, pointwise, scale, shift = (weights[i * k : (i + 1) * k] for i in range(4))
+    stride, residual, final_relu = ctx.options
+    strides = [stride, *[1] * (k - 1)]
+
+    # the forward again, keeping each stage's input and depthwise output
+    x = reference.only(open, x)
+    inputs, filtered, products = [x], [], []
+    for i in range(k):
+        filtered.append(F.conv2d(inputs[i], depthwise[i], None, strides[i], 1, 1, inputs[i].shape[1]))
+        products.append(F.conv2d(filtered[i], pointwise[i]))
+        inputs.append(reference.affine(products[i], scale[i], shift[i]))
+        if i < k - 1:
+            inputs[-1] = inputs[-1].relu()
+
+    grad = reference.only(open, grad)
+    if final_relu:
+        grad = grad * ((inputs[-1] + x if residual else inputs[-1]) > 0)
+    grad_residual = grad
+    grads: list[list[Tensor]] = [[], [], [], []]
+    for i in reversed(range(k)):
+        if i < k - 1:
+            grad = grad * (inputs[i + 1] > 0)
+        grad, grad_scale, grad_shift = gradients.affine(grad, products[i], scale[i])
+        grad, grad_pointwise = gradients.conv(grad, filtered[i], pointwise[i])
+        grad, grad_depthwise = gradients.conv(grad, inputs[i], depthwise[i], strides[i], 1, inputs[i].shape[1])
+        for part, value in zip(grads, (grad_depthwise, grad_pointwise, grad_scale, grad_shift)):
+            part.insert(0, value)
+    return grad + grad_residual if residual else grad, *grads, None, None, None, None
+
+
+autograd.define("sepconv", _backward, _setup_context)
+
+
+@flop_formula("sepconv")
+def _(x, depthwise, pointwise, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    n, _, h, w = x
+    pixels = n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
+    return 2 * pixels * sum(p[1] * (9 + p[0]) for p in map(flops_of, pointwise))
+
+
 def _register() -> None:
     @torch.library.register_fake("dynroute::sepconv")
     def _(x, depthwise, pointwise, scale, shift, open, stride, residual, final_relu):  # type: ignore[no-untyped-def]
@@ -59,55 +107,10 @@ def _register() -> None:
         shape = (n, pointwise[-1].shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1)
         return nhwc_empty(x, shape)
 
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, depthwise, pointwise, scale, shift, open, *ctx.options = inputs
-        ctx.stages = len(depthwise)
-        ctx.save_for_backward(x, open, *depthwise, *pointwise, *scale, *shift)
-
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        x, open, *weights = ctx.saved_tensors
-        k = ctx.stages
-        depthwise, pointwise, scale, shift = (weights[i * k : (i + 1) * k] for i in range(4))
-        stride, residual, final_relu = ctx.options
-        strides = [stride, *[1] * (k - 1)]
-
-        # the forward again, keeping each stage's input and depthwise output
-        x = reference.only(open, x)
-        inputs, filtered, products = [x], [], []
-        for i in range(k):
-            filtered.append(F.conv2d(inputs[i], depthwise[i], None, strides[i], 1, 1, inputs[i].shape[1]))
-            products.append(F.conv2d(filtered[i], pointwise[i]))
-            inputs.append(reference.affine(products[i], scale[i], shift[i]))
-            if i < k - 1:
-                inputs[-1] = inputs[-1].relu()
-
-        grad = reference.only(open, grad)
-        if final_relu:
-            grad = grad * ((inputs[-1] + x if residual else inputs[-1]) > 0)
-        grad_residual = grad
-        grads: list[list[Tensor]] = [[], [], [], []]
-        for i in reversed(range(k)):
-            if i < k - 1:
-                grad = grad * (inputs[i + 1] > 0)
-            grad, grad_scale, grad_shift = gradients.affine(grad, products[i], scale[i])
-            grad, grad_pointwise = gradients.conv(grad, filtered[i], pointwise[i])
-            grad, grad_depthwise = gradients.conv(grad, inputs[i], depthwise[i], strides[i], 1, inputs[i].shape[1])
-            for part, value in zip(grads, (grad_depthwise, grad_pointwise, grad_scale, grad_shift)):
-                part.insert(0, value)
-        return grad + grad_residual if residual else grad, *grads, None, None, None, None
-
-    torch.library.register_autograd("dynroute::sepconv", backward, setup_context=setup_context)
-    autograd.lower_under_autocast("sepconv")
-
-    @register_flop_formula(torch.ops.dynroute.sepconv)
-    def _(x, depthwise, pointwise, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        n, _, h, w = x
-        pixels = n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
-        return 2 * pixels * sum(p[1] * (9 + p[0]) for p in map(flops_of, pointwise))
-
 
 if library.why_not_loaded() is None:
     _register()
+    register("dynroute", "sepconv")
 backends.register(
     "sepconv",
     backends.cuda_kernels("sepconv"),

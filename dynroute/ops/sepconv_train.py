@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flops_of, nhwc_empty, raw_type
+from dynroute.ops.registration import as_weights, flop_formula, flops_of, nhwc_empty, raw_type, register
 
 
 def sepconv_train(
@@ -72,6 +71,61 @@ def sepconv_train(
     return out
 
 
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, depthwise, pointwise, gamma, beta, _, _, open, *options, _, narrow = inputs
+    ctx.options = [*options, narrow]
+    _, raw, stats = output
+    ctx.stages = len(depthwise)
+    ctx.save_for_backward(x, open, raw, stats, *depthwise, *pointwise, *gamma, *beta)
+    ctx.mark_non_differentiable(raw, stats)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
+    k, needs = ctx.stages, autograd.needs(ctx)
+    if grad is None:
+        return None, *[[None] * k] * 6, *[None] * 8
+    x, open, raw, stats, *weights = ctx.saved_tensors
+    depthwise, pointwise, gamma, beta = (weights[i * k : (i + 1) * k] for i in range(4))
+    wanted = [needs[0], any(needs[1]), any(needs[2])]
+    grad_x, flat = ctx.kernels.sepconv_train_backward(
+        grad, x, depthwise, pointwise, gamma, beta, raw, stats, open, *ctx.options, wanted
+    )
+    taps, products = depthwise if wanted[1] else [], pointwise if wanted[2] else []
+    grads = as_weights(flat, [*taps, *products, *gamma, *beta])
+    none: list[Tensor | None] = [None] * k
+    return (
+        grad_x if wanted[0] else None,
+        grads[:k] if wanted[1] else none,
+        grads[-3 * k : -2 * k] if wanted[2] else none,
+        grads[-2 * k : -k], grads[-k:], none, none, *[None] * 8,
+    )  # fmt: skip
+
+
+autograd.define("sepconv_train", _backward, _setup_context, maps=(0,))
+
+
+def _macs(x: Any, pointwise: Any, stride: int) -> tuple[int, int]:
+    """Of all depthwise and of all pointwise products."""
+    n, _, h, w = x
+    pixels = n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
+    shapes = [flops_of(weight) for weight in pointwise]
+    return pixels * sum(9 * shape[1] for shape in shapes), pixels * sum(shape[0] * shape[1] for shape in shapes)
+
+
+@flop_formula("sepconv_train")
+def _(x, depthwise, pointwise, gamma, beta, mean, var, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return 2 * sum(_macs(x, pointwise, stride))
+
+
+@flop_formula("sepconv_train_backward")
+def _(grad, x, depthwise, pointwise, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    stride, wanted = args[5], args[-1]
+    taps, products = _macs(x, pointwise, stride)
+    # depthwise outputs are made again for the products' weights
+    return 2 * ((1 + wanted[2]) * products + (1 + wanted[1] + wanted[2]) * taps)
+
+
 def _register() -> None:
     @torch.library.register_fake("dynroute::sepconv_train")
     def _(x, depthwise, pointwise, gamma, beta, running_mean, running_var, open, stride, *rest):  # type: ignore[no-untyped-def]
@@ -89,61 +143,14 @@ def _register() -> None:
         n, c, h, w = x.shape
         return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), gamma[0].new_empty(size)
 
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, depthwise, pointwise, gamma, beta, _, _, open, *options, _, narrow = inputs
-        ctx.options = [*options, narrow]
-        _, raw, stats = output
-        ctx.stages = len(depthwise)
-        ctx.save_for_backward(x, open, raw, stats, *depthwise, *pointwise, *gamma, *beta)
-        ctx.mark_non_differentiable(raw, stats)
-        ctx.set_materialize_grads(False)
-
-    def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
-        k, needs = ctx.stages, autograd.needs(ctx)
-        if grad is None:
-            return None, *[[None] * k] * 6, *[None] * 8
-        x, open, raw, stats, *weights = ctx.saved_tensors
-        depthwise, pointwise, gamma, beta = (weights[i * k : (i + 1) * k] for i in range(4))
-        wanted = [needs[0], any(needs[1]), any(needs[2])]
-        grad_x, flat = torch.ops.dynroute.sepconv_train_backward(
-            grad, x, depthwise, pointwise, gamma, beta, raw, stats, open, *ctx.options, wanted
-        )
-        taps, products = depthwise if wanted[1] else [], pointwise if wanted[2] else []
-        grads = as_weights(flat, [*taps, *products, *gamma, *beta])
-        none: list[Tensor | None] = [None] * k
-        return (
-            grad_x if wanted[0] else None,
-            grads[:k] if wanted[1] else none,
-            grads[-3 * k : -2 * k] if wanted[2] else none,
-            grads[-2 * k : -k], grads[-k:], none, none, *[None] * 8,
-        )  # fmt: skip
-
-    autograd.register("sepconv_train", backward, setup_context, maps=(0,))
-
-    def macs(x: Any, pointwise: Any, stride: int) -> tuple[int, int]:
-        """Of all depthwise and of all pointwise products."""
-        n, _, h, w = x
-        pixels = n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
-        shapes = [flops_of(weight) for weight in pointwise]
-        return pixels * sum(9 * shape[1] for shape in shapes), pixels * sum(shape[0] * shape[1] for shape in shapes)
-
-    @register_flop_formula(torch.ops.dynroute.sepconv_train)
-    def _(x, depthwise, pointwise, gamma, beta, mean, var, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return 2 * sum(macs(x, pointwise, stride))
-
-    @register_flop_formula(torch.ops.dynroute.sepconv_train_backward)
-    def _(grad, x, depthwise, pointwise, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        stride, wanted = args[5], args[-1]
-        taps, products = macs(x, pointwise, stride)
-        # depthwise outputs are made again for the products' weights
-        return 2 * ((1 + wanted[2]) * products + (1 + wanted[1] + wanted[2]) * taps)
-
 
 if library.why_not_loaded() is None:
     _register()
+    register("dynroute", "sepconv_train")
 backends.register(
     "sepconv_train",
     backends.cuda_kernels("sepconv_train"),
     backends.cpu_kernels("sepconv_train"),
+    backends.triton_kernels("sepconv_train"),
     backends.Backend("reference", reference.sepconv_train, backends.anywhere),
 )

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, gradients, reference
-from dynroute.ops.registration import nhwc_empty
+from dynroute.ops.registration import flop_formula, nhwc_empty, register
 
 
 def transform(
@@ -44,36 +43,40 @@ def transform(
     return backends.operator("transform", backend, x)(x, weight, scale, shift, open, stride)
 
 
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.stride = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    x, weight, scale, shift, open = ctx.saved_tensors
+    x = reference.only(open, x)
+    product = F.conv2d(x.relu(), weight, None, ctx.stride)
+    grad = reference.only(open, grad) * (reference.affine(product, scale, shift) > 0)
+    grad, grad_scale, grad_shift = gradients.affine(grad, product, scale)
+    grad, grad_weight = gradients.conv(grad, x.relu(), weight, ctx.stride)
+    return grad * (x > 0), grad_weight, grad_scale, grad_shift, None, None
+
+
+autograd.define("transform", _backward, _setup_context)
+
+
+@flop_formula("transform")
+def _(x, weight, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    n, c, h, w = x
+    return 2 * n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1) * c * weight[0]
+
+
 def _register() -> None:
     @torch.library.register_fake("dynroute::transform")
     def _(x, weight, scale, shift, open, stride):  # type: ignore[no-untyped-def]
         n, _, h, w = x.shape
         return nhwc_empty(x, (n, weight.shape[0], (h - 1) // stride + 1, (w - 1) // stride + 1))
 
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        *tensors, ctx.stride = inputs
-        ctx.save_for_backward(*tensors)
-
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        x, weight, scale, shift, open = ctx.saved_tensors
-        x = reference.only(open, x)
-        product = F.conv2d(x.relu(), weight, None, ctx.stride)
-        grad = reference.only(open, grad) * (reference.affine(product, scale, shift) > 0)
-        grad, grad_scale, grad_shift = gradients.affine(grad, product, scale)
-        grad, grad_weight = gradients.conv(grad, x.relu(), weight, ctx.stride)
-        return grad * (x > 0), grad_weight, grad_scale, grad_shift, None, None
-
-    torch.library.register_autograd("dynroute::transform", backward, setup_context=setup_context)
-    autograd.lower_under_autocast("transform")
-
-    @register_flop_formula(torch.ops.dynroute.transform)
-    def _(x, weight, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        n, c, h, w = x
-        return 2 * n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1) * c * weight[0]
-
 
 if library.why_not_loaded() is None:
     _register()
+    register("dynroute", "transform")
 backends.register(
     "transform",
     backends.cuda_kernels("transform"),

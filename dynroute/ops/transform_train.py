@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flops_of, nhwc_empty, raw_type
+from dynroute.ops.registration import as_weights, flop_formula, flops_of, nhwc_empty, raw_type, register
 
 
 def transform_train(
@@ -67,6 +66,45 @@ def transform_train(
     return out
 
 
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, weight, gamma, beta, _, _, open, *options, _, narrow = inputs
+    ctx.options = [*options, narrow]
+    ctx.save_for_backward(x, weight, gamma, beta, *output[1:], open)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
+    if grad is None:
+        return (None,) * 13
+    *saved, open = ctx.saved_tensors
+    wanted = [*autograd.needs(ctx)[:2]]
+    grad_x, flat = ctx.kernels.transform_train_backward(grad, *saved, open, *ctx.options, wanted)
+    _, weight, gamma, beta, *_ = saved
+    *grad_weight, grad_gamma, grad_beta = as_weights(flat, [weight, gamma, beta] if wanted[1] else [gamma, beta])
+    return (
+        grad_x if wanted[0] else None, grad_weight[0] if wanted[1] else None, grad_gamma, grad_beta, *[None] * 9,
+    )  # fmt: skip
+
+
+autograd.define("transform_train", _backward, _setup_context, maps=(0,))
+
+
+def _flops(x: Any, weight: Any, stride: int) -> int:
+    n, c, h, w = x
+    return 2 * n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1) * c * flops_of(weight)[0]
+
+
+@flop_formula("transform_train")
+def _(x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return _flops(x, weight, args[5])
+
+
+@flop_formula("transform_train_backward")
+def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return sum(args[-1]) * _flops(x, weight, args[5])
+
+
 def _register() -> None:
     @torch.library.register_fake("dynroute::transform_train")
     def _(x, weight, gamma, beta, running_mean, running_var, open, stride, *rest):  # type: ignore[no-untyped-def]
@@ -85,45 +123,14 @@ def _register() -> None:
         flat = weight.new_empty((weight.numel() if wanted[1] else 0) + 2 * weight.shape[0])
         return nhwc_empty(x, (n if wanted[0] else 0, c, h, w)), flat
 
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, gamma, beta, _, _, open, *options, _, narrow = inputs
-        ctx.options = [*options, narrow]
-        ctx.save_for_backward(x, weight, gamma, beta, *output[1:], open)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
-        if grad is None:
-            return (None,) * 13
-        *saved, open = ctx.saved_tensors
-        wanted = [*autograd.needs(ctx)[:2]]
-        grad_x, flat = torch.ops.dynroute.transform_train_backward(grad, *saved, open, *ctx.options, wanted)
-        _, weight, gamma, beta, *_ = saved
-        *grad_weight, grad_gamma, grad_beta = as_weights(flat, [weight, gamma, beta] if wanted[1] else [gamma, beta])
-        return (
-            grad_x if wanted[0] else None, grad_weight[0] if wanted[1] else None, grad_gamma, grad_beta, *[None] * 9,
-        )  # fmt: skip
-
-    autograd.register("transform_train", backward, setup_context, maps=(0,))
-
-    def flops(x: Any, weight: Any, stride: int) -> int:
-        n, c, h, w = x
-        return 2 * n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1) * c * flops_of(weight)[0]
-
-    @register_flop_formula(torch.ops.dynroute.transform_train)
-    def _(x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return flops(x, weight, args[5])
-
-    @register_flop_formula(torch.ops.dynroute.transform_train_backward)
-    def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return sum(args[-1]) * flops(x, weight, args[5])
-
 
 if library.why_not_loaded() is None:
     _register()
+    register("dynroute", "transform_train")
 backends.register(
     "transform_train",
     backends.cuda_kernels("transform_train"),
     backends.cpu_kernels("transform_train"),
+    backends.triton_kernels("transform_train"),
     backends.Backend("reference", reference.transform_train, backends.anywhere),
 )

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, reference
-from dynroute.ops.registration import nhwc_empty
+from dynroute.ops.registration import flop_formula, nhwc_empty, register
 
 
 def upsampled_cross_entropy(
@@ -54,40 +53,46 @@ def upsampled_cross_entropy(
     return loss
 
 
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.with_gradient = inputs[-1]
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
+    if grad is None:
+        return (None,) * 6
+    if not ctx.with_gradient:
+        raise RuntimeError("upsampled_cross_entropy: with_gradient: wanted True for a backward pass, got False")
+    if torch.is_grad_enabled():
+        raise RuntimeError("upsampled_cross_entropy: its gradient has none; backend='reference' gives it one")
+    (gradient,) = ctx.saved_tensors
+    return gradient * grad, *[None] * 5
+
+
+autograd.define("upsampled_cross_entropy", _backward, _setup_context, maps=())
+
+
+@flop_formula("upsampled_cross_entropy")
+def _(logits, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+    return 0  # like torch's counter for its own elementwise and interpolation operators
+
+
 def _register() -> None:
     @torch.library.register_fake("dynroute::upsampled_cross_entropy")
     def _(logits, labels, factor, weight, ignore_index, with_gradient):  # type: ignore[no-untyped-def]
         n, k, h, w = logits.shape
         return logits.new_empty(()), nhwc_empty(logits, (n if with_gradient else 0, k, h, w))
 
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.with_gradient = inputs[-1]
-        ctx.save_for_backward(output[1])
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-
-    def backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
-        if grad is None:
-            return (None,) * 6
-        if not ctx.with_gradient:
-            raise RuntimeError("upsampled_cross_entropy: with_gradient: wanted True for a backward pass, got False")
-        if torch.is_grad_enabled():
-            raise RuntimeError("upsampled_cross_entropy: its gradient has none; backend='reference' gives it one")
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad, *[None] * 5
-
-    autograd.register("upsampled_cross_entropy", backward, setup_context, maps=())
-
-    @register_flop_formula(torch.ops.dynroute.upsampled_cross_entropy)
-    def _(logits, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-        return 0  # like torch's counter for its own elementwise and interpolation operators
-
 
 if library.why_not_loaded() is None:
     _register()
+    register("dynroute", "upsampled_cross_entropy")
 backends.register(
     "upsampled_cross_entropy",
     backends.cuda_kernels("upsampled_cross_entropy"),
     backends.cpu_kernels("upsampled_cross_entropy"),
+    backends.triton_kernels("upsampled_cross_entropy"),
     backends.Backend("reference", reference.upsampled_cross_entropy, backends.anywhere),
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynroute import ops
 from tests.support import cases
-from tests.support.trees import copies, leaves
+from tests.support.trees import copies, leaves, to
 
 F64 = torch.float64
 N = 4  # samples of the whole batch
@@ -42,18 +42,21 @@ def inputs(op: str, options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]
     return args, options
 
 
-def trained(op: str, options: dict[str, Any], rows: slice, group: str, backend: str) -> list[list[Tensor]]:
+def trained(
+    op: str, options: dict[str, Any], rows: slice, group: str, backend: str, dtype: torch.dtype = F64
+) -> list[list[Tensor]]:
     """For some samples: what is there for each of them; running statistics; gradients of weights, to be summed."""
     args, options = inputs(op, options)
+    args = to(args, dtype)
     rowed = BY_SAMPLE[op]
     given = [copies(a[rows] if i < rowed else a, i < TRAINS[op]) for i, a in enumerate(args)]
     if options.get("open") is not None:
         options["open"] = options["open"][rows]
     run = gate_train if op == "gate_train" else getattr(ops, op)
     outputs = leaves(run(*given, **options, group=group, backend=backend))
-    loss = torch.zeros((), dtype=F64)
+    loss = torch.zeros((), dtype=dtype)
     for i, out in enumerate(outputs):
-        loss = loss + (out * cases.normal(N, *out.shape[1:], dtype=F64, seed=7 + i)[rows]).sum()
+        loss = loss + (out * cases.normal(N, *out.shape[1:], dtype=dtype, seed=7 + i)[rows]).sum()
     wanted = leaves(given[: TRAINS[op]])
     gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
     own = [*(out.detach() for out in outputs), *gradients[:rowed]]

@@ -54,6 +54,11 @@ def nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def some(value: Tensor | None, other: Tensor) -> Tensor:
+    """The tensor, or any other: a pointer for what a kernel does not read."""
+    return other if value is None else value
+
+
 def strided(size: int, stride: int) -> int:
     return (size - 1) // stride + 1
 

@@ -16,18 +16,11 @@ from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
 from tests.support import cases
 from tests.support.cuda import trained
 from tests.support.cuda.operators import emulated
+from tests.support.trained_cases import GATE, LIMIT, NODE, PATTERNS, SEPCONV, SOME, TRANSFORM, in_type
 
 REASON = library.why_not_loaded() or emulator.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-SOME = torch.tensor([True, False, True])
-# of the largest value; in 16 bits roundings of what lies between products
-LIMIT = {torch.float32: 4e-6, torch.float16: 4 * 2.0**-10, torch.bfloat16: 4 * 2.0**-7}
-
-
-def in_type(args: Any, dtype: torch.dtype) -> tuple:
-    """Maps in a storage type, the rest in float32."""
-    return trained.channels_last(args[0].to(dtype)), *args[1:]
 
 
 def check(op: str, args: tuple, options: tuple, **how: Any) -> None:
@@ -39,36 +32,6 @@ def check(op: str, args: tuple, options: tuple, **how: Any) -> None:
             assert a.shape == b.shape, (kind, i)
             assert a.dtype == (args[0].dtype if a.dim() == 4 and kind == "result" else a.dtype)
             assert trained.error(a, b) <= limit, (kind, i, trained.error(a, b))
-
-
-SEPCONV = [  # n, c, h, w, stages, out, options
-    (3, 8, 1, 1, 1, 8, (None, 1, True, True, False, "")),
-    (3, 16, 7, 5, 2, 16, (SOME, 1, True, False, False, "")),
-    (3, 24, 9, 18, 3, 72, (None, 1, False, True, True, "")),
-    (3, 64, 9, 12, 2, 24, (SOME, 2, False, True, False, "")),
-    (3, 136, 5, 10, 1, 136, (None, 1, True, True, False, "")),
-]
-TRANSFORM = [  # n, c, h, w, out, options
-    (3, 8, 1, 1, 8, (None, 1, True, False, "")),
-    (3, 24, 7, 5, 40, (SOME, 2, True, False, "")),
-    (3, 72, 9, 18, 144, (None, 1, False, True, "")),
-]
-GATE = [  # n, c, h, w, gates, channels, options
-    (3, 16, 1, 1, 1, 8, ("tanh", [1], False, False, "")),
-    (3, 16, 7, 5, 3, 8, ("tanh", [1, 0, 2], False, False, "")),
-    (3, 24, 13, 10, 2, 16, ("softmax", [1, 2], True, False, "")),
-    (3, 64, 30, 34, 3, 32, ("sigmoid", [0, 1, 2], False, True, "")),
-    (3, 8, 4, 7, 2, 72, ("sigmoid", [2, 0], True, False, "")),
-]
-FACTOR = torch.tensor([0.0, 2.0, 1.25, 1.25])
-NODE = [  # n, c, h, w, stages, paths, options
-    (4, 16, 2, 2, 2, "ud", (None, 0.0, False, False, "")),
-    (4, 16, 7, 5, 1, "ud", (FACTOR, 0.0, True, False, "")),
-    (4, 64, 13, 9, 2, "ud", (None, 0.6, True, False, "")),
-    (4, 32, 8, 10, 2, "d", (FACTOR, 0.6, False, False, "")),
-    (4, 48, 9, 10, 3, "u", (None, 0.0, True, True, "")),
-    (4, 8, 5, 4, 2, "", (None, 0.6, True, False, "")),
-]
 
 
 @types
@@ -111,8 +74,7 @@ def test_many_parts(n: int) -> None:
 def test_every_gate_pattern(bridge: float) -> None:
     """Each of two samples closed, open without one path or the other, or open: what is left out, and what passes x."""
     x, _, *weights = cases.node_train(2, 16, 5, 6)
-    patterns = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.4, 0.3], [0.5, 0.0, 0.0], [0.3, 0.2, 0.1]])
-    for one, other in itertools.product(patterns, repeat=2):
+    for one, other in itertools.product(PATTERNS, repeat=2):
         args = (x.contiguous(memory_format=torch.channels_last), torch.stack([one, other]), *weights)
         check("node_train", args, (None, bridge, True, False, ""))
 
