@@ -11,7 +11,7 @@ help:
 	@echo "make test        build, lint and run all tests"
 	@echo "make lint        ruff, mypy"
 	@echo "make bench       operators and networks against what else runs them on this machine (BENCH=--quick for a look)"
-	@echo "make gpu-check   on a machine with a GPU, in stages of minutes: build, parity, sanitize, speed, train, compile (GPU="speed --quick")"
+	@echo "make gpu-check   on a machine with a GPU, in stages of minutes: build, parity, sanitize, speed, train, triton, compile (GPU="speed --quick")"
 	@echo "make sanitize    the operators' tests on a library built with AddressSanitizer and UBSan, in build/sanitize"
 
 # The stamps keep a second `make` from installing again; the native library is rebuilt when a source changed.

@@ -6,6 +6,7 @@
   speed      ours against eager PyTorch, three sizes, three types; routed against our own all open; with kernels that
              overlap and without; kernel by kernel
   train      a training step, by what `ops="auto"` takes on the device and by plain PyTorch
+  triton     the Triton backend beside ours in CUDA and eager PyTorch: the network, and a training step
   compile    torch.compile, and TensorRT where it is installed, beside ours
 
 Each runs alone, in a process of its own, for at most --limit seconds, and writes gpu_STAGE.json as it goes: a stage
@@ -234,7 +235,7 @@ def _networks(name: str) -> Callable[[Run], Iterator[Document]]:
 
 STAGES: dict[str, Callable[[Run], Iterator[Document]]] = {
     "build": build, "parity": parity, "sanitize": sanitize, "speed": _networks("speed"), "train": _networks("train"),
-    "compile": _networks("compiled"),
+    "triton": _networks("triton"), "compile": _networks("compiled"),
 }  # fmt: skip
 
 

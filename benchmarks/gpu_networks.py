@@ -251,6 +251,36 @@ def train(gpu: Gpu, quick: bool) -> Iterator[Document]:
         yield document
 
 
+def triton(gpu: Gpu, quick: bool) -> Iterator[Document]:
+    """The Triton backend beside the CUDA one and eager: the network all open, and a training step."""
+    scale = Scale(gpu, quick)
+    missing = "a dry run: its kernels would be interpreted" if scale.dry else why_not("triton")
+    document: Document = {"triton": missing or "it runs", "all_open": [], "training": []}
+    yield document
+    if missing is not None:
+        return
+    for dtype in scale.dtypes:
+        shape = scale.shapes[0]
+        run, x = dynroute.optimize(scale.network("fix_l16").cuda(), "triton", dtype), noise(gpu, *shape)
+        document["all_open"].append(all_open(gpu, scale, shape, dtype, triton=lambda *_: lambda _: run(x).logits))
+        yield document
+    n, h, w = scale.trained[0]
+    torch.manual_seed(SEED)
+    net = dynroute.create_model("dynamic_raw_l16", num_classes=CLASSES)
+    labels = torch.randint(0, CLASSES, (n, h, w)).to(gpu.device)
+    images = noise(gpu, n, h, w).contiguous(memory_format=torch.channels_last)
+    for bf16 in (False, True):
+        taken = {
+            ops: gpu.calls({ops: step_job(gpu, net, ops, images, labels, bf16, True)}, 5)[ops]
+            for ops in ("triton", "auto", "reference")
+        }
+        document["training"].append({
+            "shape": [n, 3, h, w], "autocast": "bfloat16" if bf16 else None,
+            "ms": {name: summary(values, gpu.kind) for name, values in taken.items()},
+        })  # fmt: skip
+        yield document
+
+
 def step_job(
     gpu: Gpu, net: DynamicNetwork, ops: str, images: Tensor, labels: Tensor, bf16: bool, recorded: bool
 ) -> Callable[[], object]:

@@ -20,5 +20,5 @@ def update(running_mean: Sequence[Tensor], running_var: Sequence[Tensor], stats:
             Where no pixel took part it holds the running statistics themselves, which then stay as they are.
     """
     sizes = [mean.numel() for mean in running_mean for _ in range(3)]
-    rows = stats.flatten().split(sizes)
+    rows = stats.flatten().to(running_mean[0].dtype).split(sizes)  # under autocast the reference's are of 16 bits
     torch._foreach_lerp_([*running_mean, *running_var], [*rows[MEAN::3], *rows[VARIANCE::3]], momentum)

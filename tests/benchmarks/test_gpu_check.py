@@ -30,7 +30,7 @@ def kinds(value: object) -> set[str]:
 
 
 @needs_library
-@pytest.mark.parametrize("stage", ["parity", "sanitize", "speed", "train", "compile"])
+@pytest.mark.parametrize("stage", ["parity", "sanitize", "speed", "train", "triton", "compile"])
 def test_a_dry_run_of_each_stage(stage: str, tmp_path: Path) -> None:
     assert gpu_check.main([stage, "--dry-run", "--out", str(tmp_path), "--tools", "memcheck"]) == 0
     document = document_of(stage, tmp_path)
@@ -55,6 +55,8 @@ def test_a_dry_run_of_each_stage(stage: str, tmp_path: Path) -> None:
         assert {row["operator"] for row in document["operators"]} == {"node", "gate", "aggregate"}
         assert all(row["error"] < 1e-4 for row in document["operators"])
         assert "'cuda' cannot be used" in document["cuda_operators"]
+    if stage == "triton":
+        assert "would be interpreted" in document["triton"]
     if stage == "compile":
         assert "torch_compile" in document["all_open"][0]["ms"]["warm"]
         assert "tensorrt" in document["all_open"][1]["absent"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from torch import Tensor
 
 import dynroute
 from dynroute import ops
-from dynroute.native import library
 from tests.support import cases
+from tests.support.backends import NAMESPACE, on_a_gpu
 from tests.support.cuda import trained
 from tests.support.networks import random_images, random_network
 from tests.support.trees import leaves, to
 
-pytestmark = pytest.mark.skipif(library.why_not_cuda() is not None, reason=library.why_not_cuda() or "")
+pytestmark = on_a_gpu
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 # results: of the largest value
@@ -46,8 +47,15 @@ CALLS: dict[str, tuple[str, Any, tuple]] = {
 each = pytest.mark.parametrize("name", list(CALLS))
 
 
-def on_gpu(op: str, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(out.cpu() for out in getattr(torch.ops.dynroute, op)(*to(args, "cuda")))
+def kernels_of(backend: str, op: str) -> Callable[..., Any]:
+    if backend == "triton":
+        from dynroute.ops.triton import operators  # noqa: F401  (importing makes them)
+    return getattr(getattr(torch.ops, NAMESPACE[backend]), op)  # type: ignore[no-any-return]
+
+
+def on_gpu(backend: str) -> Callable[..., tuple[Tensor, ...]]:
+    """Runs an operator by name on the device."""
+    return lambda op, *args: tuple(out.cpu() for out in kernels_of(backend, op)(*to(args, "cuda")))
 
 
 def given(name: str, dtype: torch.dtype) -> tuple[str, tuple, tuple]:
@@ -57,21 +65,21 @@ def given(name: str, dtype: torch.dtype) -> tuple[str, tuple, tuple]:
 
 @types
 @each
-def test_parity(name: str, dtype: torch.dtype) -> None:
+def test_parity(name: str, dtype: torch.dtype, backend: str) -> None:
     op, args, options = given(name, dtype)
-    results, gradients, outs = trained.both_directions(op, args, options, on_gpu)
+    results, gradients, outs = trained.both_directions(op, args, options, on_gpu(backend))
     exact, exact_gradients = trained.by_reference(op, args, options, outs)
     for got, wanted in zip(results, exact, strict=True):
         assert trained.error(got, wanted) <= LIMIT[dtype]
     for got, wanted in zip(gradients, exact_gradients, strict=True):
         assert trained.far([got], [wanted]) <= OF_GRADIENTS[dtype]
-    again = trained.both_directions(op, args, options, on_gpu)
+    again = trained.both_directions(op, args, options, on_gpu(backend))
     for a, b in zip((*results, *gradients), (*again[0], *again[1]), strict=True):
         assert torch.equal(a, b), "not the same bits again"
 
 
 @each
-def test_autograd_autocast_and_graphs(name: str) -> None:
+def test_autograd_autocast_and_graphs(name: str, backend: str) -> None:
     """Gradients through the public function; autocast lowers maps and leaves weights; both directions are captured."""
     op, args, options = given(name, torch.float32)
     x, *rest = to(args, "cuda")
@@ -80,11 +88,11 @@ def test_autograd_autocast_and_graphs(name: str) -> None:
 
     def run() -> tuple[list[Tensor], Tensor]:
         if op == "node_train":
-            outs = leaves(ops.node_train(x, *rest, *options[:4], momentum=0.0))
+            outs = leaves(ops.node_train(x, *rest, *options[:4], momentum=0.0, backend=backend))
         elif op == "gate_train":
-            outs = [ops.gate_train(x, *rest, *options[:4], momentum=0.0)]
+            outs = [ops.gate_train(x, *rest, *options[:4], momentum=0.0, backend=backend)]
         else:
-            outs = [getattr(ops, op)(x, *rest, *options[:-1], momentum=0.0)]
+            outs = [getattr(ops, op)(x, *rest, *options[:-1], momentum=0.0, backend=backend)]
         (grad,) = torch.autograd.grad(sum(out.float().sum() for out in outs), x)
         # without their history, which would hold the stream that it was made on: a graph could not wait for that
         return [out.detach() for out in outs], grad
@@ -106,13 +114,13 @@ def test_autograd_autocast_and_graphs(name: str) -> None:
 
 
 @each
-def test_no_wait(name: str) -> None:
+def test_no_wait(name: str, backend: str) -> None:
     """The host is not held up, in either direction."""
     op, args, options = given(name, torch.float16)
     calls: list[tuple[Any, tuple, tuple]] = []
 
     def call(op: str, *args: Any) -> tuple:
-        run, moved = getattr(torch.ops.dynroute, op), to(args, "cuda")
+        run, moved = kernels_of(backend, op), to(args, "cuda")
         calls.append((run, moved, tuple(run(*moved))))
         return calls[-1][2]
 
@@ -129,14 +137,14 @@ def test_no_wait(name: str) -> None:
 
 
 @each
-def test_a_group_of_one_process(name: str, tmp_path: Path) -> None:
+def test_a_group_of_one_process(name: str, tmp_path: Path, backend: str) -> None:
     """Statistics gathered by nccl, from the kernels' memory and into it: the same as without a group."""
     op, args, options = given(name, torch.float32)
-    alone = trained.both_directions(op, args, options, on_gpu)
+    alone = trained.both_directions(op, args, options, on_gpu(backend))
     dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
     try:
         group = dist.group.WORLD.group_name  # type: ignore[union-attr]
-        gathered = trained.both_directions(op, args, (*options[:-1], group), on_gpu)
+        gathered = trained.both_directions(op, args, (*options[:-1], group), on_gpu(backend))
     finally:
         dist.destroy_process_group()
     for a, b in zip((*gathered[0], *gathered[1]), (*alone[0], *alone[1]), strict=True):
@@ -156,13 +164,13 @@ def step(net: torch.nn.Module, device: str, choice: str, autocast: bool = False)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_whole_step(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_step(autocast: bool, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """As near to float64 as plain PyTorch on the same GPU, within a factor of two."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     net = random_network(channels=32, layers=5).train()
     exact = step(copy.deepcopy(net).double(), "cpu", "reference")
-    ours, plain = step(net, "cuda", "auto", autocast), step(net, "cuda", "reference", autocast)
+    ours, plain = step(net, "cuda", backend, autocast), step(net, "cuda", "reference", autocast)
     names = list(exact)
     far = [trained.far([found[n] for n in names], [exact[n] for n in names]) for found in (ours, plain)]
     assert far[0] <= 2 * far[1] + 1e-5, far

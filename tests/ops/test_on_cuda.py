@@ -112,7 +112,7 @@ def test_who_is_refused(op: str) -> None:
     assert backends.choose(op, x).backend.name == "cpu"
     with pytest.raises(RuntimeError, match="backend 'cuda' cannot be used"):
         backends.operator(op, "cuda", x)
-    of_triton = ["triton"] if op in ("sepconv", "gate", "transform", "aggregate") else []
+    of_triton = ["triton"]
     assert [backend.name for backend in backends.registered(op)] == ["cuda", "cpu", *of_triton, "reference"]
 
 

@@ -151,33 +151,6 @@ def test_what_is_not_wanted_is_not_made() -> None:
     ].isnan().any()  # up's and down's weights: 0, as nothing came from there
 
 
-def test_parity_matrix() -> None:
-    """Operator x direction x type, as a table (`pytest -rP -k matrix`): how far results and gradients are from float64,
-    ours and plain PyTorch's under autocast, as shares of their norms."""
-    given = {
-        "sepconv_train": (cases.sepconv_train(3, 64, 12, 20), (SOME, 1, True, True, False, "")),
-        "transform_train": (cases.transform_train(3, 64, 12, 20, 128), (SOME, 2, True, False, "")),
-        "gate_train": (cases.gate_train(3, 64, 12, 20), ("sigmoid", [1, 0, 2], False, False, "")),
-        "node_train": (cases.node_train(3, 64, 12, 20), (None, 0.6, True, False, "")),
-    }
-    print(
-        "| operator | direction | float32 | float16, ours / torch's | bfloat16, ours / torch's |\n|---|---|---|---|---|"
-    )
-    for op, (args, options) in given.items():
-        cells: list[list[str]] = [[], []]
-        for dtype in DTYPES:
-            of_type = in_type(args, dtype)
-            *ours, outs = trained.both_directions(op, of_type, options)
-            exact = trained.by_reference(op, of_type, options, outs, own_raw=False)
-            plain = trained.by_reference(op, of_type, options, outs, dtype, own_raw=False)
-            for i in range(2):
-                error, own = trained.far(ours[i], exact[i]), trained.far(plain[i], exact[i])
-                assert 0 < error <= (4e-6 if dtype == torch.float32 else 2 * own), (op, i, dtype, error, own)
-                cells[i].append(f"{error:.1e}" + ("" if dtype == torch.float32 else f" / {own:.1e}"))
-        for direction, row in zip(("forward", "backward"), cells):
-            print(f"| {op} | {direction} | " + " | ".join(row) + " |")
-
-
 def test_errors() -> None:
     x, *rest = cases.transform_train(2, 16, 6, 5, 16)
     options = (None, 1, True, False, "", 1e-5)

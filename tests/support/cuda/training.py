@@ -1,4 +1,4 @@
-"""Training on the emulator: the operators' kernels of CUDA stand in for those of the CPU, in both directions."""
+"""CUDA's operators on the emulator: their kernels stand in for those of the CPU, in both directions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from dynroute.ops import backends
 from tests.support.cuda.operators import emulated
 
 DIFFERENTIABLE = ("sepconv_train", "transform_train", "node_train", "gate_train", "aggregate")
-ONLY_FORWARD = ("upsampled_cross_entropy",)  # its gradient is made there
+# The loss's gradient is made there; those of inference are PyTorch's operators.
+ONLY_FORWARD = ("upsampled_cross_entropy", "sepconv", "transform", "gate", "route")
 
 
 @contextmanager
@@ -38,8 +39,9 @@ def emulated_operators(
         lowers = maps != torch.float32 and op not in ONLY_FORWARD
 
         def run(*args: Any) -> Any:
-            given = [in_type(value, maps) for value in args] if lowers else args
-            made = emulated(op, *given, statistics=launches, **options)
+            if not lowers:
+                return emulated(op, *args, statistics=launches, **options)
+            made = emulated(op, *(in_type(value, maps) for value in args), statistics=launches, **options)
             if isinstance(made, Tensor):
                 return in_type(made, torch.float32)
             return tuple(in_type(value, torch.float32) for value in made)

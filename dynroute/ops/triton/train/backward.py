@@ -79,7 +79,7 @@ def sums(
             grad=grad, raw=raw, x=some(x, raw), weight=some(weight, raw),
             behind=behind, sums=found, dots=some(dots, found), pixels=pixels, tiles=tiles,
             channels=channels, HAS_X=x is not None, HAS_WEIGHT=weight is not None, RELU=relu, STORE=relu,
-            **norm.arguments(), **samples.arguments(raw), **cut.tile(),
+            **norm.arguments(), **samples.arguments(found), **cut.tile(),
         )  # fmt: skip
     return behind, Tiles(found, tiles, pixels, cut.block_m), dots
 
@@ -284,7 +284,7 @@ def depthwise_backward(
             out=some(grad_source, grad), sums=sums, parts=parts, out_height=out_height,
             out_width=out_width, pixels=pixels, tiles=tiles, stride=stride, HAS_ADDED=added is not None,
             HAS_MORE=more is not None, HAS_OUT=grad_source is not None, HAS_PARTS=grad_taps is not None,
-            **source.arguments(), **samples.arguments(grad), **cut.tile(),
+            **source.arguments(), **samples.arguments(some(grad_source, parts)), **cut.tile(),
         )  # fmt: skip
     if grad_taps is not None:
         reduce(parts, grad_taps, samples, tiles)

@@ -69,7 +69,7 @@ def forward(
         wrapped(forward_kernel)[(tiles, triton.cdiv(out_channels, cut.block_n), n)](
             taps=some(taps, weight).contiguous(), weight=weight.contiguous(), raw=raw, sums=sums,
             out_width=out_width, pixels=pixels, tiles=tiles, out_channels=out_channels, stride=stride,
-            HAS_TAPS=taps is not None, HAS_SUMS=with_sums, **source.arguments(), **samples.arguments(weight),
+            HAS_TAPS=taps is not None, HAS_SUMS=with_sums, **source.arguments(), **samples.arguments(raw),
             **cut.product(),
         )  # fmt: skip
     return Tiles(sums, tiles, pixels, cut.block_m) if with_sums else None
@@ -119,5 +119,5 @@ def apply(
     wrapped(apply_kernel)[(triton.cdiv(pixels, cut.block_m), triton.cdiv(channels, cut.block_n), n)](
         raw=raw, x=some(x, raw), weight=some(weight, raw), out=out, pixels=pixels,
         channels=channels, HAS_X=x is not None, HAS_WEIGHT=weight is not None, RELU=relu, **norm.arguments(),
-        **samples.arguments(raw), **cut.tile(),
+        **samples.arguments(out), **cut.tile(),
     )  # fmt: skip

@@ -193,5 +193,5 @@ def reduce(parts: Tensor, out: Tensor, samples: Samples, of_each: int) -> None:
     """Writes the sum of parts [N * of_each, size] into `out`, those of the samples that take part."""
     size = out.numel()
     wrapped(reduce_kernel)[(triton.cdiv(size, 64),)](
-        parts=parts, out=out, of_each=of_each, size=size, BLOCK=64, ROWS=32, **samples.arguments(parts)
+        parts=parts, out=out, of_each=of_each, size=size, BLOCK=64, ROWS=32, **samples.arguments(out)
     )

@@ -40,7 +40,8 @@ class Samples(NamedTuple):
     listed: Tensor | None = None
 
     def arguments(self, anything: Tensor) -> dict[str, Any]:
-        """What `how_many` and `nth` are told; anything: a pointer where there is no list."""
+        """What `how_many` and `nth` are told; anything: a pointer where there is no list, to what the kernel writes:
+        compilers take what an address depends on for written."""
         return {
             "samples": some(self.listed, anything),
             "n": self.n,
