@@ -5,7 +5,9 @@ random patterns of open nodes.  'realised' is the share of the saving that the c
 
 --tune instead measures how the cells of the network are best cut into tiles on this machine, at one image size, and
 saves what beats the cost model's plan by more than 3% where every later run finds it: the file that DYNROUTE_TUNING
-names, or ~/.cache/dynroute/tuning.json.  Results stay the same bits.
+names, or ~/.cache/dynroute/tuning.json.  Results stay the same bits.  With --backend triton it measures, on a GPU, how
+the Triton kernels' work is best cut for the network's shapes, and saves what beats the checked-in cuts by more than 3%
+in the file that DYNROUTE_TRITON_TUNING names, or ~/.cache/dynroute/triton_tuning.json.
 
 --train instead times training steps (forward, loss, backward) at one image size: on the fused operators, in plain
 PyTorch, and with closed nodes computed or left out; with what autograd keeps and the peak of memory."""
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dynroute.cli import bench_train, tune
+from dynroute.cli import bench_train, tune, tune_triton
 from dynroute.cli.common import BACKENDS, add_device, add_storage, open_device, parse_size, positive, print_table
 from dynroute.cli.target import add_target, data_images, load_target
 from dynroute.measure.bench import IMAGES, SIZE, bench
@@ -29,6 +31,7 @@ EXAMPLES = (
     "dynroute bench runs/scenes_quick --json runs/scenes_quick/bench.json   # the report picks this up",
     "dynroute bench dynamic_raw_l16 --size 512x1024 --batch 1 8 --threads 2",
     "dynroute bench --tune dynamic_raw_l16 --size 512x1024   # once per machine, network and size",
+    "dynroute bench --tune --backend triton dynamic_raw_l16 --storage float16   # on a GPU: the kernels' cuts",
     "dynroute bench --train dynamic_raw_l16 --size 256x256 --batch 2",
 )
 
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tune",
         action="store_true",
         help=f"measure and save the tiles of the cells for this machine (without a model: of {tune.TUNE_MODEL}); "
-        "takes --size, --threads and --repeats",
+        "takes --size, --threads and --repeats; with --backend triton the kernels' cuts, and --storage",
     )
     parser.add_argument(
         "--train",
@@ -66,6 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.tune and args.backend == "triton":
+        return tune_triton.run(args)
     device = open_device(args.device, args.backend)
     before = torch.get_num_threads()
     try:
@@ -73,7 +78,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             torch.set_num_threads(args.threads)
         if args.tune:
             if device.type != "cpu":
-                raise ValueError("--tune: the tiles of the CPU engine are tuned, wanted --device cpu")
+                raise ValueError(
+                    "--tune: the tiles of the CPU engine are tuned, wanted --device cpu or --backend triton"
+                )
             return tune.run(args)
         if args.train:
             return bench_train.run(args, device)

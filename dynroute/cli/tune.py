@@ -30,13 +30,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if reason is not None:
         raise ValueError(f"--tune: the planner is not there: {reason}")
     if args.backend == "reference":
-        raise ValueError("--tune: only the cpu backend has plans, not reference")
+        raise ValueError("--tune: the cpu backend has plans and triton has cuts, reference has neither")
     read_tuning(path)  # what is not a tuning file is found out before the work, and never written over
     target = load_target(args.model or TUNE_MODEL, args.small_gate)
     reason = why_not(NETWORK, "cpu", target.net)
     if reason is not None:
         raise ValueError(f"--tune: {target.label}: {reason}")
-    images = _images(target, args)
+    images = tune_images(target, args)
     try:
         with tqdm(desc="tune", unit="run", delay=2, leave=False, dynamic_ncols=True) as bar:
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _images(target: Target, args: argparse.Namespace) -> Tensor:
+def tune_images(target: Target, args: argparse.Namespace) -> Tensor:
     """One image [1,3,H,W] of the size to tune for: --size, else that of the run's or --data's images."""
     if args.size is None and target.trained and (target.run is not None or args.data is not None):
         return data_images(target, args.data, args.split, 1)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dynroute.files import cache_file, write_whole
 from dynroute.native.planner import Shape, check_tiling, forget_tuned, machine, tune, why_not
 
 TUNING_FORMAT = "dynroute tuning 1"
@@ -83,8 +84,7 @@ def forget_tuning() -> None:
 
 def default_tuning_file() -> Path:
     """dynroute/tuning.json in the user's cache folder: XDG_CACHE_HOME, or ~/.cache."""
-    # expanduser, unlike Path.home, does not fail where there is no home
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dynroute" / "tuning.json"
+    return cache_file("tuning.json")
 
 
 def tuning_file() -> Path | None:
@@ -142,18 +142,7 @@ def save_tuning(path: Path, entries: Sequence[Entry], measured: Sequence[Shape])
     here, gone = machine(), {*measured, *(entry.shape for entry in entries)}
     kept = [entry for entry in read_tuning(path) if entry.machine != here or entry.shape not in gone]
     document = {"format": TUNING_FORMAT, "entries": [asdict(entry) for entry in [*kept, *entries]]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name of its own: two that save at once must not write into one file
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(document, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_whole(path, json.dumps(document, indent=1) + "\n")
 
 
 def load_tuning(again: bool = False) -> Tuning:
