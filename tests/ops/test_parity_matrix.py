@@ -1,8 +1,8 @@
 """Every operator by every backend, in every type and both directions: how far each is from float64.
 
-`python -m pytest tests/ops/test_parity_matrix.py -rP | grep '^|'` prints the table: operator, backend, direction, and in
-float32, float16 and bfloat16 ours and PyTorch's own. Without a GPU CUDA's kernels run on the emulator, Triton's by its
-interpreter.
+`python -m pytest tests/ops/test_parity_matrix.py -rP | grep '^|'` prints the table: operator, backend, direction, and
+in float32, float16 and bfloat16 ours and PyTorch's own. Without a GPU CUDA's kernels run on the emulator, Triton's by
+its interpreter.
 """
 
 from __future__ import annotations

@@ -54,6 +54,11 @@ def nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def by_taps(depthwise: Tensor) -> Tensor:
+    """[C, 1, 3, 3] as [9, C]: the weights of neighbouring channels side by side, as those are in a map."""
+    return depthwise.view(-1, 9).t().contiguous()
+
+
 def some(value: Tensor | None, other: Tensor) -> Tensor:
     """The tensor, or any other: a pointer for what a kernel does not read."""
     return other if value is None else value

@@ -16,6 +16,13 @@ def product(a, b, total, WIDE: tl.constexpr):
 
 
 @triton.jit
+def both(one, other):
+    """one + other, on the way into a product. By way of a reduction, past which the compiler does not move the layout
+    that the product wants: what made them would be made in it, by several warps, of loads of two bytes."""
+    return tl.sum(tl.join(one, other), 2)
+
+
+@triton.jit
 def affine(total, scale, shift, column, there):
     """total [., columns] times a column's scale, plus its shift."""
     total = total * tl.load(scale + column, there, 0.0).to(tl.float32)[None, :]
@@ -27,3 +34,11 @@ def weights(weight, column, step, columns, channels):
     """[step, column] of a product's weights [columns, channels]; 0 beyond them."""
     there = (column < columns)[None, :] & (step < channels)[:, None]
     return tl.load(weight + column[None, :] * channels + step[:, None], there, 0.0)
+
+
+@triton.jit
+def count(counter, pixels, each):
+    """Adds the work on so many pixels to a counter of 64 bits. Of a launch one program may count for a sample: that of
+    its first tile."""
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        tl.store(counter, tl.load(counter) + tl.full((), 1, tl.int64) * pixels * each)

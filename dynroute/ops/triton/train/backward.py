@@ -197,7 +197,7 @@ def outer(gradient: Gradient, source: Source, taps: Tensor | None, samples: Samp
     count = max(min(n * tiles, triton.cdiv(PROGRAMS, blocks[0] * blocks[1])), 1)
     parts = to.new_empty((count, to.numel()))
     wrapped(outer_kernel)[blocks[0], blocks[1], count](
-        taps=some(taps, parts).contiguous(), parts=parts, out_width=width, pixels=pixels, tiles=tiles,
+        taps=some(taps, parts), parts=parts, out_width=width, pixels=pixels, tiles=tiles,
         out_channels=out_channels, stride=stride, HAS_TAPS=taps is not None, **gradient.arguments(),
         **source.arguments(), **samples.arguments(parts), **cut.product(),
     )  # fmt: skip
@@ -244,9 +244,9 @@ def depthwise_kernel(
         place = sample * out_height * out_width * channels
         place = place + ((y * out_width + column_at)[:, None] * channels + column[None, :])
         by = tl.load(grad + place, is_read[:, None] & there[None, :], 0.0).to(tl.float32)
-        of_x += by * tl.load(taps + column * 9 + tap, there, 0.0)[None, :]
+        of_x += by * tl.load(taps + tap * channels + column, there, 0.0)[None, :]
         if HAS_PARTS:
-            tl.store(parts + (row * channels + column) * 9 + tap, tl.sum(by * value, 0), there)
+            tl.store(parts + (row * 9 + tap) * channels + column, tl.sum(by * value, 0), there)
     if KIND == "normed":
         of_x = tl.where(value > 0.0, of_x, 0.0)
     if HAS_ADDED:
@@ -269,17 +269,17 @@ def depthwise_backward(
     grad: Tensor, source: Source, taps: Tensor, samples: Samples, stride: int, grad_source: Tensor | None,
     grad_taps: Tensor | None, added: Tensor | None = None, more: tuple[Tensor, Tensor] | None = None,
 ) -> Tiles | None:  # fmt: skip
-    """Writes the gradient of a depthwise's source, [N, C, H, W], and of its taps, [C * 9]; sums for the source's
-    BatchNorm, if it has one. more: a map, and by how much it counts [N]."""
+    """Writes the gradient of a depthwise's source, [N, C, H, W], and of its weights, [C * 9]; sums for the source's
+    BatchNorm, if it has one. taps: [9, C]; more: a map, and by how much it counts [N]."""
     n, channels, out_height, out_width = grad.shape
     height, width, _ = source.size
     cut, pixels = configs.find("train_depthwise", channels, grad.dtype), height * width
     tiles = triton.cdiv(pixels, cut.block_m)
     sums = taps.new_empty((n * tiles if source.norm is not None else 0, 2, channels))
-    parts = taps.new_empty((n * tiles if grad_taps is not None else 0, channels * 9))
+    parts = taps.new_empty((n * tiles if grad_taps is not None else 0, 9 * channels))
     if grad.numel():
         wrapped(depthwise_kernel)[(tiles, triton.cdiv(channels, cut.block_n), n)](
-            grad=grad, taps=taps.contiguous(), added=some(added, grad),
+            grad=grad, taps=taps, added=some(added, grad),
             more=more[0] if more is not None else grad, more_weight=more[1] if more is not None else taps,
             out=some(grad_source, grad), sums=sums, parts=parts, out_height=out_height,
             out_width=out_width, pixels=pixels, tiles=tiles, stride=stride, HAS_ADDED=added is not None,
@@ -287,5 +287,5 @@ def depthwise_backward(
             **source.arguments(), **samples.arguments(some(grad_source, parts)), **cut.tile(),
         )  # fmt: skip
     if grad_taps is not None:
-        reduce(parts, grad_taps, samples, tiles)
+        reduce(parts, grad_taps, samples, tiles, columns=channels)
     return Tiles(sums, tiles, pixels, cut.block_m) if source.norm is not None else None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynroute.ops.triton.launch import check, nhwc, strided
+from dynroute.ops.triton.launch import by_taps, check, nhwc, strided
 from dynroute.ops.triton.train import norm
 from dynroute.ops.triton.train.backward import depthwise_backward, outer, product_backward, sums
 from dynroute.ops.triton.train.forward import apply, forward
@@ -38,7 +38,8 @@ class Chain(NamedTuple):
         return Source("normed", self.x, self.raw_of(k - 1), self.norms[k - 1])
 
     def taps(self, k: int) -> Tensor | None:
-        return self.depthwise[k] if self.depthwise else None
+        """[9, C], as kernels read them."""
+        return by_taps(self.depthwise[k]) if self.depthwise else None
 
 
 class Flat:

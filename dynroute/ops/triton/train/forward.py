@@ -67,7 +67,7 @@ def forward(
     sums = weight.new_empty((n * tiles, 3, out_channels)) if with_sums else weight
     if raw.numel():
         wrapped(forward_kernel)[(tiles, triton.cdiv(out_channels, cut.block_n), n)](
-            taps=some(taps, weight).contiguous(), weight=weight.contiguous(), raw=raw, sums=sums,
+            taps=some(taps, weight), weight=weight.contiguous(), raw=raw, sums=sums,
             out_width=out_width, pixels=pixels, tiles=tiles, out_channels=out_channels, stride=stride,
             HAS_TAPS=taps is not None, HAS_SUMS=with_sums, **source.arguments(), **samples.arguments(raw),
             **cut.product(),

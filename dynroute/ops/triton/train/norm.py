@@ -176,8 +176,11 @@ def backward(
 
 
 @triton.jit
-def reduce_kernel(parts, out, samples, n, of_each, size, ALL: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    """The sum of parts, in double, in order: of_each of every sample that takes part."""
+def reduce_kernel(
+    parts, out, samples, n, of_each, size, rows_of_out, columns,
+    ALL: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The sum of parts, in double, in order: of_each of every sample that takes part; turned, where a part has columns."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < size
     rows = how_many(samples, n, ALL) * of_each
@@ -186,12 +189,16 @@ def reduce_kernel(parts, out, samples, n, of_each, size, ALL: tl.constexpr, BLOC
         row = first + tl.arange(0, ROWS)
         place = row.to(tl.int64)[:, None] * size + at[None, :]
         total += tl.sum(tl.load(parts + place, (row < rows)[:, None] & there[None, :], 0.0).to(tl.float64), 0)
-    tl.store(out + at, total.to(tl.float32), there)
+    tl.store(out + at % columns * rows_of_out + at // columns, total.to(tl.float32), there)
 
 
-def reduce(parts: Tensor, out: Tensor, samples: Samples, of_each: int) -> None:
-    """Writes the sum of parts [N * of_each, size] into `out`, those of the samples that take part."""
+def reduce(parts: Tensor, out: Tensor, samples: Samples, of_each: int, columns: int = 1) -> None:
+    """Writes the sum of parts [N * of_each, size] into `out`, those of the samples that take part.
+
+    columns: a part is a matrix of so many, and `out` its transpose.
+    """
     size = out.numel()
     wrapped(reduce_kernel)[(triton.cdiv(size, 64),)](
-        parts=parts, out=out, of_each=of_each, size=size, BLOCK=64, ROWS=32, **samples.arguments(out)
-    )
+        parts=parts, out=out, of_each=of_each, size=size, rows_of_out=size // columns, columns=columns, BLOCK=64,
+        ROWS=32, **samples.arguments(out),
+    )  # fmt: skip

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dynroute.ops.triton.launch import nhwc, some
+from dynroute.ops.triton.pieces import both
 
 
 @triton.jit
@@ -53,7 +54,7 @@ def filtered(
 ):  # fmt: skip
     """What a product reads for output pixels and input channels: the source there, or its depthwise 3x3; float32.
 
-    first: where the sample begins.
+    first: where the sample begins. taps: [9, C].
     """
     is_step = step < channels
     by = 1.0
@@ -67,15 +68,21 @@ def filtered(
     x0 = pixel % out_width * stride
     row = width * channels
     if HAS_TAPS:
-        value = tl.zeros((pixel.shape[0], step.shape[0]), tl.float32)
+        even = tl.zeros((pixel.shape[0], step.shape[0]), tl.float32)
+        odd = even
         for tap in tl.static_range(9):
             y = y0 + tap // 3 - 1
             at = x0 + tap % 3 - 1
             is_map = is_pixel & (y >= 0) & (y < height) & (at >= 0) & (at < width)
             inside = is_map[:, None] & is_step[None, :]
             place = first + ((y * width + at)[:, None] * channels + step[None, :])
-            weight = tl.load(taps + step * 9 + tap, is_step, 0.0)
-            value += read(x, raw, place, row, inside, channels, scale, shift, by, KIND) * weight[None, :]
+            weight = tl.load(taps + tap * channels + step, is_step, 0.0)
+            part = read(x, raw, place, row, inside, channels, scale, shift, by, KIND) * weight[None, :]
+            if tap % 2 == 0:
+                even += part
+            else:
+                odd += part
+        value = both(even, odd)
     else:
         if KIND == "quarter":  # the four pixels around the small one's centre
             y0 = pixel // out_width * 4 + 1
