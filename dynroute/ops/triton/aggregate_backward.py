@@ -20,8 +20,8 @@ def backward_kernel(
     PATH: tl.constexpr, SMALL: tl.constexpr, HAS_ALPHAS: tl.constexpr, HAS_OUT: tl.constexpr, HAS_DOTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Of one source, for BLOCK_M of its pixels and BLOCK_N channels. SMALL: it was read through a bilinear x2, each pixel
-    by up to 4 x 4 of the gradient's [height, width]."""
+    """Of one source, for BLOCK_M of its pixels and BLOCK_N channels. SMALL: it was read through a bilinear x2, each
+    pixel by up to 4 x 4 of the gradient's [height, width]."""
     sample, tile = tl.program_id(2).to(tl.int64), tl.program_id(0)
     pixel = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -180,7 +180,7 @@ def reduce_kernel(
     parts, out, samples, n, of_each, size, rows_of_out, columns,
     ALL: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The sum of parts, in double, in order: of_each of every sample that takes part; turned, where a part has columns."""
+    """The sum of parts, in double, in order: of_each of every sample that takes part; turned, if a part has columns."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < size
     rows = how_many(samples, n, ALL) * of_each
