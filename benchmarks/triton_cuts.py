@@ -43,6 +43,7 @@ TRAINING = {
 }  # fmt: skip
 LIKE = {"conv": "transform"}  # chosen by the compiled kernel that is most like its own
 TAPS = {"sepconv": 9, "train_forward": 9, "conv": 9, "train_depthwise": 18, "aggregate": 6, "train_map": 3}
+SUMS = 880  # instructions of a thread, as the emulator counts them, to add up a tile's taps: whatever its size
 PARTS = 512  # programs that a weight's gradient is shared out to
 
 
@@ -90,6 +91,7 @@ def cost(key: Key, cut: Cut, used: dict[str, int]) -> float:
     elif key.op in configs.MAPS:
         programs, steps = triton.cdiv(pixels, m) * triton.cdiv(c, n), 0
         clocks = m * n * taps * (size / LOADED + 1 / SCALAR)
+        clocks += SUMS * cut.num_warps / 4 if key.op == "train_depthwise" else 0
     else:
         programs, steps = triton.cdiv(pixels, m) * triton.cdiv(c, n), triton.cdiv(c, k)
         products = m * n * k * (taps if key.op == "conv" else 1) / rate
