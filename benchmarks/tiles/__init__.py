@@ -1,0 +1,1 @@
+"""The pictures of docs/kernels/operators: `python -m benchmarks.tiles`."""
