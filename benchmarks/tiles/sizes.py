@@ -121,11 +121,12 @@ def cut(op: str) -> Cut:
 
 def triton_shared(kernel: str, own: Cut) -> int | None:
     """Bytes of shared memory of a Triton kernel with this cut: static, of triton_static.json; None: not compiled so."""
-    kernels = json.loads((ROOT / "benchmarks/results/triton_static.json").read_text())["kernels"]
-    wanted = {"kernel": kernel, "arch": f"sm_{ARCH}", "dtype": "torch.float16", "channels": C}
+    rows = json.loads((ROOT / "benchmarks/results/triton_static.json").read_text())["static"]["kernels"]
     tile = {"BLOCK_M": own.block_m, "BLOCK_N": own.block_n, "BLOCK_K": own.block_k, "num_warps": own.num_warps}
-    for found in kernels:
-        if wanted.items() <= found.items() and tile.items() <= found["constants"].items():
+    for found in rows:
+        is_it = found["kernel"] == kernel and found["arch"] == f"sm_{ARCH}"
+        is_wide = {"x: *fp16/16", "channels: i32/16"} <= set(found["signature"].split(", "))
+        if is_it and is_wide and tile.items() <= found["constants"].items():
             return int(found["shared_bytes"])
     return None
 
