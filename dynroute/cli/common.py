@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dynroute.ops.backends import USERS
 from dynroute.provenance import provenance
+from dynroute.runtime.backends import home
 
 T = TypeVar("T")
 BACKENDS = ("auto", *USERS)
@@ -24,14 +25,14 @@ def add_storage(parser: argparse.ArgumentParser) -> None:
         "--storage",
         default="float32",
         choices=("float32", "bfloat16", "float16"),
-        help="of maps and pointwise weights: bfloat16 (cpu and cuda backend) and float16 (cuda) take half the memory "
-        "(default: float32)",
+        help="of maps and pointwise weights: bfloat16 (cpu, cuda, triton) and float16 (cuda, triton) take half the "
+        "memory (default: float32)",
     )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """--device, for `open_device`."""
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cpu; cuda with --backend cuda)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cpu; cuda with --backend cuda or triton)")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -56,7 +57,7 @@ def open_device(name: str | None, backend: str = "auto") -> torch.device:
         ValueError: no such device, or none that runs here, or `backend` runs elsewhere.
     """
     if name is None:
-        name = "cuda" if backend == "cuda" else "cpu"
+        name = home(backend)
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -64,10 +65,10 @@ def open_device(name: str | None, backend: str = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device {name}: wanted cpu, cuda or cuda:N")
     if device.type == "cpu":
-        if backend == "cuda":
-            raise ValueError("--device cpu: the cuda backend computes on a GPU")
+        if home(backend) == "cuda":
+            raise ValueError(f"--device cpu: the {backend} backend computes on a GPU")
         return device
-    if backend in ("cpu", "reference"):
+    if backend in ("cpu", "reference", "triton") and home(backend) == "cpu":
         raise ValueError(f"--device {name}: the {backend} backend computes on the CPU")
     if not torch.cuda.is_available():
         why = "torch sees no GPU here" if torch.version.cuda else f"this torch ({torch.__version__}) has no CUDA"

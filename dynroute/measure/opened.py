@@ -11,6 +11,7 @@ from torch import Tensor
 from dynroute.cost import CostTables
 from dynroute.models import DynamicNetwork
 from dynroute.runtime import optimize
+from dynroute.runtime.backends import home
 from dynroute.space.wiring import PATH_NAMES, SCALES
 
 
@@ -32,7 +33,7 @@ class Model:
         storage: str = "float32",
         device: torch.device | None = None,
     ) -> None:
-        self.device = device or torch.device("cuda" if backend == "cuda" else "cpu")
+        self.device = device or torch.device(home(backend))
         self.net = net.eval().to(self.device)
         self.runtime: Any = None
         self.seen: Counter[tuple[int, int]] = Counter()
@@ -91,7 +92,7 @@ class Model:
 def open_model(
     net: DynamicNetwork, backend: str = "auto", storage: str = "float32", device: torch.device | None = None
 ) -> Model:
-    """`net`, moved to `device`, behind `backend`: auto, cpu, cuda, reference, or eager.
+    """`net`, moved to `device`, behind `backend`: auto, cpu, cuda, triton, reference, or eager.
 
     Args:
         storage: of maps and weights: float32, bfloat16, float16.

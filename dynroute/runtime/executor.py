@@ -45,7 +45,7 @@ class Runtime:
     def labels(self, images: Tensor, gates: Tensor | None = None) -> Tensor:
         """uint8 [N,H,W]: each pixel's class, that of the largest logit (the first of equal ones).
 
-        On CUDA logits are not written at full size: for 19 classes 1/76 of the bytes.
+        On CUDA and in Triton logits are not written at full size: for 19 classes 1/76 of the bytes.
         """
         return self.executor.labels(*self._inputs(images, gates))
 
@@ -85,13 +85,14 @@ def optimize(net: DynamicNetwork, backend: str = "auto", storage: torch.dtype = 
 
     Args:
         net: the network; it is not changed, and later changes to it do not reach the runtime.
-        backend: "cpu" (native kernels), "cuda" (the same on a GPU: the network's, or the current one), "reference"
-            (plain PyTorch, slow, the definition), or "auto": the fastest that runs where the network is, with the
-            reason in `Runtime.reason`.  "cuda-emulated" is for who develops kernels: those of "cuda", run on the CPU
-            with every memory access checked, very slowly.
+        backend: "cpu" (native kernels), "cuda" (the same on a GPU: the network's, or the current one), "triton" (in
+            Triton, on any GPU that it serves, without the native library; with TRITON_INTERPRET=1 on the CPU, slowly),
+            "reference" (plain PyTorch, slow, the definition), or "auto": the fastest that runs where the network is,
+            with the reason in `Runtime.reason`.  "cuda-emulated" is for who develops kernels: those of "cuda", run on
+            the CPU with every memory access checked, very slowly.
         storage: what maps and pointwise weights are kept in: torch.float32; on "cpu" also torch.bfloat16, on "cuda"
-            torch.bfloat16 and torch.float16.  16 bits take half the memory; sums are float32 and rounded once, when
-            they are stored.  Images and logits stay float32.  See docs/kernels/cpu.md for the error.
+            and "triton" torch.bfloat16 and torch.float16.  16 bits take half the memory; sums are float32 and rounded
+            once, when they are stored.  Images and logits stay float32.  See docs/kernels/cpu.md for the error.
 
     Raises:
         ValueError: the named backend is unknown or does not run here, with the reason, never a silent fallback; or a

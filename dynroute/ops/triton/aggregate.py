@@ -26,6 +26,26 @@ def add_source(total, source, at, inside, alpha):
 
 
 @triton.jit
+def add_bilinear(total, up, pixel, channel, inside, width, pixels, channels, alpha):
+    """total [pixels, channels] + alpha * bilinear_x2 of an image of half the sides, not read where alpha is 0."""
+    # a pixel lies a quarter from the source's own, and three from the next one on its side; borders repeat
+    y, x = pixel // width, pixel % width
+    small_height, small_width = pixels // width // 2, width // 2
+    own_y, own_x = y // 2, x // 2
+    next_y = tl.minimum(tl.maximum(own_y + y % 2 * 2 - 1, 0), small_height - 1)
+    next_x = tl.minimum(tl.maximum(own_x + x % 2 * 2 - 1, 0), small_width - 1)
+    is_read = inside & is_taken(alpha)
+    value = tl.zeros_like(total)
+    for corner in tl.static_range(4):
+        row = own_y if corner < 2 else next_y
+        column = own_x if corner % 2 == 0 else next_x
+        by = (0.75 if corner < 2 else 0.25) * (0.75 if corner % 2 == 0 else 0.25)
+        place = (row * small_width + column)[:, None] * channels + channel[None, :]
+        value += by * tl.load(up + place, is_read, 0.0).to(tl.float32)
+    return total + alpha * value
+
+
+@triton.jit
 def aggregate_kernel(
     down, keep, up, alphas, out, width, pixels, channels,
     HAS_DOWN: tl.constexpr, HAS_KEEP: tl.constexpr, HAS_UP: tl.constexpr, HAS_ALPHAS: tl.constexpr,
@@ -51,22 +71,9 @@ def aggregate_kernel(
     if HAS_KEEP:
         total = add_source(total, keep + first, at, inside, of_keep)
     if HAS_UP:
-        # a pixel lies a quarter from the source's own, and three from the next one on its side; borders repeat
-        y, x = pixel // width, pixel % width
-        small_height, small_width = pixels // width // 2, width // 2
-        own_y, own_x = y // 2, x // 2
-        next_y = tl.minimum(tl.maximum(own_y + y % 2 * 2 - 1, 0), small_height - 1)
-        next_x = tl.minimum(tl.maximum(own_x + x % 2 * 2 - 1, 0), small_width - 1)
-        image = up + sample * small_height * small_width * channels
-        is_read = inside & is_taken(of_up)
-        value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for corner in tl.static_range(4):
-            row = own_y if corner < 2 else next_y
-            column = own_x if corner % 2 == 0 else next_x
-            by = (0.75 if corner < 2 else 0.25) * (0.75 if corner % 2 == 0 else 0.25)
-            place = (row * small_width + column)[:, None] * channels + channel[None, :]
-            value += by * tl.load(image + place, is_read, 0.0).to(tl.float32)
-        total = total + of_up * value
+        total = add_bilinear(
+            total, up + sample * (pixels // 4) * channels, pixel, channel, inside, width, pixels, channels, of_up
+        )
     tl.store(out + first + at, total.to(out.dtype.element_ty), inside)
 
 

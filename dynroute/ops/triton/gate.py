@@ -18,24 +18,16 @@ ACTIVATIONS = ("tanh", "sigmoid", "softmax")
 
 
 @triton.jit
-def gate_pool_kernel(
-    x, weight, scale, shift, present, sums,
-    height, width, small_width, pixels, tiles, channels, out_channels,
-    HAS_MASK: tl.constexpr, SMALL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
+def pooled_tile(
+    image, weight, scale, shift, pixel, column, width, small_width, pixels, channels, out_channels,
+    SMALL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The sum over a tile of BLOCK_M pixels of what is pooled, of BLOCK_N channels."""
-    sample, tile = tl.program_id(2).to(tl.int64), tl.program_id(0)
-    pixel = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    if HAS_MASK:
-        if tl.load(present + sample) == 0:
-            return
+    """float32 [BLOCK_N]: the sum over pixels of an image, or of its x1/4, of what is pooled."""
     if SMALL:  # the mean of the four pixels around the small one's centre
         first = (pixel // small_width * 4 + 1) * width + pixel % small_width * 4 + 1
     else:
         first = pixel
-    image, row = x + sample * height * width * channels, first * channels
+    row = first * channels
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, channels, BLOCK_K):
         step = k + tl.arange(0, BLOCK_K)
@@ -49,8 +41,53 @@ def gate_pool_kernel(
         b = weights(weight, column, step, out_channels, channels)
         total = product(a.to(b.dtype), b, total, WIDE)
     total = affine(total, scale, shift, column, column < out_channels)
-    total = tl.where((pixel < pixels)[:, None], tl.maximum(total, 0.0), 0.0)
-    tl.store(sums + (sample * tiles + tile) * out_channels + column, tl.sum(total, 0), column < out_channels)
+    return tl.sum(tl.where((pixel < pixels)[:, None], tl.maximum(total, 0.0), 0.0), 0)
+
+
+@triton.jit
+def alphas_of(
+    sums, fc_weight, fc_bias, lane, there, pixels, tiles, channels, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr
+):
+    """float32 [lanes]: a sample's alphas out of its tiles' sums [tiles, channels]; nothing of lanes not there."""
+    logits = tl.load(fc_bias + lane, there, 0.0).to(tl.float32)
+    for first in range(0, channels, BLOCK):
+        channel = first + tl.arange(0, BLOCK)
+        total = tl.zeros((BLOCK,), tl.float32)
+        for tile in range(tiles):
+            total += tl.load(sums + tile * channels + channel, channel < channels, 0.0)
+        by = tl.load(
+            fc_weight + lane[:, None] * channels + channel[None, :], there[:, None] & (channel < channels)[None, :], 0.0
+        ).to(tl.float32)
+        logits += tl.sum(by * (total / pixels)[None, :], 1)
+    if ACTIVATION == "tanh":
+        value = tl.maximum(2.0 * tl.sigmoid(2.0 * logits) - 1.0, 0.0)
+    elif ACTIVATION == "sigmoid":
+        value = tl.sigmoid(logits)
+    else:
+        value = tl.exp(logits - tl.max(tl.where(there, logits, float("-inf")), 0))
+        value = value / tl.sum(tl.where(there, value, 0.0), 0)
+    return value
+
+
+@triton.jit
+def gate_pool_kernel(
+    x, weight, scale, shift, present, sums,
+    height, width, small_width, pixels, tiles, channels, out_channels,
+    HAS_MASK: tl.constexpr, SMALL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The sum over a tile of BLOCK_M pixels of what is pooled, of BLOCK_N channels."""
+    sample, tile = tl.program_id(2).to(tl.int64), tl.program_id(0)
+    pixel = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    if HAS_MASK:
+        if tl.load(present + sample) == 0:
+            return
+    total = pooled_tile(
+        x + sample * height * width * channels, weight, scale, shift, pixel, column,
+        width, small_width, pixels, channels, out_channels, SMALL, BLOCK_M, BLOCK_N, BLOCK_K, WIDE,
+    )  # fmt: skip
+    tl.store(sums + (sample * tiles + tile) * out_channels + column, total, column < out_channels)
 
 
 @triton.jit
@@ -67,23 +104,9 @@ def gate_end_kernel(
         if tl.load(present + sample) == 0:
             tl.store(to, tl.zeros((4,), alphas.dtype.element_ty), there)
             return
-    logits = tl.load(fc_bias + lane, there, 0.0).to(tl.float32)
-    for first in range(0, channels, BLOCK):
-        channel = first + tl.arange(0, BLOCK)
-        total = tl.zeros((BLOCK,), tl.float32)
-        for tile in range(tiles):
-            total += tl.load(sums + (sample * tiles + tile) * channels + channel, channel < channels, 0.0)
-        by = tl.load(
-            fc_weight + lane[:, None] * channels + channel[None, :], there[:, None] & (channel < channels)[None, :], 0.0
-        ).to(tl.float32)
-        logits += tl.sum(by * (total / pixels)[None, :], 1)
-    if ACTIVATION == "tanh":
-        value = tl.maximum(2.0 * tl.sigmoid(2.0 * logits) - 1.0, 0.0)
-    elif ACTIVATION == "sigmoid":
-        value = tl.sigmoid(logits)
-    else:
-        value = tl.exp(logits - tl.max(tl.where(there, logits, float("-inf")), 0))
-        value = value / tl.sum(tl.where(there, value, 0.0), 0)
+    value = alphas_of(
+        sums + sample * tiles * channels, fc_weight, fc_bias, lane, there, pixels, tiles, channels, ACTIVATION, BLOCK
+    )
     tl.store(to, value.to(alphas.dtype.element_ty), there)
 
 

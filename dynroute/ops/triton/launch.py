@@ -43,10 +43,13 @@ elsewhere: Callable[[Any], Any] | None = None
 
 
 def wrapped(kernel: Any) -> Any:
-    """The kernel as compilers see it, or, interpreted, as it is."""
-    if elsewhere is not None:
-        return elsewhere(kernel)
-    return kernel if interpreted() else torch.library.wrap_triton(kernel)
+    """The kernel of an operator: as compilers see it, or, interpreted, as it is."""
+    return direct(kernel) if elsewhere is not None or interpreted() else torch.library.wrap_triton(kernel)
+
+
+def direct(kernel: Any) -> Any:
+    """The kernel as it is: outside operators a wrapped one is a call of torch's dispatcher at each launch."""
+    return elsewhere(kernel) if elsewhere is not None else kernel
 
 
 def nhwc(x: Tensor) -> Tensor:

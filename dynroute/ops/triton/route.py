@@ -96,6 +96,11 @@ def route_kernel(
     tl.store(path_count + scale * 3 + PATH_DOWN, downs)
 
 
+def block_of(n: int) -> int:
+    """Samples that `route_kernel` looks at at once."""
+    return triton.next_power_of_2(max(min(n, 128), 1))
+
+
 @torch.library.triton_op("dynroute_triton::route", mutates_args={})
 def route(
     alphas: Tensor, present: Tensor, path_exists: Tensor, slots: Tensor
@@ -115,6 +120,6 @@ def route(
         alphas.contiguous(), present.contiguous(), path_exists.contiguous(), slots.contiguous(),
         masked, lists, counts, path_lists, path_counts, closed, after, next_slots, n,
         CLOSED=CLOSED_BELOW, PATH_UP=UP, PATH_KEEP=KEEP, PATH_DOWN=DOWN,
-        BLOCK=triton.next_power_of_2(max(min(n, 128), 1)),
+        BLOCK=block_of(n),
     )  # fmt: skip
     return masked, lists, counts, path_lists, path_counts, closed, after, next_slots

@@ -14,12 +14,28 @@ from dynroute.ops.triton.pieces import affine, product, weights
 
 
 @triton.jit
+def transform_tile(
+    image, weight, scale, shift, pixel, column, width, out_width, pixels, channels, out_channels, stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """float32 [BLOCK_M, BLOCK_N]: output pixels of an image times channels; the product in steps of BLOCK_K."""
+    row = (pixel // out_width * stride * width + pixel % out_width * stride) * channels
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, channels, BLOCK_K):
+        step = k + tl.arange(0, BLOCK_K)
+        a = tl.load(image + (row[:, None] + step[None, :]), (pixel < pixels)[:, None] & (step < channels)[None, :], 0.0)
+        b = weights(weight, column, step, out_channels, channels)
+        total = product(tl.maximum(a, 0.0).to(b.dtype), b, total, WIDE)
+    return tl.maximum(affine(total, scale, shift, column, column < out_channels), 0.0)
+
+
+@triton.jit
 def transform_kernel(
     x, weight, scale, shift, open, out,
     height, width, out_width, pixels, channels, out_channels, stride,
     HAS_MASK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of BLOCK_M output pixels of a sample times BLOCK_N channels: the product in steps of BLOCK_K."""
+    """A tile of BLOCK_M output pixels of a sample times BLOCK_N channels."""
     sample = tl.program_id(2).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -29,16 +45,11 @@ def transform_kernel(
         if tl.load(open + sample) == 0:
             tl.store(to, tl.zeros((BLOCK_M, BLOCK_N), to.dtype.element_ty), inside)
             return
-    y, at = pixel // out_width * stride, pixel % out_width * stride
-    image, row = x + sample * height * width * channels, (y * width + at) * channels
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(0, channels, BLOCK_K):
-        step = k + tl.arange(0, BLOCK_K)
-        a = tl.load(image + (row[:, None] + step[None, :]), (pixel < pixels)[:, None] & (step < channels)[None, :], 0.0)
-        b = weights(weight, column, step, out_channels, channels)
-        total = product(tl.maximum(a, 0.0).to(b.dtype), b, total, WIDE)
-    total = affine(total, scale, shift, column, column < out_channels)
-    tl.store(to, tl.maximum(total, 0.0).to(to.dtype.element_ty), inside)
+    total = transform_tile(
+        x + sample * height * width * channels, weight, scale, shift, pixel, column,
+        width, out_width, pixels, channels, out_channels, stride, BLOCK_M, BLOCK_N, BLOCK_K, WIDE,
+    )  # fmt: skip
+    tl.store(to, total.to(to.dtype.element_ty), inside)
 
 
 @torch.library.triton_op("dynroute_triton::transform", mutates_args={})

@@ -17,11 +17,10 @@ from torch import Tensor
 from dynroute.models.network import DynamicNetwork
 from dynroute.runtime.cuda.launch_list import DeviceLimits, LaunchList, run_launches
 from dynroute.runtime.cuda.listed import Io, ListedExecutor
+from dynroute.runtime.recording import RECORDING
 
 KEPT_SHAPES = 8
 _ALL = 1 << 30  # launches
-# CUDA lets several threads record at once, torch's allocator one at a time.
-_RECORDING = threading.Lock()
 
 
 class _Prepared:
@@ -94,7 +93,7 @@ class CudaExecutor(ListedExecutor):
         if self._recording is None:
             self._recording = torch.cuda.Stream(device=self.device)
         graph = torch.cuda.CUDAGraph()
-        with _RECORDING, torch.cuda.stream(self._recording):
+        with RECORDING, torch.cuda.stream(self._recording):
             # other threads may go on allocating and waiting while this one records
             graph.capture_begin(capture_error_mode="thread_local")
             try:

@@ -72,7 +72,7 @@ def test_takes_half_the_memory() -> None:
 
 def test_errors() -> None:
     net = random_network()
-    with pytest.raises(ValueError, match=r"storage: torch\.float16 wants the cuda backend, got cpu"):
+    with pytest.raises(ValueError, match=r"storage: torch\.float16 wants the cuda or triton backend, got cpu"):
         dynroute.optimize(net, "cpu", torch.float16)
-    with pytest.raises(ValueError, match=r"storage: .* wants the cpu or cuda backend, got reference"):
+    with pytest.raises(ValueError, match=r"storage: .* wants the cpu, cuda or triton backend, got reference"):
         dynroute.optimize(net, "reference", torch.bfloat16)
