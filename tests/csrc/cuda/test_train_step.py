@@ -11,30 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import dynroute
 from dynroute.models.network import DynamicNetwork
 from dynroute.native import library
 from dynroute.runtime.cuda import emulator
 from tests.support.cuda.training import emulated_operators
-from tests.support.networks import random_images, random_network
+from tests.support.networks import random_network
+from tests.support.steps import step
 
 REASON = library.why_not_loaded() or emulator.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-
-
-def step(net: DynamicNetwork, ops: str, side: int = 64, lowered: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Losses, gradients and running statistics of one step of a copy, by name."""
-    net = copy.deepcopy(net).use_ops(ops)
-    dtype = next(net.parameters()).dtype
-    images = random_images(2, side, side).to(dtype).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 5, (2, side, side), generator=torch.Generator().manual_seed(1))
-    torch.manual_seed(2)  # the drop path's
-    with torch.autocast("cpu", lowered or torch.bfloat16, enabled=lowered is not None):
-        losses = dynroute.objective(net, images, labels, progress=0.5, budget=dynroute.Budget(0.5, 0.4))
-    sum(losses.values()).backward()
-    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    statistics = {name: value for name, value in net.named_buffers() if value.is_floating_point()}
-    return {**{k: v.detach() for k, v in losses.items()}, **gradients, **statistics}
 
 
 def on_emulator(net: DynamicNetwork, launches: list | None = None, **options: Any) -> dict[str, Tensor]:
