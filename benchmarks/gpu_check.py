@@ -47,7 +47,7 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 REFUSED = ("Device not supported", "unable to find compute-sanitizer", "not supported on this")
 ON_DEVICE = (
     "tests/ops/test_gpu.py", "tests/ops/test_gpu_train.py", "tests/runtime/cuda/test_gpu.py",
-    "tests/train/test_gpu_recorded.py",
+    "tests/train/test_gpu_recorded.py", "tests/runtime/triton/test_graphed.py::test_on_a_gpu",
 )  # fmt: skip
 # A few layers with gates that open and close, every kernel, a graph recorded and replayed.
 SANITIZED = "tests.support.cuda.sanitized"

@@ -16,6 +16,7 @@ import torch
 from dynroute.models import create_model
 from dynroute.native import library, planner
 from dynroute.ops.backends import NAMES, NETWORK, USERS, choose, targets, why_not
+from dynroute.ops.triton import configs
 from dynroute.provenance import provenance
 from dynroute.runtime.cpu.tuning_file import load_tuning
 from dynroute.version import __version__
@@ -51,12 +52,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "planner": planner.machine() if no_planner is None else None,
         "planner_reason": no_planner,
         "tuning": {**asdict(tuning), "path": str(tuning.path) if tuning.path else None},
+        "triton_tuning": _of_triton(),
         "backends": {name: why_not(NETWORK, name) for name in NAMES},
         "operators": {op: {name: why_not(op, name) for name in USERS} for op in targets() if op != NETWORK},
         "auto": _automatic(),
     }
     _print(result)
     return result
+
+
+def _of_triton() -> dict[str, Any]:
+    """What became of the tuned cuts of its kernels."""
+    tuning = configs.load_tuning()
+    return {**asdict(tuning), "path": str(tuning.path) if tuning.path else None}
 
 
 def _automatic() -> dict[str, dict[str, str]]:
@@ -107,6 +115,9 @@ def _print(result: dict[str, Any]) -> None:
         used = f"{tuning['used']} entries used" if tuning["used"] or not tuning["reason"] else "not used"
         print(f"  {'tuning':<12} {' '.join(filter(None, (tuning['path'], used)))}", end="")
         print(f" ({tuning['reason']})" if tuning["reason"] else "")
+    of_triton = result["triton_tuning"]
+    used = f"{of_triton['entries']} entries used" if of_triton["entries"] else f"not used ({of_triton['reason']})"
+    print(f"\ntriton\n  {'tuning':<12} {' '.join(filter(None, (of_triton['path'], used)))}")
     print("\nbackends of the network, fastest first")
     _print_backends(result["backends"])
     for device, taken in result["auto"].items():

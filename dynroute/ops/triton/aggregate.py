@@ -10,19 +10,14 @@ from torch import Tensor
 from dynroute.ops.registration import nhwc_empty
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import check, nhwc, wrapped
+from dynroute.ops.triton.pieces import inside_if
 from dynroute.space.wiring import DOWN, KEEP, UP
-
-
-@triton.jit
-def is_taken(alpha):
-    """Whether a source counts. By way of an integer: the interpreter keeps what compares floats as floats."""
-    return tl.where(alpha == 0.0, 0, 1) != 0
 
 
 @triton.jit
 def add_source(total, source, at, inside, alpha):
     """total + alpha * source, which is not read where alpha is 0."""
-    return total + alpha * tl.load(source + at, inside & is_taken(alpha), 0.0).to(tl.float32)
+    return total + alpha * tl.load(source + at, inside_if(inside, alpha), 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -34,7 +29,7 @@ def add_bilinear(total, up, pixel, channel, inside, width, pixels, channels, alp
     own_y, own_x = y // 2, x // 2
     next_y = tl.minimum(tl.maximum(own_y + y % 2 * 2 - 1, 0), small_height - 1)
     next_x = tl.minimum(tl.maximum(own_x + x % 2 * 2 - 1, 0), small_width - 1)
-    is_read = inside & is_taken(alpha)
+    is_read = inside_if(inside, alpha)
     value = tl.zeros_like(total)
     for corner in tl.static_range(4):
         row = own_y if corner < 2 else next_y

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dynroute.ops.registration import nhwc_empty
 from dynroute.ops.triton import configs
-from dynroute.ops.triton.aggregate import is_taken
 from dynroute.ops.triton.launch import nhwc, wrapped
+from dynroute.ops.triton.pieces import inside_if
 from dynroute.space.wiring import DOWN, KEEP, UP
 
 
@@ -30,7 +30,7 @@ def backward_kernel(
     alpha = tl.full((), 1.0, tl.float32)
     if HAS_ALPHAS:
         alpha = tl.load(alphas + sample * 3 + PATH).to(tl.float32)
-    is_read = inside & is_taken(alpha)
+    is_read = inside_if(inside, alpha)
     if SMALL:
         small_width = width // 2
         small_height = height // 2

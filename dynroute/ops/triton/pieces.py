@@ -16,6 +16,12 @@ def product(a, b, total, WIDE: tl.constexpr):
 
 
 @triton.jit
+def inside_if(inside, number):
+    """`inside` where a number is not 0, else nothing. Of what compares one number the interpreter makes no mask."""
+    return inside & (tl.zeros_like(inside.to(tl.int32)) + tl.where(number == 0, 0, 1) != 0)
+
+
+@triton.jit
 def both(one, other):
     """one + other, on the way into a product. By way of a reduction, past which the compiler does not move the layout
     that the product wants: what made them would be made in it, by several warps, of loads of two bytes."""

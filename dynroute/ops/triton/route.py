@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dynroute.ops.triton.launch import check, wrapped
+from dynroute.ops.triton.pieces import inside_if
 from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, UP
 
 SCALES, PATHS = 4, 3
@@ -19,10 +20,10 @@ SCALES, PATHS = 4, 3
 @triton.jit
 def path_alpha(alphas, present, exists, sample, there, scale, PATH: tl.constexpr):
     """A path's alpha; 0 where the node is absent or has no such path, as beyond the first and the last scale."""
-    is_scale = (scale >= 0) & (scale < 4)
-    is_path = tl.load(exists + scale * 3 + PATH, is_scale, 0) != 0
-    is_node = tl.load(present + sample * 4 + scale, there & is_scale, 0) != 0
-    return tl.load(alphas + (sample * 4 + scale) * 3 + PATH, is_node & is_path, 0.0)
+    at = tl.minimum(tl.maximum(scale, 0), 3)
+    is_path = tl.load(exists + at * 3 + PATH).to(tl.int32) * tl.where(scale == at, 1, 0)
+    is_node = tl.load(present + sample * 4 + at, there, 0) != 0
+    return tl.load(alphas + (sample * 4 + at) * 3 + PATH, inside_if(is_node, is_path), 0.0)
 
 
 @triton.jit
@@ -31,8 +32,9 @@ def is_open_node(alphas, present, exists, sample, there, scale, CLOSED: tl.const
     total = path_alpha(alphas, present, exists, sample, there, scale, 0)
     total += path_alpha(alphas, present, exists, sample, there, scale, 1)
     total += path_alpha(alphas, present, exists, sample, there, scale, 2)
-    is_scale = (scale >= 0) & (scale < 4)
-    return (tl.load(present + sample * 4 + scale, there & is_scale, 0) != 0) & (total >= CLOSED)
+    at = tl.minimum(tl.maximum(scale, 0), 3)
+    is_node = tl.load(present + sample * 4 + at, there, 0) != 0
+    return inside_if(is_node, tl.where(scale == at, 1, 0)) & (tl.where(total >= CLOSED, 1, 0) != 0)
 
 
 @triton.jit
@@ -79,12 +81,13 @@ def route_kernel(
         slot = tl.load(slots + node, there, 0)
         tl.store(next_slots + node, tl.where(is_open, 1 - slot, slot), there)
         # by keep from a node that is present, by up and down from one that is open
-        arrives = is_node & (tl.load(exists + scale * 3 + PATH_KEEP) != 0)
+        arrives = inside_if(is_node, tl.load(exists + scale * 3 + PATH_KEEP).to(tl.int32))
         below, above = scale + 1, scale - 1
         from_below = is_open_node(alphas, present, exists, sample, there, below, CLOSED)
         from_above = is_open_node(alphas, present, exists, sample, there, above, CLOSED)
-        arrives = arrives | (from_below & (tl.load(exists + below * 3 + PATH_UP, below < 4, 0) != 0))
-        arrives = arrives | (from_above & (tl.load(exists + above * 3 + PATH_DOWN, above >= 0, 0) != 0))
+        goes_up = tl.load(exists + tl.minimum(below, 3) * 3 + PATH_UP).to(tl.int32)
+        goes_down = tl.load(exists + tl.maximum(above, 0) * 3 + PATH_DOWN).to(tl.int32)
+        arrives = arrives | inside_if(from_below, goes_up) | inside_if(from_above, goes_down)
         tl.store(after + node, arrives, there)
     end_list(open_list + scale * n, opened, n, BLOCK)
     end_list(lists + PATH_UP * n, ups, n, BLOCK)

@@ -24,6 +24,8 @@ def transform_tile(
     for k in range(0, channels, BLOCK_K):
         step = k + tl.arange(0, BLOCK_K)
         a = tl.load(image + (row[:, None] + step[None, :]), (pixel < pixels)[:, None] & (step < channels)[None, :], 0.0)
+        if WIDE:  # the interpreter compares bfloat16 by its bits
+            a = a.to(tl.float32)
         b = weights(weight, column, step, out_channels, channels)
         total = product(tl.maximum(a, 0.0).to(b.dtype), b, total, WIDE)
     return tl.maximum(affine(total, scale, shift, column, column < out_channels), 0.0)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from dynroute.ops.triton.aggregate import add_bilinear, add_source, is_taken
+from dynroute.ops.triton.aggregate import add_bilinear, add_source
 from dynroute.ops.triton.gate import alphas_of, pooled_tile
 from dynroute.ops.triton.pieces import count
 from dynroute.ops.triton.sepconv import sepconv_tile
@@ -63,7 +63,7 @@ def pull_kernel(
         of_keep = handed_on(alphas, closed, sample, at, PATH_KEEP, PATH_KEEP, CLOSED)
     if HAS_UP:
         of_up = handed_on(alphas, closed, sample, at + 1, PATH_UP, PATH_KEEP, CLOSED)
-    if is_taken(of_keep - 1.0) | is_taken(of_down) | is_taken(of_up):  # else X lies there already
+    if (of_keep != 1.0) | (of_down != 0.0) | (of_up != 0.0):  # else X lies there already
         pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
         channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
         inside = (pixel < pixels)[:, None] & (channel < channels)[None, :]

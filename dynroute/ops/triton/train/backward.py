@@ -126,7 +126,7 @@ def product_kernel(
     else:
         place = to + ((y * stride * to_width + at * stride)[:, None] * channels + column[None, :])
         if KIND == "relu":
-            total = tl.where(tl.load(x + place, inside, 0.0) > 0.0, total, 0.0)
+            total = tl.where(tl.load(x + place, inside, 0.0).to(tl.float32) > 0.0, total, 0.0)
         tl.store(out + place, total.to(out.dtype.element_ty), inside)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import check, nhwc, some, strided, wrapped
+from dynroute.ops.triton.pieces import inside_if
 from dynroute.ops.triton.train import norm
 from dynroute.ops.triton.train.backward import outer, product_backward, sums
 from dynroute.ops.triton.train.chain import Chain, Flat, Wanted, backward_stages, check_chain, forward_stages
@@ -38,12 +39,11 @@ def keep_kernel(
     by = 1.0
     if HAS_FACTOR:
         by = tl.load(factor + sample)
-    is_taken = tl.where(of_hidden == 0.0, 0, 1) != 0
     read = tl.load(x + at, inside, 0.0).to(tl.float32)
-    value = tl.load(raw + at, inside & is_taken, 0.0).to(tl.float32) * scale[None, :] + shift[None, :]
+    value = tl.load(raw + at, inside_if(inside, of_hidden), 0.0).to(tl.float32) * scale[None, :] + shift[None, :]
     hidden = of_hidden * tl.maximum(read + by * value, 0.0)
     of_x = tl.load(x_weight + sample)
-    kept = tl.where(tl.where(of_x == 0.0, 0, 1) != 0, of_x * read, 0.0) + tl.where(is_taken, hidden, 0.0)
+    kept = tl.where(inside_if(inside, of_x), of_x * read, 0.0) + tl.where(inside_if(inside, of_hidden), hidden, 0.0)
     tl.store(out + at, kept.to(out.dtype.element_ty), inside)
 
 
@@ -67,15 +67,16 @@ def hidden_kernel(
     slot = sample
     if not ALL:
         slot = tl.load(slots + sample).to(tl.int64)
-    is_open = slot >= 0
+    opened = inside_if(inside, tl.maximum(slot + 1, 0))
+    there_if_open = inside_if(there, tl.maximum(slot + 1, 0))
     scale, shift, mean, invstd = affine_of(gamma, beta, stats, column, there, channels)
     by = 1.0
     if HAS_FACTOR:
         by = tl.load(factor + sample)
     read = tl.load(x + at, inside, 0.0).to(tl.float32)
-    value = tl.load(raw + at, inside & is_open, 0.0).to(tl.float32)
+    value = tl.load(raw + at, opened, 0.0).to(tl.float32)
     hidden = tl.maximum(read + by * (value * scale[None, :] + shift[None, :]), 0.0)
-    hidden = tl.where(inside & is_open, hidden, 0.0)
+    hidden = tl.where(opened, hidden, 0.0)
     of = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     place = (sample * tiles + tile) * tl.num_programs(1) + tl.program_id(1)
     if HAS_KEEP:
@@ -83,10 +84,11 @@ def hidden_kernel(
         tl.store(dots + place * 2, tl.sum(tl.sum(kept * hidden, 1), 0))
         tl.store(dots + place * 2 + 1, tl.sum(tl.sum(tl.where(inside, kept * read, 0.0), 1), 0))
         if HAS_X:
-            tl.store(grad_x + at, (tl.load(x_weight + sample) * kept).to(grad_x.dtype.element_ty), inside & (slot < 0))
+            of_x = (tl.load(x_weight + sample) * kept).to(grad_x.dtype.element_ty)
+            tl.store(grad_x + at, of_x, inside_if(inside, tl.minimum(slot, 0)))
         of = tl.load(hidden_weight + sample) * kept
     if HAS_UP:
-        of += tl.load(of_up + at, inside & is_open, 0.0).to(tl.float32)
+        of += tl.load(of_up + at, opened, 0.0).to(tl.float32)
     if HAS_DOWN:
         y = pixel // width
         column_at = pixel % width
@@ -94,15 +96,15 @@ def hidden_kernel(
         small_width = (width + 1) // 2
         small = sample * ((height + 1) // 2) * small_width * channels
         small = small + ((y // 2 * small_width + column_at // 2)[:, None] * channels + column[None, :])
-        of += tl.load(of_down + small, inside & is_small[:, None] & is_open, 0.0).to(tl.float32)
+        of += tl.load(of_down + small, opened & is_small[:, None], 0.0).to(tl.float32)
     of = tl.where(hidden > 0.0, of, 0.0)
     rounded = of.to(grad_hidden.dtype.element_ty)
-    tl.store(grad_hidden + at, rounded, inside & is_open)
+    tl.store(grad_hidden + at, rounded, opened)
     of = by * rounded.to(tl.float32)
     to = sums + (slot * tiles + tile) * 2 * channels + column
-    normal = tl.where(inside & is_open, (value - mean[None, :]) * invstd[None, :], 0.0)
-    tl.store(to, tl.sum(of, 0), there & is_open)
-    tl.store(to + channels, tl.sum(of * normal, 0), there & is_open)
+    normal = tl.where(opened, (value - mean[None, :]) * invstd[None, :], 0.0)
+    tl.store(to, tl.sum(of, 0), there_if_open)
+    tl.store(to + channels, tl.sum(of * normal, 0), there_if_open)
 
 
 @triton.jit
