@@ -30,3 +30,15 @@ def step(
     gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
     statistics = {name: value for name, value in net.named_buffers() if value.is_floating_point()}
     return {k: v.detach().cpu() for k, v in {**losses, **gradients, **statistics}.items()}
+
+
+def check_same(got: dict[str, Tensor], wanted: dict[str, Tensor], of_each: float = 1e-3) -> float:
+    """Each value of a step within a share of its tensor's largest; how far off all are, as a share of their norm."""
+    assert wanted.keys() == got.keys() and len(wanted) > 300
+    for name, value in wanted.items():
+        largest = value.abs().max().item()
+        torch.testing.assert_close(
+            got[name], value, rtol=0, atol=of_each * largest + 1e-9, msg=lambda m, name=name: f"{name}: {m}"
+        )
+    off = sum(((got[n] - v) ** 2).sum() for n, v in wanted.items()) / sum((v**2).sum() for v in wanted.values())
+    return float(off.sqrt())  # type: ignore[union-attr]

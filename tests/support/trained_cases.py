@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from tests.support.cuda.trained import channels_last
+from tests.support.cuda.trained import both_directions, by_reference, channels_last, error
 
 SOME = torch.tensor([True, False, True])
 # of the largest value; in 16 bits roundings of what lies between products
@@ -16,6 +17,17 @@ LIMIT = {torch.float32: 4e-6, torch.float16: 4 * 2.0**-10, torch.bfloat16: 4 * 2
 def in_type(args: Any, dtype: torch.dtype) -> tuple:
     """Maps in a storage type, the rest in float32."""
     return channels_last(args[0].to(dtype)), *args[1:]
+
+
+def check(op: str, args: tuple, options: tuple, call: Callable[..., tuple], times: float = 1, **how: Any) -> None:
+    """Results and gradients that `call` makes, against float64: so many times `LIMIT` off at the most."""
+    results, gradients, outs = both_directions(op, args, options, call, **how)
+    wanted, wanted_gradients = by_reference(op, args, options, outs)
+    for kind, got, exact in (("result", results, wanted), ("gradient", gradients, wanted_gradients)):
+        for i, (a, b) in enumerate(zip(got, exact, strict=True)):
+            assert a.shape == b.shape, (kind, i)
+            assert a.dtype == (args[0].dtype if a.dim() == 4 and kind == "result" else a.dtype)
+            assert error(a, b) <= times * LIMIT[args[0].dtype], (kind, i, error(a, b))
 
 
 SEPCONV = [  # n, c, h, w, stages, out, options

@@ -45,6 +45,19 @@ def pooled_tile(
 
 
 @triton.jit
+def activated(logits, there, ACTIVATION: tl.constexpr):
+    """Alphas out of logits, of those that are there."""
+    if ACTIVATION == "tanh":
+        value = tl.maximum(2.0 * tl.sigmoid(2.0 * logits) - 1.0, 0.0)
+    elif ACTIVATION == "sigmoid":
+        value = tl.sigmoid(logits)
+    else:
+        value = tl.exp(logits - tl.max(tl.where(there, logits, float("-inf")), 0))
+        value = value / tl.sum(tl.where(there, value, 0.0), 0)
+    return value
+
+
+@triton.jit
 def alphas_of(
     sums, fc_weight, fc_bias, lane, there, pixels, tiles, channels, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -59,14 +72,7 @@ def alphas_of(
             fc_weight + lane[:, None] * channels + channel[None, :], there[:, None] & (channel < channels)[None, :], 0.0
         ).to(tl.float32)
         logits += tl.sum(by * (total / pixels)[None, :], 1)
-    if ACTIVATION == "tanh":
-        value = tl.maximum(2.0 * tl.sigmoid(2.0 * logits) - 1.0, 0.0)
-    elif ACTIVATION == "sigmoid":
-        value = tl.sigmoid(logits)
-    else:
-        value = tl.exp(logits - tl.max(tl.where(there, logits, float("-inf")), 0))
-        value = value / tl.sum(tl.where(there, value, 0.0), 0)
-    return value
+    return activated(logits, there, ACTIVATION)
 
 
 @triton.jit

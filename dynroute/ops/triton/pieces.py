@@ -7,6 +7,14 @@ import triton.language as tl
 
 
 @triton.jit
+def tile_of(pixels, channels, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """A program's pixels and channels, and which of them there are."""
+    pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return pixel, channel, pixel < pixels, channel < channels
+
+
+@triton.jit
 def product(a, b, total, WIDE: tl.constexpr):
     """total + a @ b, float32 in float32. WIDE: of operands made float32, which the interpreter wants of bfloat16; the
     products and their sums are the same."""

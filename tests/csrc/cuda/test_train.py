@@ -13,10 +13,10 @@ from torch import Tensor
 from dynroute.native import library
 from dynroute.runtime.cuda import emulator
 from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
-from tests.support import cases
+from tests.support import cases, trained_cases
 from tests.support.cuda import trained
 from tests.support.cuda.operators import emulated
-from tests.support.trained_cases import GATE, LIMIT, NODE, PATTERNS, SEPCONV, SOME, TRANSFORM, in_type
+from tests.support.trained_cases import GATE, NODE, PATTERNS, SEPCONV, SOME, TRANSFORM, in_type
 
 REASON = library.why_not_loaded() or emulator.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -24,14 +24,7 @@ types = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removepref
 
 
 def check(op: str, args: tuple, options: tuple, **how: Any) -> None:
-    results, gradients, outs = trained.both_directions(op, args, options, **how)
-    wanted, wanted_gradients = trained.by_reference(op, args, options, outs)
-    limit = LIMIT[args[0].dtype]
-    for kind, got, exact in (("result", results, wanted), ("gradient", gradients, wanted_gradients)):
-        for i, (a, b) in enumerate(zip(got, exact, strict=True)):
-            assert a.shape == b.shape, (kind, i)
-            assert a.dtype == (args[0].dtype if a.dim() == 4 and kind == "result" else a.dtype)
-            assert trained.error(a, b) <= limit, (kind, i, trained.error(a, b))
+    trained_cases.check(op, args, options, emulated, **how)
 
 
 @types

@@ -16,7 +16,7 @@ from dynroute.native import library
 from dynroute.runtime.cuda import emulator
 from tests.support.cuda.training import emulated_operators
 from tests.support.networks import random_network
-from tests.support.steps import step
+from tests.support.steps import check_same, step
 
 REASON = library.why_not_loaded() or emulator.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -35,15 +35,7 @@ def test_equals_the_cpus() -> None:
     net = random_network(channels=16, layers=4).train()
     launches: list[Any] = []
     wanted, got = step(net, "cpu"), on_emulator(net, launches)
-    assert wanted.keys() == got.keys() and len(wanted) > 300
-    for name, value in wanted.items():
-        largest = value.abs().max().item()
-        torch.testing.assert_close(
-            got[name], value, rtol=0, atol=1e-3 * largest + 1e-9, msg=lambda m, name=name: f"{name}: {m}"
-        )
-    # as a whole far closer than any of them by itself
-    off = sum(((got[n] - v) ** 2).sum() for n, v in wanted.items()) / sum((v**2).sum() for v in wanted.values())
-    assert off.sqrt() <= 1e-5
+    assert check_same(got, wanted) <= 1e-5  # as a whole far closer than any of them by itself
     of_kernels = Counter(kernel for kernel, _ in launches)
     assert of_kernels["train_hidden"] == of_kernels["train_alphas"] == 14  # a node each
     assert of_kernels["upsampled_loss"] == 1
@@ -54,11 +46,7 @@ def test_skipping_and_drop_path() -> None:
     net = random_network(channels=16, layers=4, drop_prob=0.4, gate_shift=-0.4, small_gate=True).train()
     net.bn = "open"
     wanted, got = step(net, "cpu", 128), on_emulator(net, side=128)
-    for name, value in wanted.items():
-        largest = value.abs().max().item()
-        torch.testing.assert_close(
-            got[name], value, rtol=0, atol=1e-3 * largest + 1e-9, msg=lambda m, name=name: f"{name}: {m}"
-        )
+    check_same(got, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

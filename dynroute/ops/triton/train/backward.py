@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import some, wrapped
-from dynroute.ops.triton.pieces import product
+from dynroute.ops.triton.pieces import product, tile_of
 from dynroute.ops.triton.train.norm import Tiles, reduce
 from dynroute.ops.triton.train.samples import Samples, how_many, nth
 from dynroute.ops.triton.train.source import Gradient, Norm, Source, affine_of, filtered, raw_gradient
@@ -31,10 +31,8 @@ def sums_kernel(
         return
     sample = nth(samples, slot, ALL)
     tile = tl.program_id(0)
-    pixel = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    there = column < channels
-    inside = (pixel < pixels)[:, None] & there[None, :]
+    pixel, column, is_pixel, there = tile_of(pixels, channels, BLOCK_M, BLOCK_N)
+    inside = is_pixel[:, None] & there[None, :]
     at = sample * pixels * channels + (pixel[:, None] * channels + column[None, :])
     scale, shift, mean, invstd = affine_of(gamma, beta, stats, column, there, channels)
     value = tl.load(raw + at, inside, 0.0).to(tl.float32)
@@ -99,9 +97,7 @@ def product_kernel(
     if slot >= how_many(samples, n, ALL):
         return
     sample = nth(samples, slot, ALL)
-    pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    is_pixel, there = pixel < pixels, column < channels
+    pixel, column, is_pixel, there = tile_of(pixels, channels, BLOCK_M, BLOCK_N)
     first = sample * pixels * out_channels
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, out_channels, BLOCK_K):
@@ -220,9 +216,7 @@ def depthwise_kernel(
         return
     sample = nth(samples, slot, ALL)
     tile = tl.program_id(0)
-    pixel = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    is_pixel, there = pixel < pixels, column < channels
+    pixel, column, is_pixel, there = tile_of(pixels, channels, BLOCK_M, BLOCK_N)
     inside = is_pixel[:, None] & there[None, :]
     first = sample * pixels * channels
     at = first + (pixel[:, None] * channels + column[None, :])

@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dynroute.ops.triton import configs
-from dynroute.ops.triton.gate import ACTIVATIONS
+from dynroute.ops.triton.gate import ACTIVATIONS, activated
 from dynroute.ops.triton.launch import check, nhwc, wrapped
+from dynroute.ops.triton.pieces import tile_of
 from dynroute.ops.triton.train import norm
 from dynroute.ops.triton.train.backward import outer, product_backward
 from dynroute.ops.triton.train.chain import Flat
@@ -28,10 +29,8 @@ def pool_kernel(
     """Of a tile's pixels, per channel: the sum of what is pooled, how many of them the ReLU lets through, and the sum
     there of raw less its mean."""
     sample, tile = tl.program_id(2).to(tl.int64), tl.program_id(0)
-    pixel = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    there = column < channels
-    inside = (pixel < pixels)[:, None] & there[None, :]
+    pixel, column, is_pixel, there = tile_of(pixels, channels, BLOCK_M, BLOCK_N)
+    inside = is_pixel[:, None] & there[None, :]
     scale, shift, mean, _invstd = affine_of(gamma, beta, stats, column, there, channels)
     at = sample * pixels * channels + (pixel[:, None] * channels + column[None, :])
     value = tl.load(raw + at, inside, 0.0).to(tl.float32)
@@ -75,14 +74,7 @@ def end_kernel(
             fc_weight + lane[:, None] * channels + channel[None, :], there[:, None] & is_channel[None, :], 0.0
         )  # fmt: skip
         logits += tl.sum(weight.to(tl.float64) * pooled[None, :], 1)
-    value = logits.to(tl.float32)
-    if ACTIVATION == "tanh":
-        value = tl.maximum(2.0 * tl.sigmoid(2.0 * value) - 1.0, 0.0)
-    elif ACTIVATION == "sigmoid":
-        value = tl.sigmoid(value)
-    else:
-        value = tl.exp(value - tl.max(tl.where(there, value, float("-inf")), 0))
-        value = value / tl.sum(tl.where(there, value, 0.0), 0)
+    value = activated(logits.to(tl.float32), there, ACTIVATION)
     tl.store(alphas + sample * 3 + (columns >> (2 * lane)) % 4, value, there)
 
 

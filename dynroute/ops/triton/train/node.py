@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import check, nhwc, some, strided, wrapped
-from dynroute.ops.triton.pieces import inside_if
+from dynroute.ops.triton.pieces import inside_if, tile_of
 from dynroute.ops.triton.train import norm
 from dynroute.ops.triton.train.backward import outer, product_backward, sums
 from dynroute.ops.triton.train.chain import Chain, Flat, Wanted, backward_stages, check_chain, forward_stages
@@ -29,10 +29,8 @@ def keep_kernel(
 ):  # fmt: skip
     """What H and x weigh in keep, for every sample."""
     sample = tl.program_id(2).to(tl.int64)
-    pixel = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    there = column < channels
-    inside = (pixel < pixels)[:, None] & there[None, :]
+    pixel, column, is_pixel, there = tile_of(pixels, channels, BLOCK_M, BLOCK_N)
+    inside = is_pixel[:, None] & there[None, :]
     at = sample * pixels * channels + (pixel[:, None] * channels + column[None, :])
     scale, shift, _mean, _invstd = affine_of(gamma, beta, stats, column, there, channels)
     of_hidden = tl.load(hidden_weight + sample)
@@ -58,10 +56,8 @@ def hidden_kernel(
     dots of keep's gradient with H and x. Of samples that take no part, whose keep is x alone, x's gradient."""
     sample = tl.program_id(2).to(tl.int64)
     tile = tl.program_id(0)
-    pixel = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    there = column < channels
-    inside = (pixel < pixels)[:, None] & there[None, :]
+    pixel, column, is_pixel, there = tile_of(pixels, channels, BLOCK_M, BLOCK_N)
+    inside = is_pixel[:, None] & there[None, :]
     first = sample * pixels * channels
     at = first + (pixel[:, None] * channels + column[None, :])
     slot = sample
