@@ -7,12 +7,13 @@
 
 namespace dynroute::cuda {
 
-// A sample's, for finish_gate.
-struct SampleEnd {
+// The sample of a task, for do_task and finish_gate.
+struct SampleOfTask {
   const GateParams& p;
-  int sample, tasks;
+  int sample;
   __device__ const Matrix& gate() const { return p.gate; }
-  __device__ const float* partials() const { return p.partials + int64_t(sample) * tasks * p.gate.n_pad; }
+  __device__ const AggregateTiling& tiling() const { return p.tiling; }
+  __device__ float* partials() const { return p.partials + int64_t(sample) * p.tiling.tasks * p.gate.n_pad; }
   __device__ int pixels() const { return gate_side(p.h, p.small_gate) * gate_side(p.w, p.small_gate); }
   __device__ const float* fc_weight() const { return p.fc_weight; }
   __device__ const float* fc_bias() const { return p.fc_bias; }
@@ -30,17 +31,15 @@ __device__ inline void gate(const GateParams& p) {
     const int listed = at / tiling.tasks, number = at % tiling.tasks;
     const int sample = p.present.count ? p.present.samples[listed] : listed;
     const T* const x = static_cast<const T*>(p.x) + int64_t(sample) * p.h * p.w * p.c;
-    const Task<T> task = {{nullptr, 0, x, 1, nullptr, 0, p.h, p.w, p.c}, nullptr,          tiling, number * tiling.run,
-                          min((number + 1) * tiling.run, tiling.tiles),  p.small_gate != 0};
-    float* totals;
-    gated_tiles<T>(task, p.gate, rest, totals);
-    __syncthreads();
-    float* const partials = p.partials + int64_t(sample) * tiling.tasks * p.gate.n_pad;
-    store_partial<T>(totals, p.gate.n_pad, partials + number * p.gate.n_pad);
+    const XSources<T> source(nullptr, 0, x, 1, nullptr, 0, p.h, p.w, p.c);
+    const int begin = number * tiling.run;
+    const Task<T> task = {source, nullptr, begin, min(begin + tiling.run, tiling.tiles), true, p.small_gate != 0};
+    const SampleOfTask of{p, sample};
+    do_task(task, of, rest);
+    store_partial<T>(of, number, rest);
     if (arrive_last(p.arrivals + sample, tiling.tasks, last)) {
       const auto write = [&](int g, float value) { static_cast<T*>(p.out)[sample * p.gates + g] = T(value); };
-      finish_gate(SampleEnd{p, sample, tiling.tasks}, tiling.tasks, p.gates, p.activation,
-                  reinterpret_cast<float*>(rest), write);
+      finish_gate(of, tiling.tasks, p.gates, p.activation, reinterpret_cast<float*>(rest), write);
     }
     __syncthreads();
   }

@@ -7,20 +7,12 @@
 
 namespace dynroute::cuda {
 
-// Chunks that there is room for from `ring` to the end of the block's dynamic shared memory.
-__device__ inline int ring_length(const void* ring) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  const int room = shared_bytes() - int(static_cast<const unsigned char*>(ring) - memory);
-  return min(room / kAggregateChunk, kMaxChunks);
-}
-// A thread's sums before the product of the columns from n on: the shift.
+// A thread's sums before the product of a block of columns: the shift of these.
 template <class Tile>
-__device__ inline void begin_with_shift(typename Tile::Accumulators& sums, int n, int n_pad, const float* shift,
-                                        unsigned thread) {
+__device__ inline void begin_with_shift(typename Tile::Accumulators& sums, const float* shift, unsigned thread) {
 #pragma unroll
   for (int j = 0; j < Tile::kColumns; j += 4) {
-    const int at = n + Tile::column(j, thread);
-    const float4 here = at < n_pad ? *reinterpret_cast<const float4*>(shift + at) : float4{};
+    const float4 here = *reinterpret_cast<const float4*>(shift + Tile::column(j, thread));
 #pragma unroll
     for (int i = 0; i < Tile::kRows; ++i) {
       Tile::set(sums, i, j, here.x), Tile::set(sums, i, j + 1, here.y);
@@ -28,22 +20,34 @@ __device__ inline void begin_with_shift(typename Tile::Accumulators& sums, int n
     }
   }
 }
-// Adds to totals[Tile::kWarpRows][n_pad] the columns from n on: ReLU(sum) over rows whose bit in `rows` (bit i: row
+// Adds to a block of columns of totals[Tile::kWarpRows][n_pad]: ReLU(sum) over rows whose bit in `rows` (bit i: row
 // Tile::row(i)) is set. Lanes that share columns halve them between each other, so 8 columns take 4 + 2 + 1 shuffles;
 // each total is always the same thread's, so that no barrier is needed.
 template <class Tile>
-__device__ inline void add_columns(const typename Tile::Accumulators& sums, unsigned rows, int n, int n_pad,
-                                   float* totals, unsigned thread) {
-  static_assert(Tile::kColumns == 8, "halved until one or two are left");
-  float column[8] = {};
+__device__ inline void add_columns(const typename Tile::Accumulators& sums, unsigned rows, float* totals, int n_pad,
+                                   unsigned thread) {
+  constexpr int kColumns = Tile::kColumns, kKept = kColumns * Tile::kFirstLane / 32;
+  static_assert(kKept == 1 || kKept == 2, "what is left when lanes have halved them");
+  float column[kColumns];
+  if (rows == (1u << Tile::kRows) - 1) {  // as nearly always
 #pragma unroll
-  for (int row = 0; row < Tile::kRows; ++row)
-    if (rows >> row & 1)
+    for (int i = 0; i < kColumns; ++i) {
+      column[i] = fmaxf(Tile::value(sums, 0, i), 0);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) column[i] += fmaxf(Tile::value(sums, row, i), 0);
+      for (int row = 1; row < Tile::kRows; ++row) column[i] += fmaxf(Tile::value(sums, row, i), 0);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      column[i] = 0;
+#pragma unroll
+      for (int row = 0; row < Tile::kRows; ++row)
+        column[i] += rows >> row & 1 ? fmaxf(Tile::value(sums, row, i), 0) : 0;
+    }
+  }
   int first = 0;  // of the columns that this lane keeps
 #pragma unroll
-  for (int lanes = 16, half = 4; lanes >= Tile::kFirstLane; lanes /= 2, half /= 2) {
+  for (int lanes = 16, half = kColumns / 2; lanes >= Tile::kFirstLane; lanes /= 2, half /= 2) {
     const bool upper = thread & lanes;
     first += upper ? half : 0;
 #pragma unroll
@@ -52,25 +56,22 @@ __device__ inline void add_columns(const typename Tile::Accumulators& sums, unsi
       column[i] = keep + __shfl_xor_sync(~0u, give, lanes);
     }
   }
-  constexpr int kKept = Tile::kCores ? 2 : 1;
+  float* const to = totals + Tile::warp_row(thread) * n_pad + Tile::column(first, thread);
 #pragma unroll
-  for (int i = 0; i < kKept; ++i) {
-    const int at = n + Tile::column(first + i, thread);
-    if (at < n_pad) totals[Tile::warp_row(thread) * n_pad + at] += column[i];
-  }
+  for (int i = 0; i < kKept; ++i) to[i] += column[i];
 }
 
 // By one whole block: the gate's values from the sums of its tasks, mean -> fc -> activation, of which gate g's goes to
 // write(g, value) in thread g. A thread adds up the tasks of a part for four columns and multiplies them by fc's
-// weights; then threads' sums are added up. The order depends on the number of tasks and n_pad only. `end` says what
+// weights; then threads' sums are added up. The order depends on the number of tasks and n_pad only. `of` says what
 // of, when it is asked, so that nothing of it has to be kept in registers: gate() the Matrix; partials()
 // [tasks][n_pad], of the sample; pixels(); fc_weight() [gates][n], fc_bias() [gates].
-template <class End, class Write>
-__device__ inline void finish_gate(const End& end, int tasks, int gates, int which,
+template <class Of, class Write>
+__device__ inline void finish_gate(const Of& of, int tasks, int gates, int which,
                                    float* scratch /* [kThreads / 32][kPaths] */, const Write& write) {
-  const int n = end.gate().n, groups = end.gate().n_pad / 4, parts = groups < kThreads ? kThreads / groups : 1;
-  const float4* partials = reinterpret_cast<const float4*>(end.partials());
-  const float bias = threadIdx.x < gates ? end.fc_bias()[threadIdx.x] : 0;
+  const int n = of.gate().n, groups = of.gate().n_pad / 4, parts = groups < kThreads ? kThreads / groups : 1;
+  const float4* partials = reinterpret_cast<const float4*>(of.partials());
+  const float bias = threadIdx.x < gates ? of.fc_bias()[threadIdx.x] : 0;
   float dot[kPaths] = {};
   for (int unit = threadIdx.x; unit < groups * parts; unit += kThreads) {
     const int part = unit / groups, group = unit - part * groups;
@@ -79,7 +80,7 @@ __device__ inline void finish_gate(const End& end, int tasks, int gates, int whi
     for (int g = 0; g < kPaths; ++g)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        weight[g][i] = g < gates && 4 * group + i < n ? end.fc_weight()[g * n + 4 * group + i] : 0;
+        weight[g][i] = g < gates && 4 * group + i < n ? of.fc_weight()[g * n + 4 * group + i] : 0;
     float4 sum = {};
 #pragma unroll 16
     for (int task = part; task < tasks; task += parts) {
@@ -105,7 +106,7 @@ __device__ inline void finish_gate(const End& end, int tasks, int gates, int whi
   float value = -INFINITY;
   if (is) {
     const float* sums = scratch + threadIdx.x;
-    value = ((sums[0] + sums[kPaths]) + (sums[2 * kPaths] + sums[3 * kPaths])) / float(end.pixels()) + bias;
+    value = ((sums[0] + sums[kPaths]) + (sums[2 * kPaths] + sums[3 * kPaths])) / float(of.pixels()) + bias;
   }
   const auto of_gate = [&](int g) { return __shfl_sync(~0u, value, g); };
   const Activation activation = Activation(which);

@@ -11,11 +11,13 @@ constexpr AggregateTiling gate_tiling(const GateParams& p, DType type) {
 }
 
 inline LaunchShape gate_shape(GateParams& p, DType type, const DeviceLimits& device) {
-  const AggregateTiling tiling = p.tiling = gate_tiling(p, type);
-  const int shared = aggregate_shared(p.gate, tiling, type) + kMinChunks * kAggregateChunk;
-  const int fit = std::max(1, device.shared_per_multiprocessor / (shared + kReservedShared));
-  const int64_t resident = int64_t(device.multiprocessors) * std::min(fit, kAggregateBlocks);
-  return {int(std::min(int64_t(p.n) * tiling.tasks, resident)), kThreads, shared};
+  AggregateTiling& tiling = p.tiling = gate_tiling(p, type);
+  const int shared = lay_out(tiling, p.gate, type);
+  const int64_t tasks = int64_t(p.n) * tiling.tasks;
+  const AggregateBlocks fit(tasks, shared, device);
+  const int ring = fit.chunks * kAggregateChunk;
+  set_ring(tiling, p.gate, type, ring);
+  return {int(std::min(tasks, fit.blocks * device.multiprocessors)), kThreads, shared + ring};
 }
 
 }  // namespace dynroute::cuda

@@ -184,11 +184,15 @@ struct CellParams {
 
 // How a sample's map is cut into tiles and tasks, which aggregate_route.h says.
 struct AggregateTiling {
-  int blocks_y, blocks_x;  // of 4 x 4 pixels, in a tile
-  int tiles, run;          // of the map; of a task (the last may have fewer)
-  Divisor across;          // tiles in a row of the map
-  Divisor tasks;           // of the map
-  Divisor groups;          // 16-byte groups of a pixel's channels
+  int blocks_y, blocks_x;   // of 4 x 4 pixels, in a tile
+  int tiles, run;           // of the map; of a task (the last may have fewer)
+  Divisor across;           // tiles in a row of the map
+  Divisor tasks;            // of the map
+  Divisor groups;           // 16-byte groups of a pixel's channels
+  int whole;                // no tile reaches over the map's edges
+  int width;                // output channels of the gate that are multiplied at a time, 32 or 64
+  int shift, totals, ring;  // where they lie in shared memory, behind A: bytes
+  int ahead, stays;         // chunks of its weights that are on their way while X is made; those are all, and stay
 };
 
 // aggregate_route: for present nodes X from its sources (down, keep, up through a bilinear x2, in this order), stored

@@ -96,6 +96,16 @@ def test_gate(c: int, m: int, h: int, w: int, gates: int, activation: str, small
 
 
 @types
+@pytest.mark.parametrize("small", [False, True], ids=["full", "small"])
+@pytest.mark.parametrize("c, m", [(64, 32), (136, 72), (256, 128)])
+def test_gate_of_many_tiles(c: int, m: int, small: bool, dtype: torch.dtype) -> None:
+    """The largest tiles, some over the edges; by 32 and 64 channels; weights that stay and that pass by."""
+    x, weight, scale, shift = cases.transform(1, c, 90, 99, m)
+    fc = cases.normal(3, m, 1, 1, scale=m**-0.5, seed=4), cases.normal(3, seed=5)
+    check("gate", *to((x, weight, scale, shift, *fc), dtype), "sigmoid", small, None)
+
+
+@types
 @pytest.mark.parametrize("n", [0, 1, 5, 70])
 def test_route(n: int, dtype: torch.dtype) -> None:
     """To the bit, as there is nothing to round: lists, counts, flags, slots and alphas."""

@@ -109,6 +109,7 @@ class AggregateTiling(Struct):
     _fields_ = [
         *((name, c_int) for name in ("blocks_y", "blocks_x", "tiles", "run")),
         *((name, Divisor) for name in ("across", "tasks", "groups")),
+        *((name, c_int) for name in ("whole", "width", "shift", "totals", "ring", "ahead", "stays")),
     ]
 
 
