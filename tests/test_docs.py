@@ -226,7 +226,7 @@ def test_the_pictures_shared_memory_on_cuda() -> None:
         "train_outer": 2 * a + halo, "train_depthwise": sizes.train_depthwise_bytes(),
     }  # fmt: skip
     assert {kernel: shared[kernel] for kernel in wanted} == wanted
-    head, sums = sizes.constant("cuda/kernels/aggregate_route.h", "kAggregateHead"), 3 * (c // 2) * sizes.FLOAT
+    head, sums = sizes.constant("cuda/kernels/aggregate_route.h", "kAggregateHead"), 5 * (c // 2) * sizes.FLOAT
     assert shared["gate"] == head + a + sums + sizes.gate_ring_bytes()
 
 

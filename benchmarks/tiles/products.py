@@ -247,7 +247,7 @@ def gate() -> str:
         Cells(side, side, [Area(0, 0, side, side, "L1")], "pulled as 2 × 2 quads of 2 × 2 pixels"),
     )
     cuda.product(
-        64, C, 64, 32, (32, 32), "L1,L1,registers", f"4 warps of 32 × 32; of 64 columns {m} are there, two warps rest."
+        64, C, m, 32, (16, m), "L1,L1,registers", f"4 warps of 16 × {m}: the tile fits pixels and channels"
     )
     cuda.flow(
         [
@@ -262,7 +262,7 @@ def gate() -> str:
             Held("L1", f"A: {side * side} × ({C} + 8)", sizes.a_bytes(64, C)),
             Held(
                 "L1",
-                "ring of weights, three chunks or more",
+                "ring of weights, three to six chunks",
                 sizes.gate_ring_bytes(),
             ),
             Held("memory", "partial sums of a sample", tasks * m * FLOAT),

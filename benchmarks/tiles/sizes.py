@@ -75,9 +75,9 @@ def ring_bytes(width: int) -> int:
 
 
 def gate_ring_bytes() -> int:
-    """Chunks of the gate's weights, the fewest."""
+    """Chunks of the gate's weights, as many as a ring has where shared memory has room for them."""
     file = "cuda/kernels/aggregate_route.h"
-    return constant(file, "kMinChunks") * constant(file, "kAggregateChunk")
+    return constant(file, "kMaxChunks") * constant(file, "kAggregateChunk")
 
 
 TRAIN_TOTALS = (2 * 8 + 1) * 128 * FLOAT  # bytes of sums of rows of warps, and of pivots (`kTrainTotals`)
