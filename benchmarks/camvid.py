@@ -23,6 +23,7 @@ from dynroute.measure import evaluate
 from dynroute.measure.bench import IMAGES, bench
 from dynroute.measure.opened import open_model
 from dynroute.train import load_config, train
+from dynroute.train.checkpoint import Checkpoints
 
 RUNS = {"unbudgeted": ("camvid", "camvid"), "budgeted": ("camvid_budget", "camvid_budget")}
 BATCHES = [1, 8]
@@ -33,7 +34,7 @@ def one_run(config_name: str, folder: Path, data: str, repeats: int) -> dict[str
     """Everything the table needs about one run."""
     settings = [f"data.root={json.dumps(data)}", f"run.folder={json.dumps(str(folder))}"]
     if not (folder / "model").is_dir():
-        train(load_config(config_name, settings), resume=(folder / "checkpoint.pt").is_file())
+        train(load_config(config_name, settings), resume=bool(Checkpoints(folder)))
     target = load_target(str(folder))
     model = open_model(target.net, "auto")
     source = open_data(target, data, "val")

@@ -22,13 +22,15 @@ IGNORED_LABEL = 255
 class Losses(dict[str, Tensor]):
     """Scalar losses by name, to be summed; `output` is what the network returned.
 
-    `executed_macs`, set by a training step: what its kernels counted, forward and backward.
+    A training step sets `executed_macs`, what its kernels counted, forward and backward, and `skipped`, a bool scalar:
+    whether weights stayed as they were, as something was not finite.
     """
 
     def __init__(self, losses: dict[str, Tensor], output: Output) -> None:
         super().__init__(losses)
         self.output = output
         self.executed_macs = (0, 0)
+        self.skipped = torch.zeros((), dtype=torch.bool)
 
 
 def objective(

@@ -18,6 +18,7 @@ from dynroute.cli.target import data_images, load_target
 from dynroute.measure.bench import IMAGES, bench
 from dynroute.measure.results import RouteTimes
 from dynroute.train import load_config, train
+from dynroute.train.checkpoint import Checkpoints
 
 STEPS = 1800
 # What docs/guide/budget.md argues for: the real cost presses until paths are closed, the bridge lets whole cells close.
@@ -71,12 +72,13 @@ class Result:
 def one_run(folder: Path, steps: int, repeats: int, overrides: list[str]) -> Result:
     """Trains into `folder` (goes on, or leaves it, if it is already there), times it, writes its report."""
     settings = [
-        f"schedule.steps={steps}", f"run.folder={json.dumps(str(folder))}", "run.checkpoint_every=100",
+        f"schedule.steps={steps}", f"schedule.warmup_steps={min(steps, 100)}",
+        f"run.folder={json.dumps(str(folder))}", "run.checkpoint_every=100",
         "evaluation.precise_bn_batches=20", "data.scenes_val=64", *overrides,
     ]  # fmt: skip
     config = load_config("scenes_quick", settings)
     if not (folder / "eval.json").is_file():
-        train(config, resume=(folder / "checkpoint.pt").is_file())
+        train(config, resume=bool(Checkpoints(folder)))
     target = load_target(str(folder))
     timed = bench(target.net, target.label, data_images(target, None, "val", IMAGES), [1, 8], repeats)
     write_json(folder / "bench.json", timed.to_json())

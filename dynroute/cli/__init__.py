@@ -13,7 +13,7 @@ from dynroute.cli.common import one_line, write_json
 from dynroute.version import __version__
 
 # In the order of a first session; each module offers HELP, EXAMPLES, `add_arguments(parser)` and `run(args)`.
-COMMANDS = ("train", "eval", "segment", "flops", "bench", "report", "doctor")
+COMMANDS = ("data", "train", "eval", "segment", "flops", "bench", "report", "doctor")
 _MODULES = {"eval": "evaluate"}
 
 

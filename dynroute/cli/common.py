@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+from dynroute.files import finite
 from dynroute.ops.backends import USERS
 from dynroute.provenance import provenance
 from dynroute.runtime.backends import home
@@ -107,16 +108,4 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
     """Writes `result` and where it came from; NaN and infinity become null, which JSON has."""
     seed = result.get("seed")
     whole = {**result, **{k: v for k, v in provenance(seed).items() if k not in result}}
-    path.write_text(json.dumps(_finite(whole), indent=1) + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
+    path.write_text(json.dumps(finite(whole), allow_nan=False, indent=1) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dynroute.cli.common import BACKENDS, add_device, add_storage, open_device, positive, print_table
+from dynroute.cli.data import add_labels
 from dynroute.cli.target import add_target, load_target, open_data
 from dynroute.data import FolderDataset
 from dynroute.measure import evaluate, open_model
@@ -19,6 +20,7 @@ HELP = "evaluate a trained network: IoU of each class, and what it cost"
 EXAMPLES = (
     "dynroute eval runs/scenes_quick",
     "dynroute eval runs/camvid/model --data /data/camvid --split test --json eval.json",
+    "dynroute eval runs/roads --data /data/other --labels binary     # masks of 0 and 255 there",
     "dynroute eval runs/camvid --backend eager     # the plain PyTorch network, everything computed",
 )
 
@@ -27,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("--data", metavar="ROOT", help="data set folder, or 'scenes' (default: the run's own)")
     parser.add_argument("--split", default="val", help="split of --data (default: val)")
+    add_labels(parser)
     parser.add_argument("--backend", default="auto", choices=[*BACKENDS, "eager"], help="default: auto")
     add_storage(parser)
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images at once (default: 1)")
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     device = open_device(args.device, args.backend)
     target = load_target(args.model, args.small_gate)
-    source = open_data(target, args.data, args.split)
+    source = open_data(target, args.data, args.split, args.labels, args.ignore)
     model = open_model(target.net, args.backend, args.storage, device)
     total = len(source) if args.images is None else min(args.images, len(source))
     with tqdm(total=total, desc="eval", unit="image", delay=2, leave=False, dynamic_ncols=True) as bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from dynroute.data import FolderDataset, Normalise, ScenesDataset, Source, load_preprocess
 from dynroute.data.images import input_tensor
 from dynroute.models import DynamicNetwork, create_model, from_pretrained, list_models, load_official
-from dynroute.train.config import load_config
+from dynroute.train.config import DataConfig, load_config
 from dynroute.train.setup import open_source
 
 
@@ -93,17 +94,29 @@ def add_target(parser: argparse.ArgumentParser, name: str = "model", optional: b
     )
 
 
-def open_data(target: Target, data: str | None, split: str) -> Source:
+def open_data(
+    target: Target,
+    data: str | None,
+    split: str,
+    labels: str | Mapping[int, int] | None = None,
+    ignore: int | None = None,
+) -> Source:
     """The data set `data` (a folder, or `scenes`), or the one that the target's run was validated on.
+
+    What values of masks mean (`labels`, `ignore`) is what the run was trained with, where it is not given.
 
     Raises:
         ValueError: nothing to open, or its classes are not the network's.
     """
     classes = target.net.config.num_classes
+    if data in (None, "scenes") and (labels is not None or ignore is not None):
+        raise ValueError("--labels, --ignore: wanted with --data ROOT; a run's own data is read as in its training")
     if data == "scenes":
         source: Source = ScenesDataset(64, seed=1)
     elif data is not None:
-        source = FolderDataset(data, split, classes)
+        own = load_config(target.run / "config.yaml").data if target.run is not None else DataConfig()
+        meant = own.labels if labels is None else labels
+        source = FolderDataset(data, split, classes, labels=meant, ignore=own.ignore if ignore is None else ignore)
     elif target.run is not None:
         source = open_source(load_config(target.run / "config.yaml").data, "val")
     else:

@@ -1,5 +1,5 @@
 """CONFIG is a YAML file or the name of a shipped configuration.  The run's folder gets config.yaml, log.jsonl, tb/
-(TensorBoard), checkpoint.pt, and at the end model/ and eval.json.  Ctrl-C ends after the step at hand, with a
+(TensorBoard), checkpoints/, and at the end model/ and eval.json.  Ctrl-C ends after the step at hand, with a
 checkpoint; --resume goes on from it, with the same losses as without the interruption.
 Under torchrun several processes train one network, each on its share of a batch."""
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--run", type=Path, metavar="FOLDER", dest="run_folder", help="the run's folder (run.folder)")
     parser.add_argument("--ops", choices=CHOICES, help="the operators that train (run.ops)")
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of the folder")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     print(f"run: {folder}")
     print(f"mIoU {result['miou'] or 0:.4f} on {result['images']} images")
     for key, word in (("expected_mflops", "expected"), ("real_mflops", "real")):
+        if result[key] is None:  # not finite
+            continue
         share = result[key] / result[f"all_open_{key}"] if result.get(f"all_open_{key}") else None
         print(f"{word} cost {result[key]:.1f} MFLOPs" + (f", {share:.1%} of all open" if share is not None else ""))
     print(f"next: dynroute report {folder}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,12 @@ import yaml
 
 from dynroute.cost.budget import Budget
 from dynroute.data import BGR_MEAN
+from dynroute.files import write_whole
 from dynroute.train.parse import ConfigError, build, set_override
 
 SHIPPED = Path(__file__).parent / "configs"
+MOST_THREADS = 1024
+MOST_SEED = 2**62  # other streams' seeds are a little above a run's
 
 
 @dataclass
@@ -41,6 +45,11 @@ class DataConfig:
     root: str | None = None
     train_split: str = "train"
     val_split: str = "val"
+    labels: Literal["binary", "cityscapes", "reduce_zero_label"] | dict[int, int] | None = None
+    """What the values of masks mean: a map such as {255: 1}, or a scheme (`dynroute.data.labels.Labels`); None: they
+    are classes."""
+    ignore: int = 255
+    """The value in masks that no loss and no metric looks at, where `labels` does not say otherwise."""
     cache: bool | None = None
     """Keep decoded images in memory; None: when the split is small."""
     crop: tuple[int, int] = (768, 768)
@@ -127,6 +136,10 @@ class RunConfig:
     several processes train or `compile` is on."""
     log_every: int = 20
     checkpoint_every: int = 500
+    keep_checkpoints: int = 3
+    """The last so many stay."""
+    max_skipped: int = 25
+    """Steps whose loss or gradient is not finite are skipped; so many in a row end the run."""
 
 
 @dataclass
@@ -149,7 +162,7 @@ class Config:
 
     def save(self, path: str | Path) -> None:
         """Write as YAML; `load_config` reads it back to an equal configuration."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        write_whole(Path(path), yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -167,7 +180,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     for override in overrides:
         set_override(tree, override)
     config = build(Config, tree)
-    _check(config)
+    check_config(config)
     return config
 
 
@@ -193,10 +206,21 @@ def _read(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def _check(config: Config) -> None:
-    data, optimiser, schedule = config.data, config.optimiser, config.schedule
+def check_config(config: Config) -> None:
+    """Raises ConfigError for the first value out of range: its name, what was wanted, what was got."""
+    for path, value in _numbers(config.to_dict()):
+        if not math.isfinite(value):
+            raise ConfigError(f"{path}: wanted a finite number, got {value}")
+    data, optimiser, schedule, evaluation, run = (
+        config.data, config.optimiser, config.schedule, config.evaluation, config.run
+    )  # fmt: skip
     checks = [
         (data.kind != "folder" or data.root is not None, "data.root: wanted the folder of the data set"),
+        (
+            not isinstance(data.labels, dict) or all(0 <= label <= 255 for label in data.labels.values()),
+            f"data.labels: wanted classes 0..254, or 255 for what is ignored, got {data.labels}",
+        ),
+        (-1 <= data.ignore <= 65535, f"data.ignore: wanted a value of masks, -1..65535, got {data.ignore}"),
         (min(data.crop) >= 1, f"data.crop: wanted positive sizes, got {list(data.crop)}"),
         (0 < data.scale[0] <= data.scale[1], f"data.scale: wanted 0 < low <= high, got {list(data.scale)}"),
         (min(data.std) > 0, f"data.std: wanted positive numbers, got {list(data.std)}"),
@@ -208,24 +232,62 @@ def _check(config: Config) -> None:
             config.train.bn != "frozen" or config.model.init is not None,
             "train.bn: frozen keeps the statistics of a trained network, wanted its folder in model.init",
         ),
-        (optimiser.batch >= 1, f"optimiser.batch: wanted 1 or more, got {optimiser.batch}"),
+        _from(1, "optimiser.batch", optimiser.batch),
         (
             optimiser.accumulate >= 1 and optimiser.batch % optimiser.accumulate == 0,
             f"optimiser.accumulate: wanted a divisor of optimiser.batch ({optimiser.batch}), "
             f"got {optimiser.accumulate}",
         ),
         (optimiser.lr > 0, f"optimiser.lr: wanted a positive number, got {optimiser.lr}"),
+        _from(0, "optimiser.gate_lr_factor", optimiser.gate_lr_factor),
+        (0 <= optimiser.momentum < 1, f"optimiser.momentum: wanted 0 <= momentum < 1, got {optimiser.momentum}"),
+        _from(0, "optimiser.weight_decay", optimiser.weight_decay),
         (optimiser.clip_norm > 0, f"optimiser.clip_norm: wanted a positive number, got {optimiser.clip_norm}"),
-        (schedule.steps >= 1, f"schedule.steps: wanted 1 or more, got {schedule.steps}"),
-        (schedule.warmup_steps >= 0, f"schedule.warmup_steps: wanted 0 or more, got {schedule.warmup_steps}"),
-        (bool(config.evaluation.scales), "evaluation.scales: wanted at least one scale, such as [1.0]"),
-        (all(s > 0 for s in config.evaluation.scales), "evaluation.scales: wanted positive numbers"),
-        (config.run.log_every >= 1, f"run.log_every: wanted 1 or more, got {config.run.log_every}"),
-        (config.run.checkpoint_every >= 1, "run.checkpoint_every: wanted 1 or more"),
+        _from(1, "schedule.steps", schedule.steps),
+        (
+            0 <= schedule.warmup_steps <= schedule.steps,
+            f"schedule.warmup_steps: wanted 0 to {schedule.steps} (schedule.steps), got {schedule.warmup_steps}",
+        ),
+        (0 <= schedule.warmup_factor <= 1, f"schedule.warmup_factor: wanted 0 to 1, got {schedule.warmup_factor}"),
+        _from(0, "schedule.power", schedule.power),
+        _from(0, "budget.target", config.budget.target),
+        _from(0, "evaluation.every", evaluation.every),
+        _from(0, "evaluation.precise_bn_batches", evaluation.precise_bn_batches),
+        (bool(evaluation.scales), "evaluation.scales: wanted at least one scale, such as [1.0], got []"),
+        (
+            all(scale > 0 for scale in evaluation.scales),
+            f"evaluation.scales: wanted positive numbers, got {list(evaluation.scales)}",
+        ),
+        _from(1, "evaluation.max_images", evaluation.max_images),
+        (bool(run.folder.strip()), f"run.folder: wanted a folder's name, got {run.folder!r}"),
+        (0 <= run.seed < MOST_SEED, f"run.seed: wanted 0 to {MOST_SEED - 1}, got {run.seed}"),
+        (
+            run.threads is None or 1 <= run.threads <= MOST_THREADS,
+            f"run.threads: wanted 1 to {MOST_THREADS}, or null, got {run.threads}",
+        ),
+        _from(1, "run.log_every", run.log_every),
+        _from(1, "run.checkpoint_every", run.checkpoint_every),
+        _from(2, "run.keep_checkpoints", run.keep_checkpoints),
+        _from(1, "run.max_skipped", run.max_skipped),
     ]
     for holds, message in checks:
         if not holds:
             raise ConfigError(message)
+
+
+def _from(least: int, path: str, value: float | None) -> tuple[bool, str]:
+    """A check of a number's lower end, and its message; None is in range."""
+    return value is None or value >= least, f"{path}: wanted {least} or more, got {value}"
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """All floats of a tree of plain values, with their names."""
+    if isinstance(value, float):
+        yield path, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        name = f"{path}[{key}]" if isinstance(value, list) else f"{path}.{key}".lstrip(".")
+        yield from _numbers(item, name)
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dynroute.data import IGNORE
+from dynroute.files import finite, named, write_whole
 from dynroute.measure.metrics import confusion_matrix, scores
-from dynroute.train.parse import ConfigError
 from dynroute.train.processes import Team
 
 # mIoU of training batches is smoothed over about this many steps.
@@ -22,13 +23,16 @@ MIOU_WINDOW = 100
 # It is of the network's logits at 1/4 size, as the rest is interpolation, so that training makes none at full size.
 # Low-resolution pixel i covers pixels 4i..4i + 3, and of these 4i + 1 and 4i + 2 lie nearest to its centre.
 MIOU_STRIDE, MIOU_OFFSET = 4, 2
+# Values of this beginning are work, which a skipped step does too; sums of all processes.
+WORK = "executed"
 
 
 class TrainingLog:
     """Gathers values of steps and writes their means every `every` steps.
 
     Values stay tensors until a record is written, so that a GPU is not waited for at each step. With several processes
-    each has a log, which holds what all found; only the first one's writes.
+    each has a log, which holds what all found; only the first one's writes. Steps that were skipped count in no mean
+    but that of work; records say how many there were.
     """
 
     def __init__(
@@ -40,12 +44,16 @@ class TrainingLog:
         start: int,
         quiet: bool = False,
         team: Team | None = None,
+        size: int | None = None,
     ) -> None:
-        self.path, self.team = folder / "log.jsonl", team
+        """Of records that are there, those up to step `start` stay, and of these what lies in the first `size` bytes
+        (None: all): a resumed run writes the others again."""
+        self.path, self.team, self.board = folder / "log.jsonl", team, folder / "tb"
         self.writer: SummaryWriter | None = None
         if team is None or team.leads:
-            _keep_records(self.path, start)
-            self.writer = SummaryWriter(str(folder / "tb"), purge_step=start if start else None)
+            _keep_records(self.path, start, size)
+            with named(self.board):
+                self.writer = SummaryWriter(str(self.board), purge_step=start + 1 if start else None)
         quiet = quiet or self.writer is None
         self.bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", disable=quiet, dynamic_ncols=True)
         self.every, self.num_classes = every, num_classes
@@ -55,13 +63,21 @@ class TrainingLog:
         self._elapsed, self._since = 0.0, time.perf_counter()
 
     @torch.no_grad()
-    def step(self, step: int, rate: float, values: dict[str, Tensor], low_logits: Tensor, labels: Tensor) -> None:
+    def step(
+        self,
+        step: int,
+        rate: float,
+        values: dict[str, Tensor],
+        low_logits: Tensor,
+        labels: Tensor,
+        skipped: Tensor | None = None,
+    ) -> None:
         """Take in step number `step` (1 after the first): scalars `values`, labels [N, H, W], logits at 1/4 size.
 
         low_logits: [N, K, h, w], at the top left of them what belongs to the labels, behind it what belongs to padding.
+        skipped: bool scalar, whether the step was; None: it was not.
 
-
-        Raises ConfigError when the loss is no longer a number; seen at the next record, not at once.
+        Raises OSError, with the file's name, when a record cannot be written.
         """
         sampled = labels[..., MIOU_OFFSET::MIOU_STRIDE, MIOU_OFFSET::MIOU_STRIDE]
         kept = torch.where(sampled < self.num_classes, sampled, IGNORE)
@@ -69,11 +85,19 @@ class TrainingLog:
         counts = confusion_matrix(predicted, kept, self.num_classes)
         if self.team is not None and self.team.size > 1:
             values, counts = _of_all(self.team, values, counts)
+        if skipped is not None:
+            values = {
+                key: value if key.startswith(WORK) else torch.where(skipped, 0.0, value.detach().double())
+                for key, value in values.items()
+            }
+            values["skipped"] = skipped
         for key, value in values.items():
             value = value.detach().double()
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self._count += 1
-        self._confusion = self._confusion.to(counts.device) * (1 - 1 / MIOU_WINDOW) + counts
+        before = self._confusion.to(counts.device)
+        after = before * (1 - 1 / MIOU_WINDOW) + counts
+        self._confusion = after if skipped is None else torch.where(skipped, before, after)
         self.bar.update()
         if step % self.every == 0:
             self._write(step, rate)
@@ -83,15 +107,23 @@ class TrainingLog:
         if self.writer is None:
             return
         self._append({"step": step, **values})
-        for key, value in values.items():
-            if isinstance(value, (int, float)):
-                self.writer.add_scalar(key, value, step)
-        self.writer.flush()
+        with named(self.board):
+            for key, value in finite(values).items():
+                if isinstance(value, (int, float)):
+                    self.writer.add_scalar(key, value, step)
+            self.writer.flush()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold for the records after it to be those of an uninterrupted run."""
         seconds = self._elapsed + time.perf_counter() - self._since
-        return {"sums": self._sums, "count": self._count, "confusion": self._confusion, "seconds": seconds}
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        return {
+            "sums": self._sums,
+            "count": self._count,
+            "confusion": self._confusion,
+            "seconds": seconds,
+            "size": size,
+        }
 
     def load_state(self, state: dict[str, Any], device: torch.device) -> None:
         """Put back what `state` returned."""
@@ -102,26 +134,40 @@ class TrainingLog:
     def close(self) -> None:
         self.bar.close()
         if self.writer is not None:
-            self.writer.close()
+            with named(self.board):
+                self.writer.close()
 
     def _write(self, step: int, rate: float) -> None:
-        means = {key: float(value) / self._count for key, value in self._sums.items()}
-        if means["loss"] != means["loss"]:
-            raise ConfigError(f"step {step}: the loss is not a number any more; a lower optimiser.lr may help")
+        sums = {key: float(value) for key, value in self._sums.items()}
+        skipped = int(sums.pop("skipped", 0))
+        taken = self._count - skipped
+        counts = {key: self._count if key.startswith(WORK) else taken for key in sums}
+        means = {key: value / counts[key] for key, value in sums.items() if counts[key]}
         self._sums, self._count = {}, 0
         if self.writer is None:
             return
         means["miou"] = scores(self._confusion).miou
         seconds = self._elapsed + time.perf_counter() - self._since
-        self._append({"step": step, "lr": rate, **means, "seconds": round(seconds, 3)})
-        for key, value in {"lr": rate, **means}.items():
-            self.writer.add_scalar(f"train/{key}", value, step)
-        shown = {"loss": "loss", "miou": "mIoU", "expected_share": "expected", "real_share": "real"}
-        self.bar.set_postfix_str(" ".join(f"{word} {means[key]:.3f}" for key, word in shown.items() if key in means))
+        shown = {"lr": rate, **means, "skipped": skipped}
+        self._append({"step": step, **shown, "seconds": round(seconds, 3)})
+        with named(self.board):
+            for key, value in finite(shown).items():
+                if value is not None:
+                    self.writer.add_scalar(f"train/{key}", value, step)
+        words = {"loss": "loss", "miou": "mIoU", "expected_share": "expected", "real_share": "real"}
+        told = [f"{word} {means[key]:.3f}" for key, word in words.items() if key in means]
+        self.bar.set_postfix_str(" ".join([*told, f"skipped {skipped}"] if skipped else told))
 
     def _append(self, record: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """A whole record, or none."""
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        try:
+            with named(self.path), open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(finite(record), allow_nan=False) + "\n")
+        except OSError:
+            if self.path.is_file():
+                os.truncate(self.path, size)
+            raise
 
 
 def _of_all(team: Team, values: dict[str, Tensor], counts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -130,19 +176,19 @@ def _of_all(team: Team, values: dict[str, Tensor], counts: Tensor) -> tuple[dict
     total = team.sum(torch.cat([own, counts.double().flatten()]))
     joint = {}
     for name, value in zip(values, total):
-        joint[name] = value if name.startswith("executed") else value / team.size
+        joint[name] = value if name.startswith(WORK) else value / team.size
     return joint, total[len(own) :].view(counts.shape)
 
 
-def _keep_records(path: Path, last: int) -> None:
-    """Drop records after step `last`: a resumed run writes them again."""
+def _keep_records(path: Path, last: int, size: int | None) -> None:
+    """Drop records after step `last` or behind the first `size` bytes."""
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes()[:size].decode("utf-8", "replace").splitlines():
         try:
             if json.loads(line)["step"] <= last:
                 kept.append(line)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue  # a line cut short by a crash
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_whole(path, "".join(f"{line}\n" for line in kept))

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dynroute.data import Source, batches, save_preprocess
+from dynroute.files import finite, named, write_whole
 from dynroute.measure.evaluate import evaluate
 from dynroute.measure.results import Evaluation
 from dynroute.models.network import DynamicNetwork
 from dynroute.native.memory import settled
 from dynroute.objective import Losses
 from dynroute.provenance import provenance
-from dynroute.train.checkpoint import random_state, read_checkpoint, set_random_state, write_checkpoint
-from dynroute.train.config import Config
+from dynroute.train.checkpoint import Checkpoints, random_state, set_random_state
+from dynroute.train.config import Config, check_config
+from dynroute.train.finite import SkipLimit, check_finite, running_statistics
+from dynroute.train.lock import locked
 from dynroute.train.log import TrainingLog
 from dynroute.train.optimiser import learning_rate, make_optimiser, precise_batchnorm, set_learning_rate
 from dynroute.train.parse import ConfigError
 from dynroute.train.processes import Team, assembled, in_parallel
 from dynroute.train.recorded import RecordedStep
+from dynroute.train.resume import check_same
 from dynroute.train.setup import augmentation, make_network, normalisation, open_source, pick_device
 from dynroute.train.step import logged, train_step
 
-CHECKPOINT = "checkpoint.pt"
-# What may differ between a run and its continuation without changing any of its numbers.
-FREE_KEYS = {"data.workers", "data.cache", "data.root", "run.folder", "run.log_every", "run.checkpoint_every"}
+T = TypeVar("T")
 # Seeds of other streams are offset by this, so that precise BatchNorm sees other augmentations than the last steps did.
 STREAM_OFFSET = 7919
 # Process r draws its drop paths from the run's seed plus r times this; the first as if it were alone.
@@ -44,49 +50,60 @@ RANK_OFFSET = 1_000_003
 def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
     """Train a network as `config` says.
 
-    The run folder gets `config.yaml`, `log.jsonl`, `tb/` (TensorBoard), `checkpoint.pt`, and at the end `model/` (for
-    `dynroute.from_pretrained`) and `eval.json`. Ctrl-C ends after the step at hand, with a checkpoint.
+    The run folder gets `config.yaml`, `log.jsonl`, `tb/` (TensorBoard), `checkpoints/`, and at the end `model/` (for
+    `dynroute.from_pretrained`) and `eval.json`. Ctrl-C ends after the step at hand, with a checkpoint. What the user
+    should know besides, such as checkpoints passed over, goes to stderr, a line each.
 
     Under torchrun every process calls this, and takes its share of each batch; the first one writes and evaluates.
 
     Args:
         config: see `dynroute.train.load_config`.
-        resume: go on from the run folder's checkpoint: the same losses, bit for bit, as without the interruption.
+        resume: go on from the run folder's newest whole checkpoint: the same losses, bit for bit, as without the
+            interruption, unless the configuration has changed (`dynroute.train.resume` says what may).
         quiet: no progress bar.
 
     Returns:
         The run folder.
 
     Raises:
-        ConfigError: values that cannot be used, a folder that already holds a run, nothing to resume, or a batch that
-            does not divide among the processes.
+        ConfigError: values that cannot be used, a folder that already holds a run or in which another trains, nothing
+            to resume, a batch that does not divide among the processes or does not fit into memory, or
+            `run.max_skipped` steps in a row whose loss or gradient is not finite.
+        OSError: a file that cannot be written, with its name; the last checkpoints are still there.
         DataError: a data set that is not as it should be.
         KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
     """
-    with assembled(pick_device(config.run.device)) as team, _threads(config.run.threads):
-        return _train(config, resume, quiet, team)
+    check_config(config)
+    with assembled(pick_device(config.run.device)) as team, _threads(config.run.threads), ExitStack() as held:
+        _check_share(config, team)
+        records = _records(config, team)
+        folder = Path(config.run.folder)
+        _say(team, _first(team, lambda: held.enter_context(locked(folder))))
+        return _train(config, resume, quiet, team, records)
 
 
-def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
+def _train(config: Config, resume: bool, quiet: bool, team: Team, records: bool) -> Path:
     folder, device = Path(config.run.folder), team.device
-    _check_share(config, team)
-    records = _records(config, team)
-    state = read_checkpoint(folder / CHECKPOINT) if resume else None
-    if state is not None:
-        _check_same(state["config"], config)
+    checkpoints = Checkpoints(folder, config.run.keep_checkpoints)
+    state: dict[str, Any] | None = None
+    if resume:
+        state, path, lines = checkpoints.read()
+        lines += check_same(state, config, path)
         if state.get("processes", 1) != team.size:
             raise ConfigError(f"{folder}: the run to resume has {state.get('processes', 1)} processes, got {team.size}")
-    elif (folder / CHECKPOINT).exists():
+        _say(team, lines)
+    elif checkpoints:
         raise ConfigError(f"run.folder: {folder} already holds a run; resume it, or choose another folder")
+    team.wait()  # all have read what is there
 
     train_source, val_source = open_source(config.data, "train"), open_source(config.data, "val")
     classes = len(train_source.class_names)
     torch.manual_seed(config.run.seed)
-    net = make_network(config.model, classes, config.train.bn).use_ops(config.run.ops).to(device)
+    net = _with_ops(make_network(config.model, classes, config.train.bn), config.run.ops).to(device)
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimiser = make_optimiser(net, config.optimiser)
     if team.leads:
-        folder.mkdir(parents=True, exist_ok=True)
+        _say(team, checkpoints.tidy(anew=state is None))
         config.save(folder / "config.yaml")
     else:
         torch.manual_seed(config.run.seed + team.rank * RANK_OFFSET)
@@ -109,35 +126,50 @@ def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
 
     budget = config.budget if config.budget.weight > 0 else None
     settings = (budget, config.optimiser.clip_norm, config.run.bf16, config.optimiser.accumulate)
+    statistics = running_statistics(net)
 
     def as_it_is(images: Tensor, labels: Tensor, progress: float) -> Losses:
-        return train_step(model, optimiser, images, labels, progress, *settings)
+        return train_step(model, optimiser, images, labels, progress, *settings, statistics=statistics)
 
     step_on: Callable[[Tensor, Tensor, float], Losses] = as_it_is
     if records:
         step_on = RecordedStep(net, optimiser, *settings)
-    log = TrainingLog(folder, classes, config.run.log_every, config.schedule.steps, start, quiet, team)
+    before = state["log"] if state is not None else {}
+    # with nothing left but the evaluation, one that is behind the checkpoint in the log is made, and told, again
+    size = before.get("size") if start == config.schedule.steps else None
+    log = TrainingLog(folder, classes, config.run.log_every, config.schedule.steps, start, quiet, team, size)
     if state is not None:
-        log.load_state(state["log"], device)
+        log.load_state(before, device)
+    limit, due = SkipLimit(config.run.max_skipped, device), False
     with closing(log), settled(), _interruptible() as interrupted:
         for step, (images, labels) in enumerate(_stream(config, train_source, team, start), start):
             progress = step / config.schedule.steps
             rate = learning_rate(step, config.optimiser.lr, config.schedule)
             set_learning_rate(optimiser, rate)
-            losses = step_on(images, labels, progress)
             done = step + 1
-            log.step(done, rate, logged(losses), losses.output.low_logits, labels)
-            if config.evaluation.every and done % config.evaluation.every == 0 and done < config.schedule.steps:
+            with _memory(f"step {done}"):
+                losses = step_on(images, labels, progress)
+            limit.count(losses.skipped)
+            log.step(done, rate, logged(losses), losses.output.low_logits, labels, losses.skipped)
+            last = done == config.schedule.steps
+            if device.type == "cpu" or last or done % config.run.log_every == 0:  # a GPU is not waited for otherwise
+                limit.check(done, last)
+            if config.evaluation.every and done % config.evaluation.every == 0 and not last:
                 _evaluated(net, config, train_source, val_source, team, log, done)
                 net.train()
             stops = team.any(interrupted())
-            if done % config.run.checkpoint_every == 0 or done == config.schedule.steps or stops:
-                current = _state(net, optimiser, done, log, config, team)
-                if team.leads:
-                    write_checkpoint(folder / CHECKPOINT, current)
-                team.wait()
-            if stops and done < config.schedule.steps:
-                raise KeyboardInterrupt(f"stopped after step {done}; {folder / CHECKPOINT} holds it")
+            due = due or last or stops or done % config.run.checkpoint_every == 0
+            # weights of which no loss is finite may be why: they wait for a step that shows otherwise
+            if due and limit.row == 0:
+                current, due = _state(net, optimiser, done, log, config, team), False
+
+                def save(step: int = done, state: dict[str, Any] = current) -> Path:
+                    check_finite(net, optimiser, step)
+                    return checkpoints.write(state)
+
+                path = _first(team, save)
+                if stops and not last:
+                    raise KeyboardInterrupt(f"stopped after step {done}; {path} holds it")
 
         result = _evaluated(net, config, train_source, val_source, team, log, config.schedule.steps)
     if result is not None:
@@ -147,16 +179,24 @@ def _train(config: Config, resume: bool, quiet: bool, team: Team) -> Path:
 
 
 def _leave(folder: Path, net: DynamicNetwork, result: Evaluation, config: Config, train_source: Source) -> None:
-    """Writes what is there at the end: model/ and eval.json."""
-    net.save_pretrained(folder / "model")
-    save_preprocess(folder / "model", normalisation(config.data), train_source.class_names)
+    """Writes what is there at the end: model/ and eval.json, each file as a whole."""
+    model = folder / "model"
+    with named(model), tempfile.TemporaryDirectory(prefix=".model-", dir=folder) as made:
+        try:
+            net.save_pretrained(made)
+        except SafetensorError as error:  # of a full disk, say
+            raise OSError(f"{model}: cannot be written ({error})") from error
+        save_preprocess(Path(made), normalisation(config.data), train_source.class_names)
+        model.mkdir(exist_ok=True)
+        for file in Path(made).iterdir():
+            os.replace(file, model / file.name)
     report = {
         **result.to_json(),
         "steps": config.schedule.steps,
         "config": config.to_dict(),
         **provenance(config.run.seed),
     }
-    (folder / "eval.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "eval.json", json.dumps(finite(report), indent=1, allow_nan=False) + "\n")
 
 
 def _evaluated(
@@ -173,7 +213,8 @@ def _evaluated(
     if team.leads:
         group = net.group
         net.synchronise(None)
-        result = final_evaluation(net, config, train_source, val_source, team.device)
+        with _memory(f"evaluation after step {step}"):
+            result = final_evaluation(net, config, train_source, val_source, team.device)
         net.synchronise(group)
         log.event(step, val_miou=result.miou, val_real_mflops=result.costs["real_mflops"])
     team.wait()
@@ -228,7 +269,12 @@ def _stream(config: Config, source: Source, team: Team, start: int) -> Iterator[
 
 
 def _state(
-    net: DynamicNetwork, optimiser: torch.optim.Optimizer, step: int, log: TrainingLog, config: Config, team: Team
+    net: DynamicNetwork,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    log: TrainingLog,
+    config: Config,
+    team: Team,
 ) -> dict[str, Any]:
     random = team.listed(random_state(team.device))
     return {
@@ -266,14 +312,44 @@ def _records(config: Config, team: Team) -> bool:
     return reason is None if config.run.graph is None else config.run.graph
 
 
-def _check_same(saved: dict[str, Any], config: Config) -> None:
-    """A continuation under another recipe would be neither run."""
-    defaults = Config().to_dict()
-    for section, values in config.to_dict().items():
-        for key, value in values.items():
-            before = saved.get(section, {}).get(key, defaults[section][key])  # it may be older than the key
-            if before != value and f"{section}.{key}" not in FREE_KEYS:
-                raise ConfigError(f"{section}.{key}: the run to resume has {before!r}, got {value!r}")
+def _with_ops(net: DynamicNetwork, choice: str) -> DynamicNetwork:
+    try:
+        return net.use_ops(choice)
+    except ValueError as error:
+        raise ConfigError(f"run.ops: {error}") from error
+
+
+def _first(team: Team, act: Callable[[], T]) -> T:
+    """What the first process alone does: every process gets what comes of it, or fails as it did."""
+    found: Any = None
+    if team.leads:
+        try:
+            found = act()
+        except (ConfigError, OSError) as error:
+            found = error
+    found = team.listed(found)[0]
+    if isinstance(found, (ConfigError, OSError)):
+        raise found
+    return found
+
+
+def _say(team: Team, lines: list[str]) -> None:
+    for line in lines if team.leads else ():
+        print(f"train: {line}", file=sys.stderr)
+
+
+@contextmanager
+def _memory(what: str) -> Iterator[None]:
+    """Inside, an allocator's error that memory did not suffice is a ConfigError of one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise ConfigError(
+            f"{what}: out of memory; a smaller optimiser.batch or data.crop takes less, as does a larger "
+            "optimiser.accumulate"
+        ) from error
 
 
 @contextmanager

@@ -15,14 +15,15 @@ from dynroute.train.config import OptimiserConfig, ScheduleConfig
 def make_optimiser(net: DynamicNetwork, config: OptimiserConfig) -> torch.optim.SGD:
     """SGD with momentum: no weight decay on normalisation parameters, a learning rate factor for gates.
 
-    Each group holds its `factor`, by which the schedule's learning rate is multiplied.
+    Each group holds its `factor`, by which the schedule's learning rate is multiplied. Momenta begin as zeros: torch
+    would leave them as the memory was when the first step is skipped on the device.
     """
     norms = {id(p) for p in norm_parameters(net)}
     gates = {id(p) for p in net.gate_parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in net.parameters():
         groups.setdefault((id(parameter) in gates, id(parameter) in norms), []).append(parameter)
-    return torch.optim.SGD(
+    optimiser = torch.optim.SGD(
         [
             {
                 "params": parameters,
@@ -35,6 +36,10 @@ def make_optimiser(net: DynamicNetwork, config: OptimiserConfig) -> torch.optim.
         momentum=config.momentum,
         fused=all(p.device.type in ("cpu", "cuda") for p in net.parameters()) or None,  # one pass instead of four
     )
+    if config.momentum:
+        for parameter in net.parameters():
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return optimiser
 
 
 def norm_parameters(net: nn.Module) -> list[nn.Parameter]:

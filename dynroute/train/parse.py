@@ -66,11 +66,15 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None:
             return None
-        return _convert(next(item for item in arguments if item is not type(None)), value, path)
+        kinds = [item for item in arguments if item is not type(None)]
+        maps = [item for item in kinds if typing.get_origin(item) is dict]
+        return _convert(maps[0] if maps and isinstance(value, dict) else kinds[0], value, path)
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(f"{path}: wanted one of {', '.join(map(str, arguments))}, got {value!r}")
         return value
+    if origin is dict and isinstance(value, dict):
+        return {_convert(arguments[0], k, path): _convert(arguments[1], v, f"{path}[{k}]") for k, v in value.items()}
     if origin is tuple:
         return _tuple(arguments, value, path)
     # YAML reads 1e-4 (no dot) as a string; and a bool is an int to Python, but not to whoever wrote the file.

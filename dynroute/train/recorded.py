@@ -12,6 +12,7 @@ from torch import Tensor
 from dynroute.cost.budget import Budget
 from dynroute.models.network import DynamicNetwork
 from dynroute.objective import Losses, check_progress
+from dynroute.train.finite import running_statistics
 from dynroute.train.step import train_step, without_graph
 
 WARMUP = 3  # steps of a shape before it is recorded: libraries choose their kernels, the optimiser makes its state
@@ -33,9 +34,9 @@ class RecordedStep:
 
     The first steps on images of a shape run as they are; then the step is recorded, and each further one is a copy of
     the batch and a replay. Recordings share their memory. What changes from step to step lies on the device: the
-    learning rate (the optimiser's groups hold tensors from here on: set it by `set_learning_rate`) and the position in
-    training. A budget's bridge is a number that kernels are told: steps with one, `budget.bridge_at`, are never
-    recorded.
+    learning rate (the optimiser's groups hold tensors from here on: set it by `set_learning_rate`), the position in
+    training, and whether the step is skipped. A budget's bridge is a number that kernels are told: steps with one,
+    `budget.bridge_at`, are never recorded.
 
     Args:
         net: on the GPU, in training; its weights must stay where they are.
@@ -60,6 +61,7 @@ class RecordedStep:
             raise ValueError(f"net: wanted on a GPU for a recorded step, got {device}")
         self.net, self.optimiser, self.budget = net, optimiser, budget
         self.clip_norm, self.bf16, self.accumulate = clip_norm, bf16, accumulate
+        self._statistics = running_statistics(net)
         self._progress = torch.zeros((), device=device)
         for group in optimiser.param_groups:
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(device)
@@ -98,7 +100,7 @@ class RecordedStep:
     def _step(self, images: Tensor, labels: Tensor, bridge: float) -> Losses:
         return train_step(
             self.net, self.optimiser, images, labels, self._progress, self.budget, self.clip_norm, self.bf16,
-            self.accumulate, bridge,
+            self.accumulate, bridge, self._statistics,
         )  # fmt: skip
 
     def _record(self, images: Tensor, labels: Tensor) -> Recording:

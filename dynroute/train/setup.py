@@ -47,10 +47,13 @@ def open_source(config: DataConfig, part: str) -> Source:
         return ScenesDataset(config.scenes_val, config.scenes_size, seed=1)
     assert config.root is not None
     if part == "train":
-        return FolderDataset(config.root, config.train_split, cache=config.cache)
+        return FolderDataset(
+            config.root, config.train_split, cache=config.cache, labels=config.labels, ignore=config.ignore
+        )
     # The training split says how many classes there are; the validation split need not show them all.
-    classes = len(FolderDataset(config.root, config.train_split, cache=False).class_names)
-    return FolderDataset(config.root, config.val_split, classes, cache=config.cache)
+    train = FolderDataset(config.root, config.train_split, cache=False, labels=config.labels, ignore=config.ignore)
+    classes = len(train.class_names)
+    return FolderDataset(config.root, config.val_split, classes, config.cache, config.labels, config.ignore)
 
 
 def normalisation(config: DataConfig) -> Normalise:
@@ -77,7 +80,11 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"run.device: wanted auto, cpu or cuda, got {name!r}") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"run.device: wanted auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("run.device: cuda wanted, but torch sees no GPU here")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"run.device: wanted one of {torch.cuda.device_count()} GPUs from cuda:0 on, got {name!r}")
     return device

@@ -15,6 +15,7 @@ from dynroute.cost.budget import Budget
 from dynroute.models.network import DynamicNetwork
 from dynroute.native import library
 from dynroute.objective import Losses, labelled_pixels, objective
+from dynroute.train.finite import put_back, running_statistics, step_unless
 
 
 def train_step(
@@ -28,8 +29,13 @@ def train_step(
     bf16: bool = False,
     accumulate: int = 1,
     bridge: float | None = None,
+    statistics: list[Tensor] | None = None,
 ) -> Losses:
     """One step on images float32 [N, 3, H, W] and labels int64 [N, H, W], at the optimiser's learning rate.
+
+    Where the loss or the gradient's norm is NaN or infinite the step is skipped: the optimiser does nothing, running
+    statistics of BatchNorm are put back, as they saw the same activations, and the losses say so, `skipped`. Several
+    processes find the same, as their losses and gradients are joint. On a GPU nothing waits for the answer.
 
     The losses say what the step's kernels counted, `executed_macs`: forward, backward; nothing for plain PyTorch's.
 
@@ -41,6 +47,7 @@ def train_step(
         bf16: the forward runs under autocast to bfloat16.
         accumulate: parts that the images go through the network in, one after the other: the segmentation loss is the
             whole batch's, BatchNorm and the budget see a part at a time (the budget's loss is the parts' mean).
+        statistics: `running_statistics(net)`; None looks for them, at each call.
 
     Raises:
         ValueError: images that do not divide into so many parts.
@@ -48,6 +55,8 @@ def train_step(
     if len(images) % accumulate:
         raise ValueError(f"accumulate: wanted a divisor of the batch, {len(images)} images, got {accumulate}")
     labelled = labelled_pixels(net, labels) if accumulate > 1 else None
+    statistics = running_statistics(net) if statistics is None else statistics
+    kept = torch.cat(statistics) if statistics else None
     optimiser.zero_grad(set_to_none=True)
     parts: list[Losses] = []
     for some, of in zip(images.chunk(accumulate), labels.chunk(accumulate)):
@@ -64,9 +73,13 @@ def train_step(
             losses.executed_macs = (between - before, library.total_macs() - between)
         parts.append(losses if accumulate == 1 else without_graph(losses))
     parameters = [p for group in optimiser.param_groups for p in group["params"]]  # sooner told than by the modules
-    torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-    optimiser.step()
-    return parts[0] if accumulate == 1 else _joined(parts)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    joined = parts[0] if accumulate == 1 else _joined(parts)
+    joined.skipped = (norm + sum(loss.detach() for loss in joined.values())).isfinite().logical_not()
+    step_unless(joined.skipped, optimiser)
+    if kept is not None:
+        put_back(joined.skipped, statistics, kept)
+    return joined
 
 
 def without_graph(losses: Losses, keep: Callable[[Tensor], Tensor] = Tensor.detach) -> Losses:
@@ -74,7 +87,7 @@ def without_graph(losses: Losses, keep: Callable[[Tensor], Tensor] = Tensor.deta
     out = losses.output
     values: dict[str, Any] = {name: keep(getattr(out, name)) for name in _BY_SAMPLE}
     bare = Losses({name: keep(loss) for name, loss in losses.items()}, replace(out, **values))
-    bare.executed_macs = losses.executed_macs
+    bare.executed_macs, bare.skipped = losses.executed_macs, keep(losses.skipped)
     return bare
 
 

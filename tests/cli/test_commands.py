@@ -19,7 +19,8 @@ PROVENANCE = {"seed", "versions", "machine", "command", "commit"}
 def test_train_leaves_a_whole_run(tiny_run: Path) -> None:
     for name in (
         "config.yaml",
-        "checkpoint.pt",
+        "checkpoints/step-0000010.pt",
+        "checkpoints/step-0000010.json",
         "log.jsonl",
         "eval.json",
         "model/config.json",

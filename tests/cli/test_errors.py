@@ -158,7 +158,8 @@ def test_error_of_a_loading_process_is_one_line(
 ) -> None:
     for kind in ("images", "masks"):
         shutil.copytree(folder_data / kind / "val", folder_data / kind / "train")
-    (folder_data / "classes.txt").write_text("a\nb\nc\n")  # labels go up to 6
+    broken = folder_data / "images/train/p1.png"  # found where it is decoded: masks are read before
+    broken.write_bytes(broken.read_bytes()[:200])
     values = [f"data.root={folder_data}", "data.cache=false", "data.workers=1", "data.crop=[32,32]"]
     line = fails(capsys, "train", "camvid", "--set", *values, "--run", str(tmp_path / "run"))
-    assert "wanted 0..2" in line and "Traceback" not in line and len(line) < 300
+    assert "p1.png: broken image" in line and "Traceback" not in line and len(line) < 300

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dynroute.train import Config, ConfigError, list_configs, load_config
+from dynroute.train import Config, ConfigError, list_configs, load_config, train
+from tests.support.runs import small
 
 
 @pytest.mark.parametrize("name", ["camvid", "camvid_budget", "cityscapes_raw_l16", "scenes_quick"])
@@ -59,6 +60,108 @@ def test_empty_file_holds_the_defaults(tmp_path: Path) -> None:
 def test_errors(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("camvid", [override])
+
+
+# Every field of numbers or of names: a value out of range, what is wanted, what is got. Those of `data` are elsewhere.
+RANGES = [
+    ("optimiser.batch=0", "wanted 1 or more, got 0"),
+    ("optimiser.accumulate=0", r"wanted a divisor of optimiser.batch \(8\), got 0"),
+    ("optimiser.accumulate=3", r"wanted a divisor of optimiser.batch \(8\), got 3"),
+    ("optimiser.lr=0", "wanted a positive number, got 0.0"),
+    ("optimiser.lr=.nan", "wanted a finite number, got nan"),
+    ("optimiser.gate_lr_factor=-1", "wanted 0 or more, got -1.0"),
+    ("optimiser.momentum=2", "wanted 0 <= momentum < 1, got 2.0"),
+    ("optimiser.momentum=-0.1", "wanted 0 <= momentum < 1, got -0.1"),
+    ("optimiser.weight_decay=-1", "wanted 0 or more, got -1.0"),
+    ("optimiser.weight_decay=inf", "wanted a finite number, got inf"),
+    ("optimiser.clip_norm=0", "wanted a positive number, got 0.0"),
+    ("schedule.steps=-1", "wanted 1 or more, got -1"),
+    ("schedule.warmup_steps=-1", r"wanted 0 to 6000 \(schedule.steps\), got -1"),
+    ("schedule.warmup_steps=6001", r"wanted 0 to 6000 \(schedule.steps\), got 6001"),
+    ("schedule.warmup_factor=-1", "wanted 0 to 1, got -1.0"),
+    ("schedule.power=-1", "wanted 0 or more, got -1.0"),
+    ("budget.weight=-1", "wanted 0 or more, got -1.0"),
+    ("budget.weight=.nan", "wanted a finite number, got nan"),
+    ("budget.target=-0.1", "wanted 0 or more, got -0.1"),
+    ("budget.full_mflops=0", "wanted a positive number or None, got 0.0"),
+    ("budget.measure=flops", "wanted one of expected, real, got 'flops'"),
+    ("budget.ramp=0", "wanted a share of training above 0, got 0.0"),
+    ("budget.bridge=-1", "wanted a sum of alphas, 0 or more, got -1.0"),
+    ("budget.start=0.9", r"budget.bridge_end: wanted 0 <= start < bridge_end <= 1, got 0.9, 0.8"),
+    ("budget.bridge_end=1.5", r"budget.bridge_end: wanted 0 <= start < bridge_end <= 1, got 0.4, 1.5"),
+    ("budget.knee=-1", "wanted an alpha, 0 or more, got -1.0"),
+    ("train.bn=some", "wanted one of all, open, frozen, got 'some'"),
+    ("train.bn=frozen", "wanted its folder in model.init"),
+    ("train.sync_bn=1", "wanted true or false, got 1"),
+    ("evaluation.every=-1", "wanted 0 or more, got -1"),
+    ("evaluation.precise_bn_batches=-1", "wanted 0 or more, got -1"),
+    ("evaluation.flip=no thanks", "wanted true or false, got 'no thanks'"),
+    ("evaluation.scales=[]", r"wanted at least one scale, such as \[1.0\], got \[\]"),
+    ("evaluation.scales=[1, 0]", r"wanted positive numbers, got \[1.0, 0.0\]"),
+    ("evaluation.scales=[.inf]", "wanted a finite number, got inf"),
+    ("evaluation.max_images=0", "wanted 1 or more, got 0"),
+    ("run.folder=''", "wanted a folder's name, got ''"),
+    ("run.seed=-1", "wanted 0 to 4611686018427387903, got -1"),
+    ("run.threads=0", "wanted 1 to 1024, or null, got 0"),
+    ("run.threads=100000", "wanted 1 to 1024, or null, got 100000"),
+    ("run.bf16=half", "wanted true or false, got 'half'"),
+    ("run.compile=2", "wanted true or false, got 2"),
+    ("run.graph=2", "wanted true or false, got 2"),
+    ("run.log_every=0", "wanted 1 or more, got 0"),
+    ("run.checkpoint_every=0", "wanted 1 or more, got 0"),
+    ("run.keep_checkpoints=1", "wanted 2 or more, got 1"),
+    ("run.max_skipped=0", "wanted 1 or more, got 0"),
+]
+# Those that only training knows, before it has made the run's folder.
+RANGES_OF_TRAINING = [
+    ("model.name=resnet", "wanted one of .*, got 'resnet'"),
+    ("model.num_classes=3", "3 classes, but the data set has 7"),
+    ("model.channels=9", "wanted a positive multiple of 8, got 9"),
+    ("model.layers=3", "wanted at least 4, got 3"),
+    ("model.gate=relu", "wanted one of .*, got 'relu'"),
+    ("model.stem_width=-8", "wanted a positive multiple of 8, got -8"),
+    ("model.drop_prob=1", "wanted 0 <= drop_prob < 1, got 1.0"),
+    ("model.init=nowhere", "nowhere"),
+    ("run.device=meta", "wanted auto, cpu, cuda or cuda:N, got 'meta'"),
+    ("run.device=mps", "wanted auto, cpu, cuda or cuda:N, got 'mps'"),
+    ("run.device=tpu", "wanted auto, cpu, cuda or cuda:N, got 'tpu'"),
+    ("run.device='cpu:x'", "wanted auto, cpu, cuda or cuda:N, got 'cpu:x'"),
+    ("run.ops=fast", "wanted .*fast|fast.*wanted"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), RANGES, ids=[override for override, _ in RANGES])
+def test_ranges(override: str, message: str) -> None:
+    """One line that names the field, what was wanted and what was got."""
+    with pytest.raises(ConfigError, match=message) as failed:
+        load_config("camvid", [override])
+    assert override.partition("=")[0] in str(failed.value) and "\n" not in str(failed.value)
+
+
+@pytest.mark.parametrize(("override", "message"), RANGES_OF_TRAINING, ids=[o for o, _ in RANGES_OF_TRAINING])
+def test_ranges_that_training_finds(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as failed:
+        train(small(tmp_path / "run", override), quiet=True)
+    assert override.split(".")[0] in str(failed.value) and "\n" not in str(failed.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_field_has_its_range() -> None:
+    """A new field asks for one; these take any value of their type, or stand in `data`."""
+    free = {"model.small_gate"}
+    seen = {override.partition("=")[0] for override, _ in RANGES + RANGES_OF_TRAINING}
+    fields = {
+        f"{section}.{key}" for section, values in Config().to_dict().items() for key in values if section != "data"
+    }
+    assert fields - seen - free == set()
+
+
+def test_a_configuration_made_in_python_is_checked(tmp_path: Path) -> None:
+    config = small(tmp_path / "run")
+    config.evaluation.max_images = 0
+    with pytest.raises(ConfigError, match=r"evaluation.max_images: wanted 1 or more, got 0"):
+        train(config, quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_file_errors(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from dynroute.models.network import DynamicNetwork
 from dynroute.native import library
 from dynroute.objective import IGNORED_LABEL
 from dynroute.train import ConfigError, load_config, loop, train
+from dynroute.train.checkpoint import Checkpoints
 from dynroute.train.processes import in_parallel
 from dynroute.train.step import logged, train_step
 from tests.support.networks import random_images, random_network
@@ -151,11 +153,11 @@ def runs(rank: int, processes: int, folder: Path) -> None:
     broken = small(folder / "broken", *options)
     real, taken = loop.train_step, []
 
-    def step(*arguments: Any) -> Any:
+    def step(*arguments: Any, **options: Any) -> Any:
         taken.append(1)
         if len(taken) == 3 and rank == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(*arguments)
+        return real(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_step", step)
@@ -167,10 +169,37 @@ def runs(rank: int, processes: int, folder: Path) -> None:
         train(small(folder / "odd", "optimiser.batch=3"), quiet=True)
     with pytest.raises(ConfigError, match="already holds a run"):
         train(small(folder / "whole", *options), quiet=True)
+    with pytest.raises(ConfigError, match="on elsewhere trains in"):  # which the first process alone looks at
+        train(small(folder / "locked", *options), quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "write", full_disk)
+        with pytest.raises(OSError, match=r"No space left on device: 'here'"):  # and the first alone writes
+            train(small(folder / "full", *options), quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        real_images, seen = loop._stream, []
+
+        def stream(*arguments: Any) -> Any:
+            for images, labels in real_images(*arguments):
+                seen.append(1)
+                if rank == 1 and len(seen) in (2, 3):  # in the second process's share of two batches
+                    images[0, 0, 0, 0] = float("nan")
+                yield images, labels
+
+        patch.setattr(loop, "_stream", stream)
+        train(small(folder / "skips", *options), quiet=True)
+
+
+def full_disk(*arguments: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here")
 
 
 def test_resuming_changes_no_bit(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked/lock.json").write_text('{"pid": 1, "host": "elsewhere", "started": null}')
     together(runs, 2, tmp_path / "ranks", tmp_path)
+    assert [line["skipped"] for line in records(tmp_path / "skips") if "skipped" in line] == [0, 1, 1, *[0] * 5]
+    skipping = dynroute.from_pretrained(tmp_path / "skips/model").state_dict().values()
+    assert all(value.isfinite().all() for value in skipping if value.is_floating_point())
     assert records(tmp_path / "broken") == records(tmp_path / "whole")
     one, two = (dynroute.from_pretrained(tmp_path / name / "model").state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(one[key], two[key]) for key in one)

@@ -60,6 +60,34 @@ def test_recorded_is_the_same(ops: str, bf16: bool, sides: list[int], monkeypatc
         assert all(torch.allclose(a, b, rtol=0.05) for a, b in zip(with_graph[:recorded], without[:recorded]))
 
 
+@pytest.mark.parametrize("ops", ["auto", "reference"])
+@pytest.mark.parametrize("bad", [0, module.WARMUP + 3], ids=["as it is", "recorded"])
+def test_a_skipped_step_moves_nothing(ops: str, bad: int) -> None:
+    """Found on the device: weights, momenta and statistics keep every bit, and the next step is one again."""
+    net = random_network(channels=16, layers=4).use_ops(ops).cuda().train().to(memory_format=torch.channels_last)
+    optimiser = make_optimiser(net, OptimiserConfig())
+    step = RecordedStep(net, optimiser, None, 5.0)
+    images = random_images(2, 64, 64).cuda().contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 5, (2, 64, 64), device="cuda")
+
+    def state() -> list[Tensor]:
+        tensors = [*net.parameters(), *(b for b in net.buffers() if b.is_floating_point())]
+        return [
+            t.detach().clone() for t in (*tensors, *(optimiser.state[p]["momentum_buffer"] for p in net.parameters()))
+        ]
+
+    for i in range(module.WARMUP + 6):
+        given, before = images.clone(), state()
+        if i == bad:
+            given[1, 0, 3, 3] = float("nan")
+        skipped = step(given, labels, 0.0).skipped
+        assert skipped.is_cuda and bool(skipped) == (i == bad)
+        kept = [torch.equal(a, b) for a, b in zip(before, state())]
+        assert all(kept) if i == bad else not all(kept)
+        assert all(t.isfinite().all() for t in state())
+    assert step.recordings
+
+
 def test_steps_with_a_bridge_are_not_recorded() -> None:
     net = random_network(channels=16, layers=4)
     budget = dynroute.Budget(0.5, 0.4, bridge=1.0, start=0.0, bridge_end=1.0)

@@ -1,50 +1,74 @@
-"""A data set in a folder: `root/images/<split>/*.{jpg,jpeg,png}` beside `root/masks/<split>/*.png`."""
+"""A data set in a folder: `root/images/<split>/*.{jpg,png,...}` beside `root/masks/<split>/*.png`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from dynroute.data.images import image_area, read_image, say_once, say_passed_over
+from dynroute.data.labels import Labels, judge
+from dynroute.data.layout import list_split, read_class_names
+from dynroute.data.masks import read_values, tally
 from dynroute.data.source import IGNORE, DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # Decoded images of a split are kept in memory up to this size, so that no epoch after the first decodes a JPEG.
 CACHE_LIMIT_BYTES = 2 * 1024**3
 
 
 class FolderDataset:
-    """Images and masks of one split, paired by file stem.
+    """Images and masks of one split, paired by file stem; or Cityscapes as it is distributed.
 
-    Masks are 8-bit grey or palette PNGs whose values are class indices; 255 is ignored. Class names come from
-    `root/classes.txt` (one a line) where it exists; otherwise they are `class_0`, `class_1`, ... and their number is
-    `num_classes`, or the largest label of this split + 1.
+    Masks are grey or palette PNGs (or TIFF, BMP) whose stored values are class indices; 255 is ignored. Class names
+    come from `root/classes.txt` (one a line) where it exists; otherwise they are `class_0`, `class_1`, ... and their
+    number is `num_classes`, or the largest label of this split + 1. In `leftImg8bit/` and `gtFine/`, Cityscapes'
+    official layout, masks are the `*_gtFine_labelIds.png` and `labels` is `cityscapes` unless something else is given.
+
+    Every mask of the split is read once at the start: values that cannot be meant are refused, and what may not be
+    meant is said once in the log, see `judge`. Images and masks are turned upright as their EXIF says.
 
     Args:
         root: folder that holds `images/` and `masks/`.
         split: name of the subfolder, such as `train` or `val`.
         num_classes: number of classes; must agree with `classes.txt` where that exists.
         cache: keep decoded images in memory; None does so when the split is smaller than 2 GiB.
+        labels: what the values of the masks mean, a map or a named scheme, see `Labels`.
+        ignore: the value in the masks that is ignored; what `read` returns has 255 there.
 
     Raises:
         DataError: something is missing or malformed; one line that names the file.
     """
 
-    def __init__(self, root: str | Path, split: str, num_classes: int | None = None, cache: bool | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        num_classes: int | None = None,
+        cache: bool | None = None,
+        labels: str | Mapping[int, int] | None = None,
+        ignore: int = IGNORE,
+    ) -> None:
         self.root, self.split = Path(root), split
-        self._pairs = _pairs(self.root, split)
+        listing = list_split(self.root, split)
+        if listing.faults:
+            raise DataError(listing.faults[0])
+        say_passed_over(self.root, listing.hidden, listing.others)
+        self._pairs = listing.pairs
         self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        names = _class_names(self.root)
-        if names is not None and num_classes is not None and len(names) != num_classes:
-            raise DataError(f"{self.root / 'classes.txt'}: {len(names)} classes named, but {num_classes} wanted")
-        self._limit = num_classes if names is None else len(names)
-        if self._limit is None:
-            self._limit = self._largest_label() + 1
+        self._labels = Labels(listing.labels if labels is None else labels, ignore)
+        names = class_names(self.root, self._labels, num_classes)
+        known = num_classes if names is None else len(names)
+        found = tally([mask for _, mask in self._pairs])
+        # Only where nobody else says how many classes there are, this split has to show them all.
+        for finding in judge(found, self._labels, listing.folder, known, names if num_classes is None else None):
+            if finding.refused:
+                raise DataError(finding.message)
+            say_once(finding.message)
+        self._limit = found_classes(found.pixels, self._labels) if known is None else known
         self._names = names or [f"class_{k}" for k in range(self._limit)]
         if cache is None:
-            width, height = _open(self._pairs[0][0]).size
-            cache = width * height * 4 * len(self._pairs) <= CACHE_LIMIT_BYTES
+            cache = sum(image_area(path) for path, _ in self._pairs) * 4 <= CACHE_LIMIT_BYTES
         if cache:
             # Here and not at first use: worker processes forked later share these pages instead of each decoding all.
             self._cache = {index: self._decode(index) for index in range(len(self))}
@@ -68,85 +92,38 @@ class FolderDataset:
 
     def _decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self._pairs[index]
-        image = _pixels(image_path, "RGB")
-        mask = _labels(mask_path)
-        if image.shape[:2] != mask.shape:
-            wanted, got = _size(image.shape), _size(mask.shape)
-            raise DataError(f"{mask_path}: size {got}, but its image {image_path.name} is {wanted} (width x height)")
-        bad = mask[(mask >= self._limit) & (mask != IGNORE)] if self._limit is not None else mask[:0]
-        if bad.size:
-            raise DataError(
-                f"{mask_path}: label {int(bad[0])} found, wanted 0..{(self._limit or 1) - 1} or {IGNORE} (ignored)"
-            )
-        return image, mask
-
-    def _largest_label(self) -> int:
-        largest = -1
-        for _, mask_path in self._pairs:
-            mask = _labels(mask_path)
-            kept = mask[mask != IGNORE]
-            largest = max(largest, int(kept.max()) if kept.size else -1)
-        if largest < 0:
-            raise DataError(f"{self.root / 'masks' / self.split}: every mask is empty (all {IGNORE}), wanted labels")
-        return largest
+        image, values = read_image(image_path), read_values(mask_path)
+        if (fault := other_size(image_path, image.shape, mask_path, values.shape)) is not None:
+            raise DataError(fault)
+        return image, self._labels(mask_path, values, self._limit)
 
 
-def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
-    images, masks = root / "images" / split, root / "masks" / split
-    for folder in (root, images, masks):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder, wanted {root}/images/{split}/*.jpg and masks/{split}/*.png")
-    found = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise DataError(f"{images}: no image found, wanted files ending in {', '.join(IMAGE_SUFFIXES)}")
-    pairs: list[tuple[Path, Path]] = []
-    seen: dict[str, Path] = {}
-    for path in found:
-        if path.stem in seen:
-            raise DataError(f"{path}: two images share the stem of {seen[path.stem].name}, wanted one")
-        seen[path.stem] = path
-        mask = masks / f"{path.stem}.png"
-        if not mask.is_file():
-            raise DataError(f"{mask}: no such mask, wanted one for the image {path}")
-        pairs.append((path, mask))
-    return pairs
+def class_names(root: Path, labels: Labels, wanted: int | None = None) -> list[str] | None:
+    """The classes' names: of `classes.txt`, or those that the scheme has; None where nothing names them.
 
-
-def _class_names(root: Path) -> list[str] | None:
-    path = root / "classes.txt"
-    if not path.is_file():
-        return None
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not 1 <= len(names) <= IGNORE:
-        raise DataError(f"{path}: {len(names)} class names found, wanted 1 to {IGNORE}, one a line")
+    Raises:
+        DataError: `classes.txt` is malformed, or their number is not the `wanted` one, or not the scheme's.
+    """
+    names = read_class_names(root)
+    path = root / "classes.txt" if names is not None else root
+    if names is None:
+        names = labels.names or ([f"class_{k}" for k in range(labels.classes)] if labels.classes else None)
+    if names is not None and labels.classes not in (None, len(names)):
+        raise DataError(f"{path}: {len(names)} classes named, but labels {labels.scheme!r} has {labels.classes}")
+    if names is not None and wanted not in (None, len(names)):
+        raise DataError(f"{path}: {len(names)} classes named, but {wanted} wanted")
     return names
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except OSError as error:
-        raise DataError(f"{path}: not a readable image ({error})") from error
+def found_classes(pixels: Mapping[int, int], labels: Labels) -> int:
+    """How many classes these values of masks ask for: the largest label + 1."""
+    meant = (labels.index(value) for value in pixels)
+    return max((label + 1 for label in meant if label is not None and label != IGNORE), default=1)
 
 
-def _pixels(path: Path, mode: str) -> np.ndarray:
-    with _open(path) as image:
-        try:
-            return np.array(image.convert(mode))
-        except (OSError, SyntaxError) as error:
-            raise DataError(f"{path}: broken image ({error})") from error
-
-
-def _labels(path: Path) -> np.ndarray:
-    with _open(path) as image:
-        # A palette image's indices are its labels; converting it would turn them into grey values.
-        if image.mode not in ("L", "P", "1"):
-            raise DataError(f"{path}: mode {image.mode}, wanted an 8-bit grey or palette PNG of class indices")
-        try:
-            return np.array(image, dtype=np.uint8)
-        except (OSError, SyntaxError) as error:
-            raise DataError(f"{path}: broken image ({error})") from error
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[0]}"
+def other_size(image_path: Path, image: tuple[int, ...], mask_path: Path, mask: tuple[int, ...]) -> str | None:
+    """The line that refuses a mask of another shape [H,W] than its image's [H,W,3], both upright; None: they agree."""
+    if image[:2] == mask:
+        return None
+    wanted, got = (f"{shape[1]}x{shape[0]}" for shape in (image, mask))
+    return f"{mask_path}: size {got}, but its image {image_path.name} is {wanted} (width x height)"

@@ -1,5 +1,9 @@
 """Folder data sets: what is read, and what is said when something is wrong."""
 
+from __future__ import annotations
+
+import gc
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +11,8 @@ import pytest
 from PIL import Image
 
 from dynroute.data import DataError, FolderDataset
+from dynroute.data.sets import folder
+from tests.support.pictures import BANDS, write_pair
 
 
 def make(root: Path, masks: list[np.ndarray] | None = None, names: str | None = None) -> Path:
@@ -40,7 +46,7 @@ def test_class_names_come_from_file(tmp_path: Path) -> None:
 
 def test_ignored_label_is_no_class(tmp_path: Path) -> None:
     mask = np.full((6, 8), 255, dtype=np.uint8)
-    mask[0] = 4
+    mask[0, :5] = range(5)
     assert len(FolderDataset(make(tmp_path, [mask]), "train").class_names) == 5
 
 
@@ -98,3 +104,105 @@ def test_errors_name_the_file(tmp_path: Path, what: str, words: list[str]) -> No
 def test_class_count_must_agree(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"classes\.txt: 2 classes named, but 3 wanted"):
         FolderDataset(make(tmp_path, names="a\nb"), "train", num_classes=3)
+
+
+def test_class_names_with_a_byte_order_mark(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfsky\r\nroad\r\ncar\r\n")
+    assert FolderDataset(tmp_path, "train").class_names == ["sky", "road", "car"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("sky\nfa\xe7ade\ncar\n".encode("latin-1"), ["line 2 is not UTF-8 (byte 0xe7)", "wanted UTF-8"]),
+        ("sky\nroad\ncar\n".encode("utf-16"), ["line 1 is not UTF-8"]),
+        ("sky\nroad\n".encode("utf-16-le"), ["invisible character"]),
+        ("sky\nro\u200bad\n".encode(), ["'ro\\u200bad' holds an invisible character"]),
+        (b"sky\nroad\n\nsky\n", ["'sky' names two classes"]),
+        (b"\n\n", ["0 class names found, wanted 1 to 255"]),
+    ],
+)
+def test_class_names_that_cannot_be_read(tmp_path: Path, content: bytes, words: list[str]) -> None:
+    make(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(content)
+    with pytest.raises(DataError) as error:
+        FolderDataset(tmp_path, "train")
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'classes.txt'}: ") and "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_two_masks_for_one_image(tmp_path: Path) -> None:
+    make(tmp_path)
+    Image.fromarray(np.zeros((6, 8), dtype=np.uint8)).save(tmp_path / "masks/train/s1.tif")
+    with pytest.raises(
+        DataError, match=r"s1\.tif: two masks for the image .*s1\.png, the other is s1\.png, wanted one"
+    ):
+        FolderDataset(tmp_path, "train")
+
+
+def test_the_cache_is_sized_by_all_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pair(tmp_path, stem="a")  # 72 pixels
+    write_pair(tmp_path, BANDS.repeat(10, axis=0).repeat(10, axis=1), stem="b")  # 7200
+    decoded: list[Path] = []
+
+    def counting(path: Path, read=folder.read_image) -> np.ndarray:  # type: ignore[no-untyped-def]
+        decoded.append(path)
+        return read(path)
+
+    monkeypatch.setattr(folder, "read_image", counting)
+    monkeypatch.setattr(folder, "CACHE_LIMIT_BYTES", 4 * 7272)
+    data = FolderDataset(tmp_path, "train")
+    data.read(1)
+    assert len(decoded) == 2  # in memory from the start
+    decoded.clear()
+    monkeypatch.setattr(folder, "CACHE_LIMIT_BYTES", 4 * 7272 - 1)
+    data = FolderDataset(tmp_path, "train")
+    assert decoded == []
+    data.read(1)
+    assert len(decoded) == 1
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("cache", [True, False, None])
+@pytest.mark.parametrize("what", ["whole", "broken image", "not an image", "colour mask"])
+def test_no_file_is_left_open(tmp_path: Path, cache: bool | None, what: str) -> None:
+    breaks(make(tmp_path), what)
+    try:
+        data = FolderDataset(tmp_path, "train", num_classes=3, cache=cache)
+        for index in range(3):
+            data.read(index)
+        assert what == "whole"
+    except DataError:
+        assert what != "whole"
+    gc.collect()
+
+
+def write_cityscapes(root: Path) -> Path:
+    """Two cities of Cityscapes' official layout: road (7), building (11), bicycle (33), and ids that do not train."""
+    ids = np.array([[0, 7, 11, 33], [4, 7, 26, 33]], dtype=np.uint8)
+    for city in ("aachen", "bochum"):
+        for part in ("leftImg8bit", "gtFine"):
+            (root / part / "train" / city).mkdir(parents=True)
+        stem = f"{city}_000000_000019"
+        Image.fromarray(np.zeros((2, 4, 3), dtype=np.uint8)).save(
+            root / "leftImg8bit/train" / city / f"{stem}_leftImg8bit.png"
+        )
+        for kind in ("labelIds", "instanceIds", "color"):
+            values = ids if kind == "labelIds" else ids * 7
+            Image.fromarray(values).save(root / "gtFine/train" / city / f"{stem}_gtFine_{kind}.png")
+    return root
+
+
+def test_cityscapes_as_it_is_distributed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="dynroute"):
+        data = FolderDataset(write_cityscapes(tmp_path), "train")
+    assert len(data) == 2 and len(data.class_names) == 19
+    assert (data.class_names[0], data.class_names[18]) == ("road", "bicycle")
+    np.testing.assert_array_equal(data.read(1)[1], [[255, 0, 2, 18], [255, 0, 13, 18]])
+    assert "15 of 19 classes occur in no mask" in caplog.text
+    (tmp_path / "gtFine/train/bochum/bochum_000000_000019_gtFine_labelIds.png").unlink()
+    with pytest.raises(DataError, match=r"bochum_000000_000019_gtFine_labelIds\.png: no such mask"):
+        FolderDataset(tmp_path, "train")

@@ -1,0 +1,180 @@
+"""A whole data set, read before a training does: what is in it, and what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynroute.data.images import read_image
+from dynroute.data.labels import Labels, judge
+from dynroute.data.layout import Listing, list_split
+from dynroute.data.masks import Tally, count_values, read_values
+from dynroute.data.sets.folder import class_names, found_classes, other_size
+from dynroute.data.source import IGNORE, DataError
+
+
+@dataclass
+class SplitCheck:
+    """What a split holds.
+
+    Attributes:
+        split: its name.
+        images, pairs: how many images there are, and how many of them have a mask.
+        sizes: how many images have each size, `WIDTHxHEIGHT`, from the fewest pixels to the most.
+        pixels: labelled pixels of each class, by its name.
+        ignored: pixels that are ignored.
+        outside: pixels of each stored value that is no class.
+        masks_without_image, hidden, others: what is passed over; others lie among the images and are none.
+        unreadable: files that cannot be read, each with its line.
+        refused: why a training would refuse the split, or learn something else than is meant; a line each.
+        said: what may not be meant; a line each.
+    """
+
+    split: str
+    images: int = 0
+    pairs: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    pixels: dict[str, int] = field(default_factory=dict)
+    ignored: int = 0
+    outside: dict[int, int] = field(default_factory=dict)
+    masks_without_image: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+
+@dataclass
+class DataCheck:
+    """What a data set holds: its classes, each split, and images that lie in two splits with the same bytes."""
+
+    root: str
+    labels: Any
+    ignore: int
+    class_names: list[str]
+    splits: list[SplitCheck]
+    duplicates: list[tuple[str, str]]
+
+    @property
+    def faults(self) -> list[str]:
+        """All lines for which a training would refuse the data set or learn something else than is meant."""
+        return [line for split in self.splits for line in (*split.refused, *split.unreadable.values())]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "faults": self.faults}
+
+
+def check(
+    root: Path,
+    splits: Sequence[str],
+    labels: str | Mapping[int, int] | None = None,
+    ignore: int = IGNORE,
+    each: Callable[[int, int], None] | None = None,
+) -> DataCheck:
+    """Reads every image and mask of these splits, and goes on past those that cannot be read.
+
+    Args:
+        root: of a data set as `FolderDataset` reads it.
+        splits: the first says how many classes there are, where nothing names them.
+        labels, ignore: as for `FolderDataset`.
+        each: called with the number of files read and of all.
+
+    Raises:
+        DataError: nothing to read: a folder is missing or empty, `classes.txt` or `labels` is malformed.
+    """
+    listings = [list_split(root, split) for split in splits]
+    meaning = Labels(listings[0].labels if labels is None else labels, ignore)
+    named = class_names(root, meaning)
+    names = named
+    total, done = 2 * sum(len(listing.pairs) for listing in listings), 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if each is not None:
+            each(done, total)
+
+    checked: list[SplitCheck] = []
+    first_of: dict[str, tuple[str, Path]] = {}
+    duplicates: list[tuple[str, str]] = []
+    for split, listing in zip(splits, listings):
+        found = _listed(split, listing)
+        values, shapes = _masks(listing, found, step)
+        # as in training: the first split has to show all classes, and the others' labels have to be among them
+        known = None if names is None else len(names)
+        if values.of_mask:
+            for finding in judge(values, meaning, listing.folder, known, None if checked else named):
+                (found.refused if finding.refused else found.said).append(finding.message)
+        names = names or [f"class_{k}" for k in range(found_classes(values.pixels, meaning))]
+        _weigh(found, values, meaning, names)
+        for image, digest in _images(listing, found, shapes, step):
+            first = first_of.setdefault(digest, (split, image))
+            if first[0] != split:
+                duplicates.append((str(first[1]), str(image)))
+        checked.append(found)
+    return DataCheck(str(root), meaning.scheme, ignore, names or [], checked, duplicates)
+
+
+def _listed(split: str, listing: Listing) -> SplitCheck:
+    return SplitCheck(
+        split,
+        images=listing.images,
+        pairs=len(listing.pairs),
+        masks_without_image=[str(path) for path in listing.unpaired],
+        hidden=[str(path) for path in listing.hidden],
+        others=[str(path) for path in listing.others],
+        refused=list(listing.faults),
+    )
+
+
+def _masks(listing: Listing, found: SplitCheck, step: Callable[[], None]) -> tuple[Tally, dict[Path, tuple[int, ...]]]:
+    """What values the masks that can be read store, and their shapes."""
+    values, shapes = Tally(), {}
+    for _, path in listing.pairs:
+        try:
+            mask = read_values(path)
+            shapes[path] = mask.shape
+            values.add(path, count_values(mask))
+        except (DataError, OSError) as error:
+            found.unreadable[str(path)] = str(error)
+        step()
+    return values, shapes
+
+
+def _images(
+    listing: Listing, found: SplitCheck, shapes: Mapping[Path, tuple[int, ...]], step: Callable[[], None]
+) -> Iterator[tuple[Path, str]]:
+    """Each image that can be read with the hash of its file; their sizes are counted and held against their masks'."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for path, mask in listing.pairs:
+        try:
+            image = read_image(path)
+            yield path, hashlib.sha256(path.read_bytes()).hexdigest()
+            sizes[image.shape[1], image.shape[0]] += 1
+            if mask in shapes and (fault := other_size(path, image.shape, mask, shapes[mask])) is not None:
+                found.refused.append(fault)
+        except (DataError, OSError) as error:
+            found.unreadable[str(path)] = str(error)
+        step()
+    by_area = sorted(sizes.items(), key=lambda item: (item[0][0] * item[0][1], item[0]))
+    found.sizes = {f"{width}x{height}": count for (width, height), count in by_area}
+
+
+def _weigh(found: SplitCheck, values: Tally, labels: Labels, names: Sequence[str]) -> None:
+    """Pixels of each class, of what is ignored, and of values that are neither."""
+    pixels = [0] * len(names)
+    for value, count in sorted(values.pixels.items()):
+        label = labels.index(value)
+        if label == IGNORE:
+            found.ignored += count
+        elif label is None or label >= len(names):
+            found.outside[value] = count
+        else:
+            pixels[label] += count
+    found.pixels = dict(zip(names, pixels))
