@@ -246,9 +246,7 @@ def gate() -> str:
         [Area(40, 24, side, side)],
         Cells(side, side, [Area(0, 0, side, side, "L1")], "pulled as 2 × 2 quads of 2 × 2 pixels"),
     )
-    cuda.product(
-        64, C, m, 32, (16, m), "L1,L1,registers", f"4 warps of 16 × {m}: the tile fits pixels and channels"
-    )
+    cuda.product(64, C, m, 32, (16, m), "L1,L1,registers", f"4 warps of 16 × {m}: the tile fits pixels and channels")
     cuda.flow(
         [
             [("columns of the sums: shuffles, 4 + 2 + 1", "registers")],
