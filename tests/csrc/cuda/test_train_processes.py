@@ -16,7 +16,6 @@ from dynroute.runtime.cuda import emulator
 from tests.support import synchronised
 from tests.support.cuda.training import emulated_operators
 from tests.support.ranks import together
-from tests.support.trees import to
 
 REASON = library.why_not_loaded() or emulator.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -31,12 +30,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def trained(op: str, options: dict[str, Any], rows: slice, group: str) -> list[list[Tensor]]:
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = synchronised.inputs
-        patch.setattr(synchronised, "inputs", lambda op, options: to(made(op, options), torch.float32))
         with emulated_operators():
-            return synchronised.trained(op, options, rows, group, "cuda")
+            return synchronised.trained(op, options, rows, group, "cuda", torch.float32)
 
 
 def work(rank: int, processes: int) -> list[Any]:
