@@ -125,9 +125,7 @@ def test_choices(monkeypatch: pytest.MonkeyPatch) -> None:
         net.use_ops("tpu")
     if not torch.cuda.is_available():
         monkeypatch.delenv("TRITON_INTERPRET")
-        with pytest.raises(
-            ValueError, match=r"ops: 'triton' cannot be used: node_train: triton"
-        ):
+        with pytest.raises(ValueError, match=r"ops: 'triton' cannot be used: node_train: triton"):
             net.use_ops("triton")
     assert net.ops == "reference"
     other = dynroute.create_model("dynamic_tiny", cell=("bottleneck",))
