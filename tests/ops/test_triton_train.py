@@ -94,15 +94,7 @@ def test_every_gate_pattern(bridge: float) -> None:
 @types
 def test_no_samples(dtype: torch.dtype) -> None:
     """Statistics are the running ones, gradients of weights are 0."""
-    for op, args, options in (
-        ("sepconv_train", cases.sepconv_train(0, 16, 6, 4), (None, 1, True, True, False, "")),
-        ("transform_train", cases.transform_train(0, 16, 6, 4, 8), (SOME[:0], 2, True, False, "")),
-        ("gate_train", cases.gate_train(0, 16, 6, 4), ("tanh", [0, 1, 2], False, False, "")),
-        ("node_train", cases.node_train(0, 16, 6, 4), (None, 0.0, False, False, "")),
-    ):
-        results, gradients, _ = trained.both_directions(op, in_type(args, dtype), options, call)
-        assert all(not r.isnan().any() for r in results) and not results[0].numel()
-        assert all((g == 0).all() for g in gradients), op
+    trained_cases.check_no_samples(dtype, call)
 
 
 def test_nobody_takes_part() -> None:

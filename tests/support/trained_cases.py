@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tests.support import cases
 from tests.support.cuda.trained import both_directions, by_reference, channels_last, error
 
 SOME = torch.tensor([True, False, True])
@@ -60,3 +61,16 @@ NODE = [  # n, c, h, w, stages, paths, options
 ]
 # Of two samples: closed, open without one path or the other, or open.
 PATTERNS = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.4, 0.3], [0.5, 0.0, 0.0], [0.3, 0.2, 0.1]])
+
+
+def check_no_samples(dtype: torch.dtype, call: Callable[..., tuple]) -> None:
+    """Of N = 0: statistics are the running ones, gradients of weights are 0."""
+    for op, args, options in (
+        ("sepconv_train", cases.sepconv_train(0, 16, 6, 4), (None, 1, True, True, False, "")),
+        ("transform_train", cases.transform_train(0, 16, 6, 4, 8), (SOME[:0], 2, True, False, "")),
+        ("gate_train", cases.gate_train(0, 16, 6, 4), ("tanh", [0, 1, 2], False, False, "")),
+        ("node_train", cases.node_train(0, 16, 6, 4), (None, 0.0, False, False, "")),
+    ):
+        results, gradients, _ = both_directions(op, in_type(args, dtype), options, call)
+        assert all(not r.isnan().any() for r in results) and not results[0].numel()
+        assert all((g == 0).all() for g in gradients), op

@@ -16,7 +16,7 @@ from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
 from tests.support import cases, trained_cases
 from tests.support.cuda import trained
 from tests.support.cuda.operators import emulated
-from tests.support.trained_cases import GATE, NODE, PATTERNS, SEPCONV, SOME, TRANSFORM, in_type
+from tests.support.trained_cases import GATE, NODE, PATTERNS, SEPCONV, TRANSFORM, in_type
 
 REASON = library.why_not_loaded() or emulator.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -75,15 +75,7 @@ def test_every_gate_pattern(bridge: float) -> None:
 @types
 def test_no_samples(dtype: torch.dtype) -> None:
     """Statistics are the running ones, gradients of weights are 0."""
-    for op, args, options in (
-        ("sepconv_train", cases.sepconv_train(0, 16, 6, 4), (None, 1, True, True, False, "")),
-        ("transform_train", cases.transform_train(0, 16, 6, 4, 8), (SOME[:0], 2, True, False, "")),
-        ("gate_train", cases.gate_train(0, 16, 6, 4), ("tanh", [0, 1, 2], False, False, "")),
-        ("node_train", cases.node_train(0, 16, 6, 4), (None, 0.0, False, False, "")),
-    ):
-        results, gradients, _ = trained.both_directions(op, in_type(args, dtype), options)
-        assert all(not r.isnan().any() for r in results) and not results[0].numel()
-        assert all((g == 0).all() for g in gradients), op
+    trained_cases.check_no_samples(dtype, emulated)
 
 
 def test_nobody_takes_part() -> None:
