@@ -184,7 +184,7 @@ def parity(run: Run) -> Iterator[Document]:
 
 def _where_installed() -> list[str]:
     """pytest's flags of plugins: a kernel that hangs ends its test alone, and tests run side by side."""
-    flags = {"pytest_timeout": ["--timeout=60", "--timeout-method=thread"], "xdist": ["-n", "12"]}
+    flags = {"pytest_timeout": ["--timeout=200", "--timeout-method=thread"], "xdist": ["-n", "12"]}
     return [flag for plugin, its in flags.items() if find_spec(plugin) for flag in its]
 
 

@@ -98,6 +98,7 @@ def test_autocast_compile_and_graphs(name: str, backend: str) -> None:
         lowered = run(*args)
     assert torch.equal(lowered, run(*to(args, torch.bfloat16)))
     plain = run(*args)
+    torch.compiler.reset()  # of one function only so many versions are compiled
     assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(*args), plain)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -159,3 +159,12 @@ def test_what_refuses_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         assert backends.why_not("transform", "triton") == (
             "triton needs a GPU; TRITON_INTERPRET=1 runs it on the CPU, slowly"
         )
+
+
+def test_compilers_trace_the_choice_of_backend() -> None:
+    def chosen(x: Tensor) -> Tensor:
+        backends.operator("transform", "triton", x)
+        return x + 1
+
+    x = torch.zeros(1, 8, 2, 2, device=DEVICE)
+    assert torch.equal(torch.compile(chosen, fullgraph=True, backend="eager")(x), x + 1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+INSTALLED = find_spec("triton") is not None  # asked here, as torch.compile cannot trace the question
 
 
 def interpreted() -> bool:
@@ -24,7 +25,7 @@ def interpreted() -> bool:
 
 def why_not(x: Tensor | None) -> str | None:
     """`can_run` of the operators' Triton kernels."""
-    if find_spec("triton") is None:
+    if not INSTALLED:
         return "triton is not installed"
     if not interpreted() and not torch.cuda.is_available():
         return "triton needs a GPU; TRITON_INTERPRET=1 runs it on the CPU, slowly"
