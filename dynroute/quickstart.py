@@ -17,6 +17,7 @@ from dynroute.cli.report import make_report
 from dynroute.cli.target import data_images, load_target
 from dynroute.measure.bench import IMAGES, bench
 from dynroute.measure.results import RouteTimes
+from dynroute.measure.verdict import pays, sentence
 from dynroute.train import load_config, train
 from dynroute.train.checkpoint import Checkpoints
 
@@ -115,9 +116,14 @@ def print_summary(results: dict[str, Result]) -> None:
         rows.append((f"time at batch {batch} (measured)", *[f"{1 / pair.time_ratio:.0%}" for pair in pairs]))
         ms = [(pair.ms_per_image["all_open"].median, pair.ms_per_image["routed"].median) for pair in pairs]
         rows.append(("  ms per image, all open -> routed", *[f"{a:.2f} -> {b:.2f}" for a, b in ms]))
-        rows.append(("  realised share of the saving", *[f"{pair.realised_share:.2f}" for pair in pairs]))
+        shares = [f"{pair.realised_share:.2f}" if pays(pair) else "-" for pair in pairs]
+        rows.append(("  realised share", *shares))
     print(f"\nShares of the same network with everything open; {runs[0].backend}.\n")
     print_table(("", *[f"{name} budget" for name in results]), rows)
+    print()
+    for name, run in results.items():
+        for row in run.times:
+            print(f"{name} budget, batch {row.batch}: {sentence(row)}")
 
 
 if __name__ == "__main__":

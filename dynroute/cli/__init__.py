@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from dynroute.cli.common import one_line, write_json
 from dynroute.version import __version__
@@ -46,9 +47,21 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _at_home(value: Any) -> Any:
+    """`~` and `~user` at the beginning of a path, or of text that may be one, as a shell has them: a shell leaves them
+    alone in `--out=~/x` and in quotes."""
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 1 on an error (one line on stderr), 130 on Ctrl-C."""
     args = make_parser().parse_args(argv)
+    for name, value in vars(args).items():
+        setattr(args, name, _at_home(value))
     try:
         if args.json is not None and not args.json.resolve().parent.is_dir():
             raise ValueError(f"--json {args.json}: wanted a file in a folder that exists")

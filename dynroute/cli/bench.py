@@ -1,7 +1,8 @@
 """Times the network with everything open against its routes, in interleaved rounds of one process, beside eager PyTorch
 (channels_last).  A run is timed on its own validation images and its own gates; a network with random weights on seeded
-random patterns of open nodes.  'realised' is the share of the saving that the clock shows:
-(T_open / T_routed) / (work_open / work_routed), with work = executed multiply-accumulates.
+random patterns of open nodes.  'realised' is how much of the speed-up that the saved work
+promises shows on the clock: (T_open / T_routed) / (work_open / work_routed), with work = executed multiply-accumulates;
+none where no work was saved, or no time.
 
 --tune instead measures how the cells of the network are best cut into tiles on this machine, at one image size, and
 saves what beats the cost model's plan by more than 3% where every later run finds it: the file that DYNROUTE_TUNING
@@ -20,10 +21,21 @@ from typing import Any
 import torch
 
 from dynroute.cli import bench_train, tune, tune_triton
-from dynroute.cli.common import BACKENDS, add_device, add_storage, open_device, parse_size, positive, print_table
+from dynroute.cli.common import (
+    BACKENDS,
+    add_device,
+    add_storage,
+    open_device,
+    parse_size,
+    positive,
+    print_alarms,
+    print_table,
+)
 from dynroute.cli.target import add_target, data_images, load_target
+from dynroute.measure.alarms import of_times
 from dynroute.measure.bench import IMAGES, SIZE, bench
 from dynroute.measure.results import Bench, RouteTimes
+from dynroute.measure.verdict import disappoints, pays, sentence
 
 HELP = "time all-open against routed, per batch size"
 EXAMPLES = (
@@ -102,7 +114,9 @@ def _time(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         not args.no_eager, args.storage, device, target.trained,
     )  # fmt: skip
     _print(result)
-    return result.to_json()
+    alarms = of_times(result.results)
+    print_alarms(alarms)
+    return {**result.to_json(), "alarms": [alarm.to_json() for alarm in alarms]}
 
 
 def _print(result: Bench) -> None:
@@ -121,10 +135,13 @@ def _print(result: Bench) -> None:
         [
             (
                 f"{row.batch}, {row.routes}", cell(row, "eager"), cell(row, "all_open"), cell(row, "routed"),
-                f"{row.open_nodes:.0%}", f"1/{row.work_ratio:.2f}", f"1/{row.time_ratio:.2f}",
-                f"{row.realised_share:.2f}",
+                f"{row.open_nodes:.0%}", f"{1 / row.work_ratio:.0%}", f"{1 / row.time_ratio:.0%}",
+                f"{row.realised_share:.2f}" if pays(row) else "-",
             )
             for row in result.results
         ],
     )  # fmt: skip
     print("\nwork, time: of routed, against all open.  All open has its gates given, so it computes none of them.")
+    for row in result.results:
+        if not pays(row) and not disappoints(row):  # of which an alarm speaks
+            print(f"batch {row.batch}, {row.routes}: {sentence(row)}")

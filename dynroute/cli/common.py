@@ -12,12 +12,14 @@ import torch
 from tqdm import tqdm
 
 from dynroute.files import finite
+from dynroute.measure.alarms import Alarm
 from dynroute.ops.backends import USERS
 from dynroute.provenance import provenance
 from dynroute.runtime.backends import home
 
 T = TypeVar("T")
 BACKENDS = ("auto", *USERS)
+_SHOWN = 10
 
 
 def add_storage(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +96,23 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip())
         if number == 0:
             print("  ".join("-" * w for w in widths))
+
+
+def print_alarms(alarms: Iterable[Alarm]) -> None:
+    """A paragraph each on stdout."""
+    for alarm in alarms:
+        print(f"\n{alarm.severity} alarm: {alarm}")
+
+
+def print_lines(head: str, lines: Sequence[str]) -> None:
+    """A list under its head on stdout, its first lines where it is long; nothing where there is none."""
+    if not lines:
+        return
+    print(f"{head}: {len(lines)}")
+    for line in lines[:_SHOWN]:
+        print(f"  {line}")
+    if len(lines) > _SHOWN:
+        print(f"  ... and {len(lines) - _SHOWN} more; --json has them all")
 
 
 def one_line(error: BaseException) -> str:

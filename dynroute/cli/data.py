@@ -1,38 +1,50 @@
-"""check reads every image and mask of a data set (images/<split>/ and masks/<split>/, or Cityscapes' official folders)
-as a training would, and goes on past what cannot be read: how many images and of what sizes, pixels of each class,
-masks that are missing, values that are no class, broken files, hidden files that are passed over, and images that lie
-in two splits with the same bytes.  The exit status is 1 where a training would refuse the data set or learn something
-else than is meant; what may be meant is said, with status 0.
+"""check reads every image and mask of a data set (images/<split>/ and masks/<split>/, Cityscapes or PASCAL VOC 2012 as
+they are distributed, or shards: train-000000.tar, ...) as a training would, and goes on past what cannot be read: how
+many images and of what sizes, pixels of each class, masks that are missing, values that are no class, broken files,
+hidden files that are passed over, and images that lie in two splits with the same bytes.  The exit status is 1 where a
+training would refuse the data set or learn something else than is meant; what may be meant is said, with status 0.  Of
+folders of classes (train/<class>/*.jpg) it counts images instead of pixels.
+
+pack writes a data set as shards, tars of a few hundred MB that are read from end to end, for disks and network storage
+that are slow with many small files: of each sample KEY.jpg, the image's own bytes, and KEY.mask.png, its labels, in
+the form of WebDataset; and classes.txt.  Samples are mixed once, always in the same way, so that every shard shows
+something of everything.
 
 --labels and --ignore are data.labels and data.ignore of a training: a map of stored values to classes, 255 being
 "ignored", or a scheme: binary (0 and 255 are classes 0 and 1), cityscapes (label ids to the 19 classes),
-reduce_zero_label (0 is ignored, k is class k - 1)."""
+cityscapes_train_ids (0..18), voc2012 (0..20), reduce_zero_label (0 is ignored, k is class k - 1).  The official layouts
+of Cityscapes and PASCAL VOC need none."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tqdm import tqdm
 
-from dynroute.cli.common import print_table, write_json
+from dynroute.cli.common import positive, print_lines, print_table, write_json
 from dynroute.data.check import DataCheck, SplitCheck, check
+from dynroute.data.check_classes import ClassCheck, check_classes
 from dynroute.data.labels import SCHEMES
 from dynroute.data.layout import list_splits
+from dynroute.data.sets.classes import class_splits, is_classes
 from dynroute.data.source import IGNORE
 
-HELP = "read a whole data set before a training does, and say what is wrong with it"
+HELP = "read a whole data set before a training does, and say what is wrong with it; or pack it into shards"
 EXAMPLES = (
     "dynroute data check /data/camvid",
     "dynroute data check /data/camvid --split train val --json check.json --out sheet.html   # with thumbnails",
     "dynroute data check /data/roads --labels binary                  # masks of 0 and 255",
     "dynroute data check /data/ade20k --labels reduce_zero_label      # classes counted from one",
     'dynroute data check /data/cells --labels "{127: 1, 254: 2}" --ignore 255',
+    "dynroute data check /data/imagenet                               # train/<class>/*.jpg, val/<class>/*.jpg",
+    "dynroute data check /data/fields --channels 4 --range 0 10000    # 16-bit TIFFs of four bands, or .npy [H,W,4]",
+    "dynroute data pack /data/cityscapes --split train val --out /fast/cityscapes --size-mb 256",
+    "dynroute train cityscapes_raw_l16 --set data.root=/fast/cityscapes     # shards are recognised",
 )
-_SHOWN = 10
 
 
 def parse_labels(text: str) -> str | dict[int, int]:
@@ -60,14 +72,51 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("check",), metavar="check", help="what to do; there is one thing so far")
-    parser.add_argument("root", type=Path, metavar="ROOT", help="the data set's folder")
+    parser.add_argument("action", choices=("check", "pack"), metavar="check|pack", help="what to do")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the data set's folder, or a pattern of shards")
     parser.add_argument("--split", nargs="+", metavar="NAME", help="only these (default: all, train first)")
     add_labels(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="contact sheet: one HTML file, a dozen of each split")
+    parser.add_argument(
+        "--channels", type=positive, default=3, metavar="N", help="data.channels of a training (default: 3)"
+    )
+    parser.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="data.range of a training")
+    parser.add_argument(
+        "--out", type=Path, metavar="PATH",
+        help="check: a contact sheet, one HTML file with a dozen of each split; pack: the shards' folder",
+    )  # fmt: skip
+    parser.add_argument("--size-mb", type=positive, metavar="N", help="pack: of a shard, in 10^6 bytes (default: 256)")
+    parser.add_argument("--keep-order", action="store_true", help="pack: samples by name instead of mixed")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.action == "pack":
+        from dynroute.cli.data_pack import run_pack
+
+        return run_pack(args)
+    if args.size_mb is not None or args.keep_order:
+        raise ValueError("--size-mb, --keep-order: wanted with pack")
+    found = _check_classes(args) if is_classes(args.root) else _check(args)
+    if found.faults:
+        if args.json is not None:
+            write_json(args.json, found.to_json())
+        raise ValueError(
+            f"{args.root}: {_count(found.faults, 'fault')}, see above: a training would refuse or mislearn it"
+        )
+    return found.to_json()
+
+
+def _check_classes(args: argparse.Namespace) -> ClassCheck:
+    from dynroute.cli.data_classes import print_classes
+
+    if args.out is not None or args.labels is not None or args.ignore is not None:
+        raise ValueError(f"--out, --labels, --ignore: wanted with masks; {args.root} has folders of classes")
+    splits = list(dict.fromkeys(args.split)) if args.split else class_splits(args.root)
+    found = check_classes(args.root, splits, args.channels, args.range and tuple(args.range))
+    print_classes(found)
+    return found
+
+
+def _check(args: argparse.Namespace) -> DataCheck:
     from dynroute.cli.data_sheet import write_sheet
 
     if args.out is not None and not args.out.resolve().parent.is_dir():
@@ -79,18 +128,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             bar.total = total
             bar.update(done - bar.n)
 
-        found = check(args.root, splits, args.labels, IGNORE if args.ignore is None else args.ignore, advance)
+        ignore = IGNORE if args.ignore is None else args.ignore
+        found = check(args.root, splits, args.labels, ignore, advance, args.channels, args.range and tuple(args.range))
     _print(found)
     if args.out is not None:
         write_sheet(args.out, args.root, found)
         print(f"contact sheet: {args.out}")
-    if found.faults:
-        if args.json is not None:
-            write_json(args.json, found.to_json())
-        raise ValueError(
-            f"{args.root}: {_count(found.faults, 'fault')}, see above: a training would refuse or mislearn it"
-        )
-    return found.to_json()
+    return found
 
 
 def _print(found: DataCheck) -> None:
@@ -119,13 +163,13 @@ def _print(found: DataCheck) -> None:
     )
     for split in found.splits:
         name = split.split
-        _lines(f"\n{name}: wrong", [*split.refused, *split.unreadable.values()])
-        _lines(f"\n{name}: to look at", split.said)
-        _lines(f"\n{name}: values outside the classes", [f"{v} ({n} pixels)" for v, n in split.outside.items()])
-        _lines(f"\n{name}: masks without an image, passed over", split.masks_without_image)
-        _lines(f"\n{name}: hidden files, passed over", split.hidden)
-        _lines(f"\n{name}: no images, passed over", split.others)
-    _lines("\nthe same bytes in two splits", [f"{first} and {second}" for first, second in found.duplicates])
+        print_lines(f"\n{name}: wrong", [*split.refused, *split.unreadable.values()])
+        print_lines(f"\n{name}: to look at", split.said)
+        print_lines(f"\n{name}: values outside the classes", [f"{v} ({n} pixels)" for v, n in split.outside.items()])
+        print_lines(f"\n{name}: masks without an image, passed over", split.masks_without_image)
+        print_lines(f"\n{name}: hidden files, passed over", split.hidden)
+        print_lines(f"\n{name}: no images, passed over", split.others)
+    print_lines("\nthe same bytes in two splits", [f"{first} and {second}" for first, second in found.duplicates])
     if not found.faults:
         print("\nnothing that a training would refuse")
 
@@ -137,21 +181,6 @@ def _ends(split: SplitCheck) -> tuple[str, str]:
 
 def _share(count: int, split: SplitCheck) -> str:
     return f"{count} ({count / max(1, sum(split.pixels.values())):.1%})"
-
-
-def _lines(head: str, lines: Sequence[str]) -> None:
-    """A list under its head; nothing where there is none."""
-    if not lines:
-        return
-    print(f"{head}: {len(lines)}")
-    for line in _first(lines):
-        print(f"  {line}")
-
-
-def _first(lines: Sequence[str]) -> Iterable[str]:
-    yield from lines[:_SHOWN]
-    if len(lines) > _SHOWN:
-        yield f"... and {len(lines) - _SHOWN} more; --json has them all"
 
 
 def _count(items: Sequence[object], word: str) -> str:

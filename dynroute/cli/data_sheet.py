@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dynroute.data.channels import visible
 from dynroute.data.check import DataCheck
 from dynroute.data.images import read_image
 from dynroute.data.labels import Labels
 from dynroute.data.layout import list_split
-from dynroute.data.masks import read_values
-from dynroute.data.source import DataError
+from dynroute.data.source import IGNORE, DataError
 from dynroute.files import write_whole
 from dynroute.report.palette import data_uri, overlay, palette
 
@@ -45,12 +45,17 @@ def write_sheet(out: Path, root: Path, found: DataCheck) -> None:
 
 def _figures(root: Path, split: str, found: DataCheck) -> Iterator[str]:
     listing = list_split(root, split)
-    labels = Labels(found.labels, found.ignore)
+    labels = Labels(listing.scheme(found.labels), found.ignore)
     count = len(listing.pairs)
     for index in sorted({round(k) for k in np.linspace(0, count - 1, min(OF_EACH, count))}):
         image, mask = listing.pairs[index]
         try:
-            picture = _blended(read_image(image), labels(mask, read_values(mask), len(found.class_names)), found)
+            pixels = visible(read_image(image, found.channels, found.range))
+            if mask is None:
+                own = np.full(pixels.shape[:2], IGNORE, dtype=np.uint8)
+            else:
+                own = labels(mask, listing.read(mask), len(found.class_names))
+            picture = _blended(pixels, own, found)
             shown = f'<img alt="" src="{data_uri(picture, WIDTH, photo=True)}">'
             caption = image.name
         except (DataError, OSError) as error:

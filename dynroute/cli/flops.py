@@ -113,15 +113,16 @@ def chosen_gates(choice: str, target: Target) -> Tensor:
 
 
 def _inputs(args: argparse.Namespace, target: Target) -> list[tuple[str, Tensor]]:
-    """Names and images [1,3,H,W]."""
+    """Names and images [1,I,H,W]."""
     if args.images is None:
-        return [(f"{args.size[0]}x{args.size[1]}", torch.zeros(1, 3, *args.size))]
+        return [(f"{args.size[0]}x{args.size[1]}", torch.zeros(1, target.net.config.in_channels, *args.size))]
     if not target.trained:
         raise ValueError(
             f"{args.model}: a name gives random weights, whose gates on images mean nothing; wanted --size"
         )
-    files = find_images(args.images)
-    return [(file.name, input_tensor(target.normalise, [read_image(file)])) for file in files]
+    normalise = target.normalise
+    images = ((file.name, read_image(file, normalise.channels, normalise.range)) for file in find_images(args.images))
+    return [(name, input_tensor(normalise, [image])) for name, image in images]
 
 
 def _print(label: str, backend: str, choice: str, samples: list[Counted]) -> None:

@@ -14,9 +14,12 @@ from tqdm import tqdm
 
 from dynroute.cli.common import BACKENDS, positive
 from dynroute.cli.target import data_images, load_target, open_data, run_config
+from dynroute.data.channels import visible
 from dynroute.measure import Bench, Findings, observe, open_model
+from dynroute.measure.alarms import of_routing, of_times, ordered
 from dynroute.measure.bench import IMAGES, bench
 from dynroute.measure.observe import predict
+from dynroute.measure.taken import RoutesTaken
 from dynroute.provenance import provenance
 from dynroute.report import Material, Picture, choose, read_log, write_report
 from dynroute.report.beside import MOST, Run
@@ -95,13 +98,22 @@ def make_report(
         sample = findings.samples[place]
         image, truth = source.read(sample.index)
         labels, _ = predict(model, source, target.normalise, sample.index)
-        pictures.append(Picture(sample, word, image, truth, labels.numpy()))
+        pictures.append(Picture(sample, word, visible(image), truth, labels.numpy()))
+    trained_as = load_config(folder / "config.yaml")
+    taken = RoutesTaken()
+    taken.add(findings.gates)
+    routes = taken.statistics()
+    assert routes is not None  # `observe` has refused an empty data set
+    wrong = of_routing(routes, findings.shares, target.net.config, trained_as.budget, trained_as.data.crop)
+    alarms = ordered([*wrong, *of_times(timed.results)])
     material = Material(
         title=folder.resolve().name,
         network=target.net.config,
         classes=source.class_names,
         images=len(source),
         findings=findings,
+        routes=routes,
+        alarms=alarms,
         pictures=pictures,
         config=run_config(target),
         evaluation=evaluation,

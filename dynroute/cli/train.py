@@ -1,7 +1,16 @@
 """CONFIG is a YAML file or the name of a shipped configuration.  The run's folder gets config.yaml, log.jsonl, tb/
-(TensorBoard), checkpoints/, and at the end model/ and eval.json.  Ctrl-C ends after the step at hand, with a
-checkpoint; --resume goes on from it, with the same losses as without the interruption.
-Under torchrun several processes train one network, each on its share of a batch."""
+(TensorBoard), checkpoints/, and at the end model/ and eval.json.
+
+A run that was stopped or killed goes on by --resume, with the same losses, bit for bit, as without the interruption;
+with a larger schedule.steps it becomes longer, and it may move to another device or number of processes.  Ctrl-C or
+SIGTERM ends after the step at hand, with a checkpoint.  --set run.resume=auto begins a run, or goes on where there is
+one: for a scheduler that starts the same command again.
+
+Under torchrun several processes train one network, each on its share of a batch.  With --max-restarts a process that
+dies is started again with the others, and the run goes on from its newest checkpoint by itself.
+
+--set train.ema=0.999 evaluates and saves a moving average of the weights.  --set run.amp=bfloat16, or float16 on a GPU,
+trains in 16 bits; --set run.deterministic=true gives the same bits in every run.  See docs/guide/training.md."""
 
 from __future__ import annotations
 
@@ -16,7 +25,12 @@ EXAMPLES = (
     "dynroute train scenes_quick --set budget.weight=0 --run runs/no_budget",
     "dynroute train camvid_budget --set data.root=/data/camvid --set optimiser.batch=4",
     "dynroute train runs/camvid/config.yaml --resume                # go on after an interruption",
-    "torchrun --nproc_per_node 4 -m dynroute.cli train cityscapes_raw_l16 --set data.root=/data/cityscapes",
+    "dynroute train runs/camvid/config.yaml --resume --set schedule.steps=40000    # longer, also a finished one",
+    "dynroute train camvid --set data.root=/data/camvid train.ema=0.999 run.amp=bfloat16",
+    "dynroute train camvid --set data.root=/data/camvid model.init=runs/cityscapes \"train.freeze=[stem, init]\"",
+    "torchrun --standalone --max-restarts=3 --nproc-per-node=4 -m dynroute train camvid --set data.root=/data/camvid",
+    "torchrun --nnodes=2 --nproc-per-node=4 --max-restarts=3 --rdzv-backend=c10d --rdzv-endpoint=HOST1:29500 \\\n"
+    "      -m dynroute train cityscapes_raw_l16 --set data.root=/data/cityscapes     # the same on both machines",
 )
 
 

@@ -65,11 +65,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def tune_images(target: Target, args: argparse.Namespace) -> Tensor:
-    """One image [1,3,H,W] of the size to tune for: --size, else that of the run's or --data's images."""
+    """One image [1,I,H,W] of the size to tune for: --size, else that of the run's or --data's images."""
     if args.size is None and target.trained and (target.run is not None or args.data is not None):
         return data_images(target, args.data, args.split, 1)
     generator = torch.Generator().manual_seed(SEED)
-    return torch.randn(1, 3, *(args.size or SIZE), generator=generator)
+    return torch.randn(1, target.net.config.in_channels, *(args.size or SIZE), generator=generator)
 
 
 def _plan(plan: planner.Plan) -> str:

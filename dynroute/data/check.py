@@ -6,15 +6,19 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dynroute.data.images import read_image
 from dynroute.data.labels import Labels, judge
-from dynroute.data.layout import Listing, list_split
-from dynroute.data.masks import Tally, count_values, read_values
+from dynroute.data.layout import list_split
+from dynroute.data.listing import Listing
+from dynroute.data.masks import Tally, count_values
 from dynroute.data.sets.folder import class_names, found_classes, other_size
-from dynroute.data.source import IGNORE, DataError
+from dynroute.data.source import IGNORE, DataError, File
 
 
 @dataclass
@@ -59,6 +63,8 @@ class DataCheck:
     class_names: list[str]
     splits: list[SplitCheck]
     duplicates: list[tuple[str, str]]
+    channels: int = 3
+    range: tuple[float, float] | None = None
 
     @property
     def faults(self) -> list[str]:
@@ -76,23 +82,25 @@ def check(
     labels: str | Mapping[int, int] | None = None,
     ignore: int = IGNORE,
     each: Callable[[int, int], None] | None = None,
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
 ) -> DataCheck:
     """Reads every image and mask of these splits, and goes on past those that cannot be read.
 
     Args:
         root: of a data set as `FolderDataset` reads it.
         splits: the first says how many classes there are, where nothing names them.
-        labels, ignore: as for `FolderDataset`.
+        labels, ignore, channels, value_range: as for `FolderDataset`.
         each: called with the number of files read and of all.
 
     Raises:
         DataError: nothing to read: a folder is missing or empty, `classes.txt` or `labels` is malformed.
     """
     listings = [list_split(root, split) for split in splits]
-    meaning = Labels(listings[0].labels if labels is None else labels, ignore)
-    named = class_names(root, meaning)
+    meanings = [Labels(listing.scheme(labels), ignore) for listing in listings]
+    named = class_names(root, meanings[0])
     names = named
-    total, done = 2 * sum(len(listing.pairs) for listing in listings), 0
+    total, done = sum(1 + (mask is not None) for listing in listings for _, mask in listing.pairs), 0
 
     def step() -> None:
         nonlocal done
@@ -100,32 +108,39 @@ def check(
         if each is not None:
             each(done, total)
 
+    read = partial(read_image, channels=channels, value_range=value_range)
     checked: list[SplitCheck] = []
-    first_of: dict[str, tuple[str, Path]] = {}
+    first_of: dict[str, tuple[str, File]] = {}
     duplicates: list[tuple[str, str]] = []
-    for split, listing in zip(splits, listings):
+    for split, listing, meaning in zip(splits, listings, meanings):
         found = _listed(split, listing)
         values, shapes = _masks(listing, found, step)
         # as in training: the first split has to show all classes, and the others' labels have to be among them
         known = None if names is None else len(names)
-        if values.of_mask:
-            for finding in judge(values, meaning, listing.folder, known, None if checked else named):
+        if values.of_mask or listing.withheld:
+            of_all = None if checked else named
+            for finding in judge(values, meaning, listing.folder, known, of_all, listing.withheld):
                 (found.refused if finding.refused else found.said).append(finding.message)
         names = names or [f"class_{k}" for k in range(found_classes(values.pixels, meaning))]
         _weigh(found, values, meaning, names)
-        for image, digest in _images(listing, found, shapes, step):
+        shared: dict[str, list[File]] = {}
+        for image, digest in _images(listing, found, shapes, read, step):
             first = first_of.setdefault(digest, (split, image))
-            if first[0] != split:
+            if first[0] != split and first[1] == image:
+                shared.setdefault(first[0], []).append(image)
+            elif first[0] != split:
                 duplicates.append((str(first[1]), str(image)))
+        for other, images in shared.items():
+            found.said.append(f"{images[0]}: in {other} too; {len(images)} of the {listing.images} images are")
         checked.append(found)
-    return DataCheck(str(root), meaning.scheme, ignore, names or [], checked, duplicates)
+    return DataCheck(str(root), meanings[0].scheme, ignore, names or [], checked, duplicates, channels, value_range)
 
 
 def _listed(split: str, listing: Listing) -> SplitCheck:
     return SplitCheck(
         split,
         images=listing.images,
-        pairs=len(listing.pairs),
+        pairs=sum(mask is not None for _, mask in listing.pairs),
         masks_without_image=[str(path) for path in listing.unpaired],
         hidden=[str(path) for path in listing.hidden],
         others=[str(path) for path in listing.others],
@@ -133,12 +148,14 @@ def _listed(split: str, listing: Listing) -> SplitCheck:
     )
 
 
-def _masks(listing: Listing, found: SplitCheck, step: Callable[[], None]) -> tuple[Tally, dict[Path, tuple[int, ...]]]:
+def _masks(listing: Listing, found: SplitCheck, step: Callable[[], None]) -> tuple[Tally, dict[File, tuple[int, ...]]]:
     """What values the masks that can be read store, and their shapes."""
     values, shapes = Tally(), {}
     for _, path in listing.pairs:
+        if path is None:
+            continue
         try:
-            mask = read_values(path)
+            mask = listing.read(path)
             shapes[path] = mask.shape
             values.add(path, count_values(mask))
         except (DataError, OSError) as error:
@@ -148,17 +165,22 @@ def _masks(listing: Listing, found: SplitCheck, step: Callable[[], None]) -> tup
 
 
 def _images(
-    listing: Listing, found: SplitCheck, shapes: Mapping[Path, tuple[int, ...]], step: Callable[[], None]
-) -> Iterator[tuple[Path, str]]:
+    listing: Listing,
+    found: SplitCheck,
+    shapes: Mapping[File, tuple[int, ...]],
+    read: Callable[[File], np.ndarray],
+    step: Callable[[], None],
+) -> Iterator[tuple[File, str]]:
     """Each image that can be read with the hash of its file; their sizes are counted and held against their masks'."""
     sizes: Counter[tuple[int, int]] = Counter()
     for path, mask in listing.pairs:
         try:
-            image = read_image(path)
+            image = read(path)
             yield path, hashlib.sha256(path.read_bytes()).hexdigest()
             sizes[image.shape[1], image.shape[0]] += 1
-            if mask in shapes and (fault := other_size(path, image.shape, mask, shapes[mask])) is not None:
-                found.refused.append(fault)
+            if mask is not None and (shape := shapes.get(mask)) is not None:
+                fault = other_size(path, image.shape, mask, shape)
+                found.refused += [] if fault is None else [fault]
         except (DataError, OSError) as error:
             found.unreadable[str(path)] = str(error)
         step()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dynroute.data.masks import Tally
-from dynroute.data.source import IGNORE, DataError
+from dynroute.data.source import IGNORE, DataError, File
 
 CITYSCAPES = {
     7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
@@ -17,7 +17,17 @@ CITYSCAPES = {
     28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
 }  # fmt: skip
 """The label ids of Cityscapes that are trained on, in the order of the 19 classes."""
-SCHEMES = ("binary", "cityscapes", "reduce_zero_label")
+VOC2012 = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""The 21 classes of PASCAL VOC 2012, as its development kit names them."""
+_NAMES = {
+    "cityscapes": list(CITYSCAPES.values()),
+    "cityscapes_train_ids": list(CITYSCAPES.values()),
+    "voc2012": list(VOC2012),
+}
+SCHEMES = ("binary", "cityscapes", "cityscapes_train_ids", "voc2012", "reduce_zero_label")
 _SHOWN = 8
 
 
@@ -27,7 +37,8 @@ class Labels:
     Args:
         scheme: None takes values as classes; a map {value: class} takes those that it names so, 255 as a class being
             "ignored", and leaves the others; or a name: `binary` (0 and 255 are classes 0 and 1), `cityscapes` (label
-            ids 0..33 to the 19 classes, the others ignored), `reduce_zero_label` (0 is ignored, k is class k - 1).
+            ids 0..33 to the 19 classes, the others ignored), `cityscapes_train_ids` (0..18), `voc2012` (0..20), 255
+            being ignored in both, `reduce_zero_label` (0 is ignored, k is class k - 1).
         ignore: the value that is ignored where the scheme does not say otherwise.
 
     Raises:
@@ -36,8 +47,8 @@ class Labels:
 
     def __init__(self, scheme: str | Mapping[int, int] | None = None, ignore: int = IGNORE) -> None:
         self.scheme, self.ignore = scheme, ignore
-        self.names = list(CITYSCAPES.values()) if scheme == "cityscapes" else None
-        self.classes = {"binary": 2, "cityscapes": len(CITYSCAPES)}.get(scheme) if isinstance(scheme, str) else None
+        self.names = list(_NAMES[scheme]) if isinstance(scheme, str) and scheme in _NAMES else None
+        self.classes = 2 if scheme == "binary" else len(self.names) if self.names else None
         self._table = _table(scheme, ignore)
 
     def index(self, value: int) -> int | None:
@@ -52,7 +63,7 @@ class Labels:
         """Whether the scheme itself says what this value is."""
         return value in self._table
 
-    def __call__(self, path: Path, values: np.ndarray, classes: int) -> np.ndarray:
+    def __call__(self, path: File, values: np.ndarray, classes: int) -> np.ndarray:
         """Values [H,W] of the mask `path` -> labels uint8 [H,W]. Raises DataError: a value outside the classes."""
         if values.dtype == np.uint8:
             stored = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
@@ -71,11 +82,17 @@ class Labels:
         of_value[stored] = chosen
         return of_value[values]
 
-    def outside(self, path: Path, values: Sequence[int], classes: int | None) -> str:
+    def outside(self, path: File, values: Sequence[int], classes: int | None) -> str:
         """The line that refuses values outside the classes, with the option that maps them."""
         more = f" (and {', '.join(map(str, values[1:_SHOWN]))})" if len(values) > 1 else ""
         if isinstance(self.scheme, str):
-            ids = {"binary": "0 or 255", "cityscapes": "label ids 0..33", "reduce_zero_label": f"0..{classes or 254}"}
+            ids = {
+                "binary": "0 or 255",
+                "cityscapes": "label ids 0..33",
+                "cityscapes_train_ids": "train ids 0..18",
+                "voc2012": "0..20",
+                "reduce_zero_label": f"0..{classes or 254}",
+            }
             return (
                 f"{path}: label {values[0]}{more} found, wanted {ids[self.scheme]} (data.labels: {self.scheme}) or "
                 f"{self.ignore} (ignored)"
@@ -102,7 +119,12 @@ class Finding:
 
 
 def judge(
-    found: Tally, labels: Labels, folder: Path, classes: int | None, names: Sequence[str] | None
+    found: Tally,
+    labels: Labels,
+    folder: Path,
+    classes: int | None,
+    names: Sequence[str] | None,
+    withheld: bool = False,
 ) -> list[Finding]:
     """What of the values found in a split's masks cannot be meant, or may not be.
 
@@ -112,12 +134,15 @@ def judge(
         folder: of the masks, for the messages.
         classes: how many there are, where something says so; None: as many as the largest label asks for.
         names: those of the classes, where this split is to show them all.
+        withheld: whether the split may be without labels, see `Listing`.
     """
     meant = {value: labels.index(value) for value in sorted(found.pixels)}
     outside = [value for value, label in meant.items() if _is_outside(label, classes)]
     if outside:
         return [Finding(True, labels.outside(found.first[outside[0]], outside, classes))]
     seen = sorted({label for label in meant.values() if label is not None and label != IGNORE})
+    if not seen and withheld:
+        return [Finding(False, f"{folder}: no labels, they are not public: there are predictions, but no scores")]
     if not seen:
         return [Finding(True, f"{folder}: every mask is empty (all {_listed(meant)}, ignored), wanted labels")]
     said = [*_binary(found, labels, seen, classes), *_gaps(found, seen, classes, names, folder)]
@@ -177,6 +202,8 @@ def _table(scheme: str | Mapping[int, int] | None, ignore: int) -> dict[int, int
         if scheme == "cityscapes":
             ids = list(CITYSCAPES)
             return {value: ids.index(value) if value in CITYSCAPES else IGNORE for value in range(-1, 34)}
+        if scheme in _NAMES:
+            return {-1: IGNORE, 255: IGNORE, **{value: value for value in range(len(_NAMES[scheme]))}}
         if scheme == "reduce_zero_label":
             return {0: IGNORE, **{value: value - 1 for value in range(1, 256) if value != ignore}}
         raise DataError(f"labels: wanted a map or one of {', '.join(SCHEMES)}, got {scheme!r}")

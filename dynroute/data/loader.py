@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dynroute.data.source import Source
+from dynroute.data.source import Shuffling, Source
 
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -18,6 +18,7 @@ Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarr
 class Stream(Dataset):
     """The endless training stream: position p holds sample permutation(epoch)[p mod n], augmented by its own generator.
 
+    The permutation is of all samples, or the source's own way to shuffle (`Shuffling`), as that of shards is.
     Both the permutation of an epoch and the generator of a position come from the seed alone, so position p is the same
     whoever asks, in whatever order, in whichever worker process.
     """
@@ -32,7 +33,11 @@ class Stream(Dataset):
         epoch, offset = divmod(position, len(self.source))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.source))
+            generator = np.random.default_rng((self.seed, 0, epoch))
+            if isinstance(self.source, Shuffling):
+                self._order = self.source.shuffled(generator)
+            else:
+                self._order = generator.permutation(len(self.source))
         return int(self._order[offset])
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,23 @@ IGNORE = 255
 
 class DataError(ValueError):
     """The data set on disk is not what it should be; the message names the file and what was wanted."""
+
+
+class File(Protocol):
+    """What can be read as a file: a path, or a member of a tar (`dynroute.data.tar.Member`); its text names it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stem(self) -> str: ...
+
+    @property
+    def suffix(self) -> str: ...
+
+    def open(self, mode: Literal["rb"], /) -> BinaryIO: ...
+
+    def read_bytes(self) -> bytes: ...
 
 
 @runtime_checkable
@@ -30,5 +47,14 @@ class Source(Protocol):
         ...
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sample `index`: image uint8 [H, W, 3] in RGB, labels uint8 [H, W] with 255 ignored. Read-only."""
+        """Sample `index`: image uint8 [H, W, C], RGB where C is 3, labels uint8 [H, W] with 255 ignored. Read-only."""
+        ...
+
+
+@runtime_checkable
+class Shuffling(Protocol):
+    """A source that says in what order an epoch of training goes through it; others are gone through in any."""
+
+    def shuffled(self, generator: np.random.Generator) -> np.ndarray:
+        """The indices of all samples, int64, as a function of the generator's state alone."""
         ...

@@ -56,7 +56,8 @@ def bench(
             continue
         generator = torch.Generator().manual_seed(SEED)
         count = PATTERNS_EACH if batch == 1 else 1
-        noise = torch.randn(batch, 3, *size, generator=generator).to(model.device, memory_format=torch.channels_last)
+        noise = torch.randn(batch, net.config.in_channels, *size, generator=generator)
+        noise = noise.to(model.device, memory_format=torch.channels_last)
         for share in PATTERNS:
             patterns = random_patterns(net.config.layers, share, batch * count, SEED)
             runs.append((f"{share:.0%} of nodes", [noise] * count, list(patterns.to(model.device).split(batch))))

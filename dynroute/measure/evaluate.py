@@ -15,6 +15,7 @@ from dynroute.cost import space_macs
 from dynroute.data import Normalise, Source
 from dynroute.measure.metrics import confusion_matrix, scores
 from dynroute.measure.results import Evaluation, GateStatistics
+from dynroute.measure.taken import RoutesTaken
 from dynroute.space.routing import is_path_open
 from dynroute.space.wiring import PATH_NAMES
 
@@ -31,6 +32,7 @@ def evaluate(
     max_images: int | None = None,
     device: str | torch.device = "cpu",
     each: Callable[[int, int], None] | None = None,
+    predictions: Callable[[int, np.ndarray], None] | None = None,
 ) -> Evaluation:
     """Evaluate over a data set.
 
@@ -45,6 +47,7 @@ def evaluate(
         max_images: only the first so many.
         device: where images go.
         each: called with (images done, images in all).
+        predictions: called with each image's index and its predicted classes, uint8 [H, W].
     """
     training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
@@ -59,6 +62,8 @@ def evaluate(
         probabilities = _predict(model, images.to(device), flip, scales, tally)
         predicted = probabilities.argmax(1).cpu()
         for row, index in enumerate(indices):
+            if predictions is not None:
+                predictions(index, predicted[row].numpy().astype(np.uint8))
             own = confusion_matrix(predicted[row], labels[row], classes)
             confusion += own
             own_scores = scores(own)
@@ -78,6 +83,7 @@ def evaluate(
         passes=len(scales) * (2 if flip else 1),
         costs={key: float(np.mean([image[key] for image in per_image])) for key in tally.current},
         gates=tally.gates(),
+        routes=tally.routes.statistics(),
         per_image=per_image,
     )
 
@@ -87,6 +93,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.current: dict[str, Tensor] = {}
+        self.routes = RoutesTaken()
         self._open: Tensor | None = None
         self._alpha: Tensor | None = None
         self._passes = 0
@@ -118,6 +125,7 @@ class _Tally:
         self._open = opened if self._open is None else self._open + opened
         self._alpha = alpha if self._alpha is None else self._alpha + alpha
         self._passes += gates.shape[0]
+        self.routes.add(out.gates)
 
     def gates(self) -> GateStatistics | None:
         if self._open is None or self._alpha is None:

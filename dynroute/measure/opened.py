@@ -74,7 +74,7 @@ class Model:
         if self.runtime is None:
             return None
         if (height, width) not in self._all_open:
-            out = self(torch.zeros(1, 3, height, width), gates=self.open_gates())
+            out = self(torch.zeros(1, self.net.config.in_channels, height, width), gates=self.open_gates())
             self._all_open[height, width] = (int(out.executed_macs[0]), out.executed_nodes[0].cpu())
         return self._all_open[height, width]
 

@@ -110,6 +110,31 @@ class GateStatistics:
 
 
 @dataclass(frozen=True)
+class RouteStatistics:
+    """The routes that images took; a route is which paths are open.
+
+    Attributes:
+        images: how many there are; of several passes of an image each counts.
+        layers: of the grid.
+        open_nodes, open_paths: shares of the grid's nodes and of all paths, the init cell's too, means over images.
+        distinct: how many different routes; largest: share of the images that take the most frequent one.
+        entropy_bits: of their distribution: 0 where all take one, log2(images) where each has its own.
+        closed, absent: nodes of the grid that no image opens, as (layer, n) at scale 1/n: some image reaches the
+            former, none the latter.
+    """
+
+    images: int
+    layers: int
+    open_nodes: float
+    open_paths: float
+    distinct: int
+    largest: float
+    entropy_bits: float
+    closed: list[tuple[int, int]]
+    absent: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Quality, cost and routes over a data set.
 
@@ -119,7 +144,7 @@ class Evaluation:
         costs: per image, means over the images, each summed over its passes: expected_mflops, real_mflops; from a
             runtime executed_macs and executed_space_macs; all_open_expected_mflops and all_open_real_mflops where the
             model tells its costs.
-        gates: None without images.
+        gates, routes: None without images.
         per_image: name, miou and the same costs of each.
     """
 
@@ -130,13 +155,24 @@ class Evaluation:
     passes: int
     costs: dict[str, float]
     gates: GateStatistics | None
+    routes: RouteStatistics | None
     per_image: list[dict[str, Any]]
+
+    @property
+    def shares(self) -> tuple[float, float] | None:
+        """Expected and real cost of the space, as shares of it all open; real without gates, stem and decoder. None
+        where the model does not tell its costs."""
+        full = self.costs.get("all_open_expected_mflops")
+        if not full:
+            return None
+        around = self.costs["all_open_real_mflops"] - full
+        return self.costs["expected_mflops"] / full, (self.costs["real_mflops"] - around) / full
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, the costs among the others."""
         record = asdict(self)
-        costs, gates, per_image = (record.pop(name) for name in ("costs", "gates", "per_image"))
-        return {**record, **costs, "gates": gates or {}, "per_image": per_image}
+        costs, gates, routes, per_image = (record.pop(name) for name in ("costs", "gates", "routes", "per_image"))
+        return {**record, **costs, "gates": gates or {}, "routes": routes or {}, "per_image": per_image}
 
 
 @dataclass
@@ -185,6 +221,13 @@ class Findings:
     def gates(self) -> Tensor:
         """float32 [M,L+1,4,3] of all samples."""
         return torch.stack([sample.gates for sample in self.samples])
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Expected and real cost of the space, as shares of it all open; real without gates, stem and decoder."""
+        full = self.mean("full_expected")
+        around = self.mean("full_real") - full
+        return self.mean("expected") / full, (self.mean("real") - around) / full
 
     def mean(self, name: str) -> float:
         """Mean over samples of one of `Sample`'s numbers."""

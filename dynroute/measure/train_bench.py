@@ -77,7 +77,7 @@ class TrainBench:
 def train_bench(
     net: DynamicNetwork, label: str, batch: int, size: tuple[int, int], repeats: int, shares: Sequence[float] = SHARES
 ) -> TrainBench:
-    """Times steps of copies of `net` on noise [batch,3,*size]: forward, segmentation loss, backward.
+    """Times steps of copies of `net` on noise [batch,I,*size]: forward, segmentation loss, backward.
 
     With everything open: fused operators, plain PyTorch in channels_last and in NCHW. With a share of the nodes open,
     by seeded random patterns: fused operators that compute everything (`bn="all"`) and that leave closed samples out
@@ -87,7 +87,7 @@ def train_bench(
         ValueError: the fused operators cannot be used here, with the reason.
     """
     generator = torch.Generator().manual_seed(SEED)
-    images = torch.randn(batch, 3, *size, generator=generator)
+    images = torch.randn(batch, net.config.in_channels, *size, generator=generator)
     labels = torch.randint(0, net.config.num_classes, (batch, *size), generator=generator)
     steps: dict[str, tuple[Callable[[], None], DynamicNetwork, float]] = {}
 

@@ -9,17 +9,18 @@ from string import Template
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dynroute.data import IGNORE
-from dynroute.measure.results import Bench, Findings, Sample, Spread
+from dynroute.measure.alarms import Alarm, in_words
+from dynroute.measure.results import Bench, Findings, RouteStatistics, Sample, Spread
+from dynroute.measure.verdict import pays, sentence
 from dynroute.models.config import NetworkConfig
 from dynroute.report.beside import Run, beside
 from dynroute.report.choose import error_map
+from dynroute.report.headline import alarm_box, time_sentences, time_tiles
 from dynroute.report.palette import class_map, data_uri, palette
 from dynroute.report.svg import Series, line_chart, probability_marks, route_map, sample_marks, scatter
-from dynroute.space.routing import is_path_open
 
 THUMBNAIL = 320
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -46,7 +47,8 @@ class Material:
         network: what the model is.
         classes: their names.
         images: how many there are to validate on.
-        findings: of the images that were run.
+        findings: of the images that were run; routes: that these took.
+        alarms: what is wrong, the worst first.
         pictures: those that are shown, from least to most work.
         config: the run's configuration, plain values.
         evaluation: eval.json; log: records of log.jsonl; bench: what `dynroute bench` found.
@@ -59,6 +61,8 @@ class Material:
     classes: list[str]
     images: int
     findings: Findings
+    routes: RouteStatistics
+    alarms: list[Alarm]
     pictures: list[Picture]
     config: dict[str, Any]
     evaluation: dict[str, Any]
@@ -90,17 +94,13 @@ def write_report(material: Material, out: Path) -> Path:
 
 
 def _header(m: Material) -> str:
-    f, c, rows = m.findings, m.network, m.bench.results
+    f, c = m.findings, m.network
     open_share = f.mean("executed") / f.mean("full_executed")
     tiles = [
         (f"{m.evaluation.get('miou') or f.miou:.1%}", f"mIoU on {m.evaluation.get('images', len(f.samples))} images"),
         (f"{open_share:.0%}", "of the all-open multiply-accumulates executed"),
     ]
-    for row in rows:
-        tiles.append((f"{1 / row.time_ratio:.0%}", f"of the all-open time, batch {row.batch}"))
-    low, high = min(r.realised_share for r in rows), max(r.realised_share for r in rows)
-    realised = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
-    tiles.append((realised, "of the saving shows on the clock (1.00: all of it)"))
+    tiles += time_tiles(m.bench.results)
     data, schedule = m.config.get("data", {}), m.config.get("schedule", {})
     budget, machine = m.config.get("budget", {}), m.evaluation.get("machine", {})
     facts = [
@@ -129,19 +129,22 @@ def _header(m: Material) -> str:
     boxes = "".join(f'<div class="tile"><b>{value}</b><span>{escape(text)}</span></div>' for value, text in tiles)
     return (
         f'<h1>{escape(m.title)}</h1><p class="soft">Dynamically routed segmentation: for each image, gates choose '
-        f'which cells and scale changes are computed.</p><div class="tiles">{boxes}</div><dl>{items}</dl>'
+        f"which cells and scale changes are computed.</p>{alarm_box(m.alarms, m.log)}"
+        f'{time_sentences(m.bench.results)}<div class="tiles">{boxes}</div><dl>{items}</dl>'
     )
 
 
 def _savings(m: Material) -> str:
     f = m.findings
+    full = f.mean("full_expected")
     rows = [
         _row(
             "Expected cost of the space, MFLOPs",
-            f.mean("full_expected"),
+            full,
             f.mean("expected"),
             "computed from the alphas",
         ),
+        _row("Real cost of the space, MFLOPs", full, f.shares[1] * full, "computed from open and closed"),
         _row(
             "Real cost as the paper counts, MFLOPs",
             f.mean("full_real"),
@@ -164,12 +167,12 @@ def _savings(m: Material) -> str:
     for result in m.bench.results:
         low, high = result.realised_spread
         eager = result.ms_per_image.get("eager")
-        beside = f"; eager PyTorch, channels_last: {eager.median:.2f} ms" if eager else ""
-        shares.append(
-            f"<li>Batch {result.batch}: all open does {result.work_ratio:.2f}x the work of routed and takes "
-            f"{result.time_ratio:.2f}x its time; realised share <b>{result.realised_share:.2f}</b> "
-            f"(p10 to p90: {low:.2f} to {high:.2f}){beside}.</li>"
-        )
+        said = [sentence(result)]
+        if pays(result):
+            said.append(f"realised share {result.realised_share:.2f} (p10 to p90: {low:.2f} to {high:.2f})")
+        if eager:
+            said.append(f"eager PyTorch, channels_last: {eager.median:.2f} ms")
+        shares.append(f"<li>Batch {result.batch}: {escape('; '.join(said))}.</li>")
     machine = _machine(m.bench.machine or m.provenance["machine"])
     return (
         "<h2>What routing saved</h2>"
@@ -180,7 +183,8 @@ def _savings(m: Material) -> str:
         f'<th style="text-align:left;padding-left:12px">how it is known</th></tr>{"".join(rows)}</table></div>'
         f"<ul>{''.join(shares)}</ul>"
         '<p class="note">Realised share = (T_open / T_routed) / (work_open / work_routed), work = executed MACs of the '
-        "timed images.  The space is the grid's cells and all paths; stem, decoder and gates come on top and are never "
+        "timed images; there is none where hardly any work was saved, or no time.  The space is the grid's cells and "
+        "all paths; stem, decoder and gates come on top and are never "
         "skipped (but an absent node's gate is).  All open: the same network with every gate given as 1, so that no "
         f"gate is computed.  Timed on {escape(machine)}, threads: {m.bench.threads}, "
         f"{escape(m.bench.backend)}.</p>"
@@ -267,12 +271,10 @@ def _route_legend() -> str:
 
 def _probabilities(m: Material) -> str:
     f = m.findings
-    same = all(torch.equal(is_path_open(s.gates), is_path_open(f.samples[0].gates)) for s in f.samples)
-    remark = "  Every image took the same route." if same and len(f.samples) > 1 else ""
     return (
         "<h2>How often each path is open</h2>"
         f'<p class="soft">Over {len(f.samples)} validation images: line width and fill are probabilities of being '
-        f"open; mean alphas in the tooltips.{remark}</p>"
+        f"open; mean alphas in the tooltips.  Routes, by which paths are open: {escape(in_words(m.routes))}.</p>"
         f"{route_map(probability_marks(f.gates), 'Probability of each path being open')}"
     )
 
@@ -289,7 +291,11 @@ def _curves(m: Material) -> str:
 
     steps = max([float(r["step"]) for r in m.log], default=1.0)
     budget = m.config.get("budget", {})
-    costs = [series("expected", "expected_share", "two"), series("real", "real_share", "one")]
+    costs = [
+        series("expected", "expected_share", "two"),
+        series("real", "space_share", "one"),
+        series("whole", "real_share", "three"),
+    ]
     if budget.get("weight"):
         costs.append(Series("target", [(0.0, budget["target"]), (steps, budget["target"])], "mark", dashed=True))
     charts = [
@@ -307,8 +313,8 @@ def _curves(m: Material) -> str:
         "<h2>Training, and work against quality</h2>"
         '<p class="soft">Over training steps, from the run\'s log.  A budget acts from '
         f"{budget.get('start', 0.4):.0%} of training on.  Expected "
-        "cost and target are shares of the space's cost, real cost of the whole network's (with stem, decoder, "
-        "gates).</p>"
+        "cost, real cost and target are shares of the space's cost, whole of the whole network's real cost (with stem, "
+        "decoder, gates).</p>"
         f'<div class="charts">{"".join(charts)}</div>'
     )
 

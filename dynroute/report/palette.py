@@ -17,6 +17,7 @@ _FIRST = (
 )  # fmt: skip
 _GOLDEN = 0.618033988749895
 IGNORED = (0, 0, 0)
+_ROWS = 256  # mixed at once: a large picture's floats would take four times the picture
 
 
 def palette(classes: int) -> np.ndarray:
@@ -40,8 +41,12 @@ def class_map(labels: np.ndarray, classes: int) -> Image.Image:
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: int, opacity: float = 0.55) -> Image.Image:
     """Image uint8 [H,W,3] under its class colours."""
-    mixed = image.astype(np.float32) * (1 - opacity) + palette(classes)[labels].astype(np.float32) * opacity
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    colours = palette(classes).astype(np.float32) * opacity
+    mixed = np.empty_like(image)
+    for top in range(0, len(image), _ROWS):
+        rows = slice(top, top + _ROWS)
+        mixed[rows] = (image[rows].astype(np.float32) * (1 - opacity) + colours[labels[rows]]).round()
+    return Image.fromarray(mixed)
 
 
 def data_uri(image: Image.Image, width: int, photo: bool) -> str:

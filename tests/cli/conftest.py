@@ -19,3 +19,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder_data(tmp_path: Path) -> Path:
     """Three images of 64x48 with labels 0..6."""
     return make_folder_data(tmp_path / "data")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indices of shards would stay in the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

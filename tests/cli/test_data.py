@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dynroute.cli import main
+from dynroute.data.labels import SCHEMES
 from dynroute.train import load_config
 from tests.support.pictures import BANDS, exif, folders, write_bomb, write_pair
 from tests.support.runs import train_tiny
@@ -69,7 +70,7 @@ def test_check_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "--out" in line and not (tmp_path / "none").exists()
     with pytest.raises(SystemExit):
         main(["data", "check", str(tmp_path), "--labels", "{a: b}"])
-    assert "wanted binary, cityscapes, reduce_zero_label, or a map" in capsys.readouterr().err
+    assert f"wanted {', '.join(SCHEMES)}, or a map" in capsys.readouterr().err
 
 
 def test_check_of_a_long_list_of_faults_stays_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

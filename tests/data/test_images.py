@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from dynroute.data import DataError, FolderDataset
-from dynroute.data.images import SUFFIXES, find_images, image_area, read_image
-from tests.support.pictures import BANDS, exif, write_bomb, write_pair
+from dynroute.data.images import SUFFIXES, TooLargeError, find_images, image_area, most_pixels, read_image
+from tests.support.pictures import BANDS, exif, write_bomb, write_pair, write_picture, write_png_of_16_bits
 
 # What viewers do for each value of EXIF's orientation, from its definition.
 TURNED = {
@@ -63,13 +63,71 @@ def test_floats_in_0_to_1_are_scaled_and_others_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[0, 0.25, 0.5, 1]], dtype=np.float32)).save(path)
     np.testing.assert_array_equal(read_image(path)[0, :, 1], [0, 64, 128, 255])
-    for value, shown in ((255.0, "0..255"), (-0.1, "-0.1..0"), (np.nan, "nan..nan")):
+    for value, shown in ((255.0, "0..255"), (-0.1, "-0.1..0")):
         Image.fromarray(np.array([[0, value]], dtype=np.float32)).save(path)
         with pytest.raises(DataError, match=rf"a\.tif: float values {shown}, wanted all of them in 0\.\.1"):
             read_image(path)
     Image.fromarray(np.array([[0, 9]], dtype=np.int32)).save(path)
-    with pytest.raises(DataError, match=r"a\.tif: grey of 32-bit integers"):
+    with pytest.raises(DataError, match=r"a\.tif: integers of 32 bits \(int32\), wanted 8 or 16 bits"):
         read_image(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value_range", [None, (0.0, 1.0)])
+def test_floats_that_are_not_finite_are_refused(
+    tmp_path: Path, value: float, value_range: tuple[float, float] | None
+) -> None:
+    Image.fromarray(np.array([[0, value]], dtype=np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif: NaN or infinity among its values"):
+        read_image(tmp_path / "a.tif", value_range=value_range)
+
+
+@pytest.mark.parametrize(
+    "values, value_range, wanted",
+    [
+        (np.array([[0, 100, 612, 1123, 1124, 60000]], dtype=np.uint16), (100, 1124), [0, 0, 128, 255, 255, 255]),
+        (np.array([[-900, -50, 0, 50, 1e6]], dtype=np.float32), (-50, 50), [0, 0, 128, 255, 255]),
+        (np.array([[-7, 0, 100_000, 200_000]], dtype=np.int32), (0, 200_000), [0, 0, 128, 255]),
+        (np.array([[0, 50, 100, 200]], dtype=np.uint8), (50, 101), [0, 0, 250, 255]),
+    ],
+)
+def test_a_range_says_what_becomes_0_and_255(
+    tmp_path: Path, values: np.ndarray, value_range: tuple[float, float], wanted: list[int]
+) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", value_range=value_range)[0, :, 1], wanted)
+
+
+def test_a_range_beyond_8_bits_is_refused_for_8_bits(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: values of 8 bits, wanted such as data\.range is about, 0\.\.4095"):
+        read_image(tmp_path / "a.png", value_range=(0, 4095))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_colours_of_16_bits(tmp_path: Path, channels: int, orientation: int) -> None:
+    values = np.random.default_rng(2).integers(0, 65536, (5, 7, channels), dtype=np.uint16)
+    path = tmp_path / "a.png"
+    write_png_of_16_bits(path, values, orientation)
+    upright = TURNED[orientation](values)[..., :3]
+    np.testing.assert_array_equal(read_image(path), upright >> 8)
+    found = read_image(path, value_range=(1000, 2020))
+    np.testing.assert_array_equal(found, np.rint(np.clip((upright - 1000.0) / 4, 0, 255)))
+
+
+def test_pixels_beyond_the_limit_are_refused_and_the_limit_can_be_moved(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(COLOURS).save(path)  # 24 pixels
+    for count, refused in ((None, False), (24, False), (22, True), (10**12, False)):
+        with most_pixels(count):
+            for read in (read_image, image_area):
+                if refused:
+                    with pytest.raises(TooLargeError, match=r"a\.png: not a readable image \(Image size \(24 pixels\)"):
+                        read(path)
+                else:
+                    read(path)
+    assert image_area(path) == 24
 
 
 def test_alpha_is_dropped(tmp_path: Path) -> None:
@@ -96,7 +154,7 @@ def test_several_frames_are_refused_but_not_a_cameras(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_truncated_files_are_one_line(tmp_path: Path, suffix: str, cut: float) -> None:
     path = tmp_path / f"photo{suffix}"
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
+    write_picture(path, np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     whole = path.read_bytes()
     path.write_bytes(whole[: int(cut) if cut >= 1 else int(len(whole) * cut)])
     with pytest.raises(DataError) as error:
@@ -118,8 +176,9 @@ def test_a_bomb_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [*SUFFIXES, ".PNG"])
 def test_every_kind_of_picture_is_found(tmp_path: Path, suffix: str) -> None:
     write_pair(tmp_path)
-    (tmp_path / "images/train/a.png").rename(tmp_path / "images/train/a.tmp")
-    Image.open(tmp_path / "images/train/a.tmp").convert("RGB").save(tmp_path / f"images/train/a{suffix}")
+    pixels = read_image(tmp_path / "images/train/a.png")
+    (tmp_path / "images/train/a.png").unlink()
+    write_picture(tmp_path / f"images/train/a{suffix}", pixels)
     assert FolderDataset(tmp_path, "train").read(0)[0].shape == (6, 12, 3)
     found = find_images(tmp_path / "images/train")
     assert [path.name for path in found] == [f"a{suffix}"] and image_area(found[0]) == 72

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dynroute.data import DataError, FolderDataset
-from dynroute.data.labels import CITYSCAPES, Labels
+from dynroute.data.labels import CITYSCAPES, SCHEMES, Labels
 from dynroute.train import ConfigError, load_config
 from dynroute.train.setup import open_source
 from tests.support.pictures import BANDS, write_pair
@@ -152,7 +152,7 @@ def test_schemes_agree_with_the_names(tmp_path: Path) -> None:
     root = put(tmp_path, [0, 255], "a b c")
     with pytest.raises(DataError, match=r"classes\.txt: 3 classes named, but labels 'binary' has 2"):
         FolderDataset(root, "train", labels="binary")
-    with pytest.raises(DataError, match="wanted a map or one of binary, cityscapes, reduce_zero_label, got 'other'"):
+    with pytest.raises(DataError, match=f"wanted a map or one of {', '.join(SCHEMES)}, got 'other'"):
         FolderDataset(root, "train", labels="other")
     with pytest.raises(DataError, match=r"wanted classes 0\.\.254, or 255 for what is ignored, got 3: 300"):
         FolderDataset(root, "train", labels={3: 300})
@@ -172,7 +172,7 @@ def test_configuration_carries_both_options(tmp_path: Path) -> None:
         assert len(source.class_names) == 2
     assert load_config("camvid", [*base, "data.labels=cityscapes"]).data.labels == "cityscapes"
     for override, message in (
-        ("data.labels=city", "data.labels: wanted one of binary, cityscapes, reduce_zero_label, got 'city'"),
+        ("data.labels=city", f"data.labels: wanted one of {', '.join(SCHEMES)}, got 'city'"),
         ("data.labels={a: 1}", "data.labels: wanted integer, got 'a'"),
         ("data.labels={3: x}", r"data.labels\[3\]: wanted integer, got 'x'"),
         ("data.labels={3: 256}", "data.labels: wanted classes 0..254, or 255 for what is ignored"),

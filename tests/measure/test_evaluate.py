@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 
 import dynroute
-from dynroute.data import ScenesDataset
+from dynroute.data import Normalise, ScenesDataset
 from dynroute.measure import evaluate
-from dynroute.train.loop import normalisation
+from dynroute.train.setup import normalisation
 from tests.support.runs import small
 
 
@@ -38,3 +41,36 @@ def test_evaluate_flips_scales_and_runtimes() -> None:
     assert counted.costs["executed_macs"] == 1000
     # 5 rows of 4 nodes, 4 kinds that are no gate, less the 4 cells of row 0
     assert counted.costs["executed_space_macs"] == 5 * 4 * 4 - 4
+
+
+class Sided:
+    """Four pixels: a class on the left, the other on the right."""
+
+    class_names = ("dark", "bright")
+
+    def __len__(self) -> int:
+        return 1
+
+    def name(self, index: int) -> str:
+        return "sided"
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        mask = np.array([[0, 0, 0, 1]] * 4, np.uint8)
+        return np.repeat(mask[..., None] * np.uint8(255), 3, axis=2), mask
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 2.0)])
+def test_a_flipped_pass_is_flipped_back(scales: tuple[float, ...]) -> None:
+    """A model that sees each pixel alone is right whichever way the image lies."""
+
+    def model(images: torch.Tensor) -> Any:
+        logits = torch.stack([-images[:, 0], images[:, 0]], 1)
+        zeros = torch.zeros(len(images))
+        return SimpleNamespace(
+            logits=logits, gates=torch.zeros(len(images), 5, 4, 3), expected_mflops=zeros, real_mflops=zeros
+        )
+
+    normalise = Normalise(mean=(127.5,) * 3, std=(127.5,) * 3)
+    for flip in (False, True):
+        result = evaluate(model, Sided(), normalise, flip=flip, scales=scales)
+        assert result.miou == 1.0 and result.passes == len(scales) * (1 + flip)

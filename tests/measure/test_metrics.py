@@ -22,6 +22,12 @@ def test_confusion_and_scores_by_hand() -> None:
     assert result.pixel_accuracy == pytest.approx(4 / 6)
 
 
+def test_rows_are_labels_and_columns_predictions() -> None:
+    """A wall taken for sky is not sky taken for a wall."""
+    confusion = confusion_matrix(torch.tensor([2, 2, 2, 0, 1]), torch.tensor([0, 0, 1, 0, 1]), 3)
+    assert confusion.tolist() == [[1, 0, 2], [0, 1, 1], [0, 0, 0]]
+
+
 def test_a_class_only_predicted_counts_as_zero() -> None:
     result = scores(confusion_matrix(torch.tensor([0, 1]), torch.tensor([0, 0]), 2))
     assert result.iou == [0.5, 0.0] and result.miou == 0.25

@@ -19,6 +19,8 @@ SHAPES = [
     {"cell": "sepconv1", "channels": 16},
     {"cell": "sepconv3", "channels": 24, "layers": 4},
     {"channels": 32, "num_classes": 19, "layers": 5},
+    {"in_channels": 1, "layers": 4},
+    {"in_channels": 5, "layers": 4},
 ]
 
 

@@ -27,11 +27,11 @@ def random_network(seed: int = 0, gate_shift: float = 0.0, **config) -> DynamicN
     return net.eval()
 
 
-def random_images(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """[n,3,h,w] whose samples differ in contrast, so that they route differently."""
+def random_images(n: int, height: int, width: int, seed: int = 0, channels: int = 3) -> torch.Tensor:
+    """[n,channels,h,w] whose samples differ in contrast, so that they route differently."""
     g = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 3, height, width, generator=g)
-    return x * (0.3 + 1.2 * torch.arange(n)).view(-1, 1, 1, 1) + torch.randn(n, 3, 1, 1, generator=g)
+    x = torch.randn(n, channels, height, width, generator=g)
+    return x * (0.3 + 1.2 * torch.arange(n)).view(-1, 1, 1, 1) + torch.randn(n, channels, 1, 1, generator=g)
 
 
 def random_gates(net: DynamicNetwork, n: int, share: float, seed: int = 0) -> torch.Tensor:

@@ -20,6 +20,14 @@ def exif(orientation: int) -> Image.Exif:
     return found
 
 
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """uint8 [H,W,3] as a file of the kind that its name says."""
+    if path.suffix == ".npy":
+        np.save(path, pixels)
+    else:
+        Image.fromarray(pixels).save(path)
+
+
 def write_grey_png(path: Path, values: np.ndarray, bits: int, size: tuple[int, int] | None = None) -> None:
     """A grey PNG of 1, 2, 4 or 8 bits that stores these values [H, W]; `size` is a lie about its width and height."""
     height, width = values.shape
@@ -28,13 +36,22 @@ def write_grey_png(path: Path, values: np.ndarray, bits: int, size: tuple[int, i
         digits = "".join(format(int(value), f"0{bits}b") for value in row)
         digits += "0" * (-len(digits) % 8)
         rows += b"\0" + bytes(int(digits[k : k + 8], 2) for k in range(0, len(digits), 8))
-    parts = {
-        b"IHDR": struct.pack(">IIBBBBB", *(size or (width, height)), bits, 0, 0, 0, 0),
-        b"IDAT": zlib.compress(rows),
-        b"IEND": b"",
-    }
+    header = struct.pack(">IIBBBBB", *(size or (width, height)), bits, 0, 0, 0, 0)
+    _write_png(path, {b"IHDR": header, b"IDAT": zlib.compress(rows)})
+
+
+def write_png_of_16_bits(path: Path, values: np.ndarray, orientation: int = 1) -> None:
+    """A PNG in colours [H, W, 3 or 4] of 16 bits, which EXIF says to turn."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    turned = exif(orientation).tobytes().removeprefix(b"Exif\0\0")
+    _write_png(path, {b"IHDR": header, b"eXIf": turned, b"IDAT": zlib.compress(rows)})
+
+
+def _write_png(path: Path, parts: dict[bytes, bytes]) -> None:
     content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in parts.items():
+    for kind, data in {**parts, b"IEND": b""}.items():
         content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     path.write_bytes(content)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import multiprocessing
 import os
+import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import torch.distributed as dist
 TIMEOUT = 240  # seconds, for one that hangs; others may be busy beside
 
 
-def _rank(work: Callable[..., Any], folder: Path, rank: int, processes: int, args: tuple) -> None:
+def _rank(rank: int, processes: int, work: Callable[..., Any], folder: Path, args: tuple) -> None:
     torch.set_num_threads(1)
     try:
         dist.init_process_group(
@@ -31,17 +32,42 @@ def _rank(work: Callable[..., Any], folder: Path, rank: int, processes: int, arg
         os._exit(1)  # the others would wait for it
 
 
+def _started(work: Callable[..., Any], processes: int, *args: Any) -> list[Any]:
+    """Processes that run work(rank, processes, *args)."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "torch.distributed", "dynroute.train"])  # imported once for all tests
+    started = [context.Process(target=work, args=(rank, processes, *args), daemon=True) for rank in range(processes)]
+    for process in started:
+        process.start()
+    return started
+
+
+def _trainer(rank: int, processes: int, port: int, work: Callable[..., Any], args: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    work(*args)
+
+
+def exits(work: Callable[..., Any], processes: int, *args: Any) -> list[int | None]:
+    """The exit statuses of processes that run work(*args), with the environment that torchrun would give them; None: it
+    hangs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = _started(_trainer, processes, port, work, args)
+    deadline = time.monotonic() + TIMEOUT
+    for process in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+    statuses = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+    return statuses
+
+
 def together(work: Callable[..., Any], processes: int, folder: Path, *args: Any) -> list[Any]:
     """What work(rank, processes, *args) returned in each process; fails with the first error, or when one hangs."""
     folder.mkdir(parents=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "torch.distributed", "dynroute.train"])  # imported once for all tests
-    started = [
-        context.Process(target=_rank, args=(work, folder, rank, processes, args), daemon=True)
-        for rank in range(processes)
-    ]
-    for process in started:
-        process.start()
+    started = _started(_rank, processes, work, folder, args)
     deadline = time.monotonic() + TIMEOUT
     for process in started:
         process.join(max(0.0, deadline - time.monotonic()))

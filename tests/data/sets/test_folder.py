@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dynroute.data import DataError, FolderDataset
+from dynroute.data import DataError, FolderDataset, masks
 from dynroute.data.sets import folder
 from tests.support.pictures import BANDS, write_pair
 
@@ -148,9 +147,9 @@ def test_the_cache_is_sized_by_all_images(tmp_path: Path, monkeypatch: pytest.Mo
     write_pair(tmp_path, BANDS.repeat(10, axis=0).repeat(10, axis=1), stem="b")  # 7200
     decoded: list[Path] = []
 
-    def counting(path: Path, read=folder.read_image) -> np.ndarray:  # type: ignore[no-untyped-def]
+    def counting(path: Path, read=folder.read_image, **options) -> np.ndarray:  # type: ignore[no-untyped-def]
         decoded.append(path)
-        return read(path)
+        return read(path, **options)
 
     monkeypatch.setattr(folder, "read_image", counting)
     monkeypatch.setattr(folder, "CACHE_LIMIT_BYTES", 4 * 7272)
@@ -163,6 +162,25 @@ def test_the_cache_is_sized_by_all_images(tmp_path: Path, monkeypatch: pytest.Mo
     assert decoded == []
     data.read(1)
     assert len(decoded) == 1
+
+
+def test_each_mask_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def counting(path: Path, read=masks.open_upright):  # type: ignore[no-untyped-def]
+        opened.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(masks, "open_upright", counting)
+    data = FolderDataset(make(tmp_path), "train", cache=True)
+    assert sorted(opened) == ["s0.png", "s1.png", "s2.png"]
+    assert [int(data.read(k)[1][0, 0]) for k in range(3)] == [0, 1, 2] and len(opened) == 3
+    # nor is one that has not changed counted again
+    FolderDataset(tmp_path, "train", cache=False)
+    assert len(opened) == 3
+    Image.fromarray(np.full((6, 8), 1, dtype=np.uint8)).save(tmp_path / "masks/train/s2.png")
+    assert len(FolderDataset(tmp_path, "train", cache=False).class_names) == 2
+    assert opened[3:] == ["s2.png"]
 
 
 @pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
@@ -178,31 +196,3 @@ def test_no_file_is_left_open(tmp_path: Path, cache: bool | None, what: str) -> 
     except DataError:
         assert what != "whole"
     gc.collect()
-
-
-def write_cityscapes(root: Path) -> Path:
-    """Two cities of Cityscapes' official layout: road (7), building (11), bicycle (33), and ids that do not train."""
-    ids = np.array([[0, 7, 11, 33], [4, 7, 26, 33]], dtype=np.uint8)
-    for city in ("aachen", "bochum"):
-        for part in ("leftImg8bit", "gtFine"):
-            (root / part / "train" / city).mkdir(parents=True)
-        stem = f"{city}_000000_000019"
-        Image.fromarray(np.zeros((2, 4, 3), dtype=np.uint8)).save(
-            root / "leftImg8bit/train" / city / f"{stem}_leftImg8bit.png"
-        )
-        for kind in ("labelIds", "instanceIds", "color"):
-            values = ids if kind == "labelIds" else ids * 7
-            Image.fromarray(values).save(root / "gtFine/train" / city / f"{stem}_gtFine_{kind}.png")
-    return root
-
-
-def test_cityscapes_as_it_is_distributed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="dynroute"):
-        data = FolderDataset(write_cityscapes(tmp_path), "train")
-    assert len(data) == 2 and len(data.class_names) == 19
-    assert (data.class_names[0], data.class_names[18]) == ("road", "bicycle")
-    np.testing.assert_array_equal(data.read(1)[1], [[255, 0, 2, 18], [255, 0, 13, 18]])
-    assert "15 of 19 classes occur in no mask" in caplog.text
-    (tmp_path / "gtFine/train/bochum/bochum_000000_000019_gtFine_labelIds.png").unlink()
-    with pytest.raises(DataError, match=r"bochum_000000_000019_gtFine_labelIds\.png: no such mask"):
-        FolderDataset(tmp_path, "train")

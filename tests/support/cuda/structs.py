@@ -75,6 +75,14 @@ class StemConvParams(Struct):
     ]  # fmt: skip
 
 
+class StemPlanesParams(Struct):
+    _fields_ = [
+        ("io", c_void_p), ("weight", Matrix), ("out", c_void_p),
+        *((name, c_int) for name in ("n", "h_in", "w_in", "h_out", "w_out", "planes")),
+        *((name, Divisor) for name in ("of_tap", "across", "down")),
+    ]  # fmt: skip
+
+
 class StemStagesParams(Struct):
     _fields_ = [
         ("io", c_void_p), ("x", c_void_p), ("out", c_void_p), ("depthwise", c_void_p * 2), ("pointwise", Matrix * 2),
