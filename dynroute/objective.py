@@ -22,8 +22,9 @@ IGNORED_LABEL = 255
 class Losses(dict[str, Tensor]):
     """Scalar losses by name, to be summed; `output` is what the network returned.
 
-    A training step sets `executed_macs`, what its kernels counted, forward and backward, and `skipped`, a bool scalar:
-    whether weights stayed as they were, as something was not finite.
+    A training step sets `executed_macs`, what its kernels counted, forward and backward, and two bool scalars:
+    `skipped`, whether weights stayed as they were, as something was not finite, and `overflowed`, whether that was but
+    the gradient times the scale of float16's loss.
     """
 
     def __init__(self, losses: dict[str, Tensor], output: Output) -> None:
@@ -31,6 +32,7 @@ class Losses(dict[str, Tensor]):
         self.output = output
         self.executed_macs = (0, 0)
         self.skipped = torch.zeros((), dtype=torch.bool)
+        self.overflowed = torch.zeros((), dtype=torch.bool)
 
 
 def objective(
@@ -51,9 +53,10 @@ def objective(
         progress: 0..1, position in training; the budget acts from `budget.start` on, drop path grows with it. A scalar
             on the device where the call is recorded as a graph and the value changes; it is not checked then.
         budget: None leaves the "budget" key out.
-        class_weights: float [K], a factor for each class in the segmentation loss; None: 1.
-        labelled: int64 scalar, pixels that the segmentation loss is divided by, where the batch is a part of one; None:
-            the batch's own.
+        class_weights: float [K], a factor for each class in the segmentation loss; None: 1. As in torch's cross entropy
+            a labelled pixel counts by its class's factor in the mean too, so that a common factor of all changes
+            nothing.
+        labelled: scalar, what `labelled_pixels` says of the whole batch, where this one is a part of it; None: of this.
         bridge: the budget's at this point of training; None: by `progress`, which is a number then.
 
     With `net.use_ops` other than "reference" the segmentation loss is `ops.upsampled_cross_entropy`: the same, but for
@@ -77,7 +80,7 @@ def objective(
     out = net(images, progress=progress, bridge=bridge)
     network, group = unwrapped(net)
     if labelled is None:
-        labelled = labelled_pixels(net, labels)
+        labelled = labelled_pixels(net, labels, class_weights)
     share = segmentation_loss(network, out, labels, class_weights, labelled)
     losses = {"segmentation": synchronise.joint_sum(share, group) if group else share}
     if budget is not None:
@@ -99,11 +102,24 @@ def unwrapped(net: DynamicNetwork | DistributedDataParallel) -> tuple[DynamicNet
     return net, ""
 
 
-def labelled_pixels(net: DynamicNetwork | DistributedDataParallel, labels: Tensor) -> Tensor:
-    """How many of labels [N,H,W] say something, in all processes that train the network: int64 scalar."""
-    count = (labels != IGNORED_LABEL).sum()
+def labelled_pixels(
+    net: DynamicNetwork | DistributedDataParallel, labels: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
+    """How many of labels [N,H,W] say something, in all processes that train the network: int64 scalar.
+
+    class_weights: [K], what each counts by its class; float64 scalar then.
+    """
+    count = _labelled(labels, class_weights)
     _, group = unwrapped(net)
     return synchronise.gathered(count, group).sum() if group else count
+
+
+def _labelled(labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    if class_weights is None:
+        return (labels != IGNORED_LABEL).sum()
+    factors = torch.zeros(IGNORED_LABEL + 1, dtype=torch.float64, device=labels.device)
+    factors[: len(class_weights)] = class_weights
+    return factors[labels].sum()
 
 
 def _joint_mean(costs: Tensor, group: str) -> Tensor:
@@ -122,13 +138,18 @@ def segmentation_loss(
 
     labelled: how many count as those; None: the labels' own. 0 where there are none. Other arguments as `objective`'s.
     """
+    if class_weights is not None:
+        class_weights = class_weights.to(torch.promote_types(out.low_logits.dtype, torch.float32))
     if fused.is_on(net):
         total = ops.upsampled_cross_entropy(
             out.low_logits, labels, LOGITS_FACTOR, class_weights, ignore_index=IGNORED_LABEL, backend=net.ops
         )
     else:
         logits = out.logits.to(torch.promote_types(out.logits.dtype, torch.float32))
-        total = F.cross_entropy(logits, labels, class_weights, ignore_index=IGNORED_LABEL, reduction="sum")
+        # CUDA's own sum of pixels' losses adds them in another order each time
+        reduction = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
+        total = F.cross_entropy(logits, labels, class_weights, ignore_index=IGNORED_LABEL, reduction=reduction).sum()
     if labelled is None:
-        labelled = (labels != IGNORED_LABEL).sum()
-    return total / labelled.clamp(min=1)  # a crop can be all padding: 0 instead of 0/0
+        labelled = _labelled(labels, class_weights)
+    # a crop can be all padding, or of classes that count nothing: 0 instead of 0/0
+    return total / torch.where(labelled > 0, labelled, 1).to(total.dtype)

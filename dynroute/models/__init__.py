@@ -2,8 +2,7 @@
 
 from dynroute.models.config import NetworkConfig
 from dynroute.models.network import DynamicNetwork, Output
-from dynroute.models.official import load_official
-from dynroute.models.pretrained import from_pretrained
+from dynroute.models.pretrained import from_pretrained, load_official
 from dynroute.models.zoo import PUBLISHED_BUDGETS, create_model, list_models
 
 __all__ = [

@@ -3,35 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import partial
+from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynroute.cost.tables import conv_cost, norm_cost, relu_cost
 from dynroute.models import fused
-from dynroute.models.layers import ConvNorm, depthwise, module_cost
+from dynroute.models.layers import ConvNorm, depthwise
 
 
-def _sepconv(c: int, stacks: int = 2, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
+class Layer(NamedTuple):
+    """A convolution of a cell, at stride 1; without a norm it is a bare depthwise one.
+
+    Attributes:
+        channels_in, channels_out, kernel, groups, dilation: as in `nn.Conv2d`.
+        norm, relu: what follows it.
+    """
+
+    channels_in: int
+    channels_out: int
+    kernel: int = 1
+    groups: int = 1
+    dilation: int = 1
+    norm: bool = True
+    relu: bool = False
+
+    def module(self) -> nn.Conv2d:
+        c_in, c_out, kernel, groups, dilation, norm, relu = self
+        if not norm:
+            return depthwise(c_in, kernel, dilation=dilation)
+        return ConvNorm(c_in, c_out, kernel, groups=groups, dilation=dilation, relu=relu)
+
+    def cost(self, h: int, w: int) -> float:
+        """On a map of h x w, in MACs."""
+        total = conv_cost(self.kernel, self.channels_in, self.channels_out, self.groups, h, w)
+        total += norm_cost(self.channels_out, h, w) if self.norm else 0
+        return total + (relu_cost(self.channels_out, h, w) if self.relu else 0)
+
+
+def _sepconv(c: int, stacks: int = 2, kernel: int = 3, dilation: int = 1) -> list[Layer]:
     """`stacks` times depthwise -> pointwise -> BN, with ReLU between stacks and none at the end."""
-    layers: list[nn.Module] = []
+    layers = []
     for i in range(stacks):
-        layers += [depthwise(c, kernel, dilation=dilation), ConvNorm(c, c, relu=i + 1 < stacks)]
-    return nn.Sequential(*layers)
+        layers += [Layer(c, c, kernel, c, dilation, norm=False), Layer(c, c, relu=i + 1 < stacks)]
+    return layers
 
 
-def _bottleneck(c: int) -> nn.Sequential:
-    return nn.Sequential(ConvNorm(c, c // 4, relu=True), ConvNorm(c // 4, c // 4, 3, relu=True), ConvNorm(c // 4, c))
+def _bottleneck(c: int) -> list[Layer]:
+    return [Layer(c, c // 4, relu=True), Layer(c // 4, c // 4, 3, relu=True), Layer(c // 4, c)]
 
 
-def _mbconv(c: int) -> nn.Sequential:
-    return nn.Sequential(
-        ConvNorm(c, 4 * c, relu=True), ConvNorm(4 * c, 4 * c, 3, groups=4 * c, relu=True), ConvNorm(4 * c, c)
-    )
+def _mbconv(c: int) -> list[Layer]:
+    return [Layer(c, 4 * c, relu=True), Layer(4 * c, 4 * c, 3, 4 * c, relu=True), Layer(4 * c, c)]
 
 
-CELL_OPS: dict[str, Callable[[int], nn.Sequential]] = {
+_LAYERS: dict[str, Callable[[int], list[Layer]]] = {
     "sepconv": _sepconv,
     "sepconv1": lambda c: _sepconv(c, stacks=1),
     "sepconv3": lambda c: _sepconv(c, stacks=3),
@@ -40,8 +68,15 @@ CELL_OPS: dict[str, Callable[[int], nn.Sequential]] = {
     "dilconv": lambda c: _sepconv(c, stacks=1, dilation=2),
     "bottleneck": _bottleneck,
     "mbconv": _mbconv,
-    "basic": lambda c: nn.Sequential(ConvNorm(c, c, 3)),
+    "basic": lambda c: [Layer(c, c, 3)],
 }
+
+
+def _modules(op: str, channels: int) -> nn.Sequential:
+    return nn.Sequential(*(layer.module() for layer in _LAYERS[op](channels)))
+
+
+CELL_OPS: dict[str, Callable[[int], nn.Sequential]] = {op: partial(_modules, op) for op in _LAYERS}
 
 
 class Cell(nn.Module):
@@ -53,6 +88,8 @@ class Cell(nn.Module):
     """
 
     train_ops = "reference"  # `dynroute.models.fused.use` sets it
+    one_mode = True  # whether all its BatchNorms train, or none; `dynroute.models.freezing` sets it
+    place: tuple[int, int] | None = None  # of its samples in their batch; `dynroute.models.fused.placed` sets it
 
     def __init__(self, channels: int, ops: Sequence[str] = ("sepconv",)) -> None:
         super().__init__()
@@ -66,8 +103,8 @@ class Cell(nn.Module):
     def forward(self, x: Tensor, keep_prob: float | Tensor = 1.0, relu: bool = False) -> Tensor:
         """x [N,C',h,w] -> H, or ReLU(H), of the same shape; keep_prob < 1 drops the operations' sum per sample (not
         identity)."""
-        factor = fused.drop_factor(x, keep_prob, x.dtype)
-        if self.is_separable and fused.is_on(self):
+        factor = fused.drop_factor(x, keep_prob, x.dtype, self.place)
+        if self.is_separable and self.one_mode and fused.is_on(self):
             modules = list(self.ops[0].children())  # type: ignore[arg-type]
             if factor is None:
                 return fused.sepconv(modules, x, self.train_ops, residual=True, final_relu=relu)
@@ -80,8 +117,6 @@ class Cell(nn.Module):
         return F.relu(h) if relu else h
 
 
-@lru_cache(maxsize=256)
 def cell_macs(channels: int, ops: tuple[str, ...], height: int, width: int) -> float:
     """Multiply-accumulates of a cell's operations on a map of height x width, as the paper counts; identity is free."""
-    with torch.device("meta"):
-        return module_cost(Cell(channels, ops), height, width)
+    return sum(layer.cost(height, width) for op in ops for layer in _LAYERS[op](channels))

@@ -23,6 +23,7 @@ class NetworkConfig:
         stem_width: channels inside the stem.
         cell: names from `dynroute.models.cell.CELL_OPS`, summed.
         drop_prob: scheduled drop path's final probability at the last layer.
+        in_channels: of the images; a folder saved without it has 3.
     """
 
     layers: int = 16
@@ -33,6 +34,7 @@ class NetworkConfig:
     stem_width: int = 64
     cell: tuple[str, ...] = ("sepconv",)
     drop_prob: float = 0.0
+    in_channels: int = 3
 
     def __post_init__(self) -> None:
         for name, ok, wanted in (
@@ -43,6 +45,7 @@ class NetworkConfig:
             ("stem_width", self.stem_width >= 8 and self.stem_width % 8 == 0, "a positive multiple of 8"),
             ("cell", bool(self.cell) and all(c in CELL_OPS for c in self.cell), f"names from {', '.join(CELL_OPS)}"),
             ("drop_prob", 0.0 <= self.drop_prob < 1.0, "0 <= drop_prob < 1"),
+            ("in_channels", self.in_channels >= 1, "at least 1"),
         ):
             if not ok:
                 raise ValueError(f"{name}: wanted {wanted}, got {getattr(self, name)!r}")
@@ -54,4 +57,5 @@ class NetworkConfig:
         return cost_tables(
             self.layers, self.channels, self.num_classes, h, w, tuple(cells), small_gate=self.small_gate,
             fixed_gates=self.gate == "fixed", stem_width=self.stem_width, published_decoder=published_decoder,
+            in_channels=self.in_channels,
         )  # fmt: skip

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ BATCHNORM = ("all", "open", "frozen")
 
 def is_on_node(node: Any) -> bool:
     """Whether a node computes by `node_train` now: on fused operators, or with samples left out (in plain PyTorch)."""
-    return node.training and node.cell.is_separable and (node.bn != "all" or is_on(node))
+    return node.training and node.cell.is_separable and node.one_mode and (node.bn != "all" or is_on(node))
 
 
 def is_separable(modules: Sequence[nn.Module]) -> bool:
@@ -186,14 +186,39 @@ def transform(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, choice: str) -> 
     )
 
 
-def drop_factor(x: Tensor, keep_prob: float | Tensor, dtype: torch.dtype) -> Tensor | None:
-    """[N] of Bernoulli(keep_prob) / keep_prob, for each sample of x (scheduled drop path); None: nothing is dropped."""
+@contextmanager
+def placed(net: Any, first: int, of: int) -> Iterator[None]:
+    """Inside, a network's samples are those from `first` on of a batch of `of` samples.
+
+    Drop path draws for the whole batch then: a sample's draws are the same in whichever process it is, where all have
+    the same state of the generator.
+    """
+    nodes = [node for row in net.rows() for node in row] if net.config.drop_prob else []
+    for of_node in nodes:
+        of_node.place = of_node.cell.place = (first, of)
+    try:
+        yield
+    finally:
+        for of_node in nodes:
+            of_node.place = of_node.cell.place = None
+
+
+def drop_factor(
+    x: Tensor, keep_prob: float | Tensor, dtype: torch.dtype, place: tuple[int, int] | None = None
+) -> Tensor | None:
+    """[N] of Bernoulli(keep_prob) / keep_prob, for each sample of x (scheduled drop path); None: nothing is dropped.
+
+    place: where x's samples stand in their batch, see `placed`; None: they are all of it.
+    """
+    first, of = place or (0, len(x))
     if isinstance(keep_prob, Tensor):
-        keep = keep_prob.to(dtype).expand(len(x))
-        return torch.bernoulli(keep).div_(keep)
-    if keep_prob >= 1.0:
+        keep = keep_prob.to(dtype).expand(of)
+        factor = torch.bernoulli(keep).div_(keep)
+    elif keep_prob >= 1.0:
         return None
-    return torch.empty(len(x), device=x.device, dtype=dtype).bernoulli_(keep_prob).div_(keep_prob)
+    else:
+        factor = torch.empty(of, device=x.device, dtype=dtype).bernoulli_(keep_prob).div_(keep_prob)
+    return factor[first : first + len(x)]
 
 
 def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float | Tensor, bridge: float) -> ops.NodeOutput:
@@ -218,7 +243,7 @@ def node(module: Any, x: Tensor, alphas: Tensor, keep_prob: float | Tensor, brid
         [norm.bias for norm in norms],
         [norm.running_mean for norm in norms],
         [norm.running_var for norm in norms],
-        drop_factor(x, keep_prob, dtype),
+        drop_factor(x, keep_prob, dtype, module.place),
         bridge,
         skip=module.bn != "all",
         narrow=_is_narrow(x, module.train_ops),

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynroute.cost.tables import conv_cost, norm_cost, relu_cost
 from dynroute.models import fused
 
 BN_EPS = 1e-5
@@ -83,14 +82,3 @@ def fold_norm(conv: ConvNorm) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias.detach() - norm.running_mean * scale
-
-
-def module_cost(module: nn.Module, h: int, w: int) -> float:
-    """Cost of a chain of `nn.Conv2d` / `ConvNorm` at stride 1 on an h x w map, in MACs."""
-    total = 0.0
-    for m in module.modules():
-        if isinstance(m, nn.Conv2d):
-            total += conv_cost(m.kernel_size[0], m.in_channels, m.out_channels, m.groups, h, w)
-            if isinstance(m, ConvNorm):
-                total += norm_cost(m.out_channels, h, w) + (relu_cost(m.out_channels, h, w) if m.relu else 0)
-    return total

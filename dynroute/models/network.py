@@ -9,29 +9,33 @@ import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dynroute import ops
 from dynroute.cost.tables import CostTables
-from dynroute.models import fused
+from dynroute.files import write_whole
+from dynroute.models import freezing, fused
 from dynroute.models.config import NetworkConfig
 from dynroute.models.decoder import LOGITS_FACTOR, Decoder
 from dynroute.models.gate import Gate
 from dynroute.models.layers import init_weights, upsample
 from dynroute.models.node import RoutedNode
 from dynroute.models.stem import Stem, pad_images
+from dynroute.models.weights import CONFIG, MODEL, PREPROCESS
+from dynroute.space.kept import kept
 from dynroute.space.routing import arrivals, is_closed
 from dynroute.space.wiring import DOWN, KEEP, SCALES, UP, Node, build_space, path_exists
 
 
 @dataclass
 class Output:
-    """What a network returns for images [N,3,H,W].
+    """What a network returns for images [N,I,H,W].
 
     Attributes:
         low_logits: [N,K,h,w], the decoder's logits at a quarter of the padded image's size, which `logits` are the
@@ -65,7 +69,13 @@ def full_logits(low_logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class DynamicNetwork(nn.Module):
-    """Dynamic routing network (Li et al., CVPR 2020).  See `create_model` and `NetworkConfig`."""
+    """Dynamic routing network (Li et al., CVPR 2020).  See `create_model` and `NetworkConfig`.
+
+    Attributes:
+        preprocess: how images become its input, as plain values: `mean` and `std` of each channel, `order` (bgr or
+            rgb), what else `dynroute.data.Normalise` has, and `class_names` where classes have names. Training and
+            loading set it; None, which a new network has: nothing says.
+    """
 
     train_ops = "reference"  # `dynroute.models.fused.use` sets it
 
@@ -73,14 +83,17 @@ class DynamicNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.space = build_space(config.layers)
-        self.stem = Stem(config.channels, config.stem_width)
+        self.stem = Stem(config.channels, config.stem_width, config.in_channels)
         self.init = RoutedNode(self.space[0][0], config)
         self.grid = nn.ModuleList(nn.ModuleList(RoutedNode(node, config) for node in nodes) for nodes in self.space[1:])
         self.decoder = Decoder(config.channels, config.num_classes)
         init_weights(self)
         for gate in self.gates():
             gate.reset_bias()
+        self.preprocess: dict[str, Any] | None = None
         self.group: str | None = None
+        self.frozen: tuple[str, ...] = ()
+        self.kept_norms: frozenset[str] = frozenset()  # names of BatchNorms that `freeze` keeps as they are
         self._bn = "all"
 
     def use_ops(self, choice: str) -> DynamicNetwork:
@@ -144,6 +157,8 @@ class DynamicNetwork(nn.Module):
         nodes = [node for row in self.rows() for node in row]
         if choice == "open" and not all(node.cell.is_separable for node in nodes):
             raise ValueError(f"bn: 'open' needs sepconv cells of 3x3, this network's are {', '.join(self.config.cell)}")
+        if choice == "open":
+            freezing.check_nodes(self, self.kept_norms)
         thaws = "frozen" in (choice, self._bn)
         self._bn = choice
         for node in nodes:
@@ -151,12 +166,28 @@ class DynamicNetwork(nn.Module):
         if thaws:
             self.train(self.training)
 
+    def freeze(self, *parts: str) -> DynamicNetwork:
+        """Has parts stay as they are in training; returns the network.
+
+        Their parameters get no gradient, and a BatchNorm whose scale and shift are among them normalises with its
+        running statistics and keeps them. `net.frozen` is what was given.
+
+        Args:
+            parts: of "stem", "init", "grid", "gates", "decoder", or names that parameters begin with, such as
+                "grid.3" or "decoder.predictor"; none of them thaws all.
+
+        Raises:
+            ValueError: no parameter is called so; or `bn` is "open" and a node is frozen in part.
+        """
+        freezing.freeze(self, parts)
+        self.frozen = parts
+        return self.train(self.training)
+
     def train(self, mode: bool = True) -> DynamicNetwork:
-        """As `nn.Module.train`; with frozen statistics the BatchNorms stay in evaluation mode."""
+        """As `nn.Module.train`; BatchNorms with frozen statistics stay in evaluation mode."""
         super().train(mode)
-        for module in self.modules() if mode and self.bn == "frozen" else ():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        if mode:
+            freezing.settle(self)
         return self
 
     def rows(self) -> list[list[RoutedNode]]:
@@ -180,7 +211,7 @@ class DynamicNetwork(nn.Module):
         """Runs the network.
 
         Args:
-            images: float [N,3,H,W], already normalised, any H and W >= 1.
+            images: float [N,I,H,W] with the configuration's `in_channels`, already normalised, any H and W >= 1.
             gates: float [N,L+1,4,3] or [L+1,4,3] alphas to force; ignored where there is no path.
             progress: 0..1, position in training, for scheduled drop path (training mode only; None: no drop); a scalar
                 on the device where the call is recorded and the value changes.
@@ -238,12 +269,28 @@ class DynamicNetwork(nn.Module):
         return 1.0 - progress * row / self.config.layers * self.config.drop_prob
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes `config.json` and `model.safetensors` into `folder` (made if missing)."""
+        """Writes `config.json`, `model.safetensors` and `preprocess.json` into `folder` (made if missing).
+
+        Each is the old file or the new one at any time. Without `preprocess` there is no `preprocess.json`, and a
+        warning: nobody could tell then how images become the network's input.
+
+        Raises:
+            OSError: a file cannot be written, with its name.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().contiguous().cpu() for k, v in self.state_dict().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        if self.preprocess is None:
+            (folder / PREPROCESS).unlink(missing_ok=True)  # another network's
+            warnings.warn(
+                f"{folder}: no {PREPROCESS}, as net.preprocess is None, and dynroute eval and segment ask for it; set "
+                'it to how images become the input, such as {"mean": [103.53, 116.28, 123.675], "std": [1, 1, 1], '
+                '"order": "bgr"}',
+                stacklevel=2,
+            )
+        write_whole(folder / MODEL, safetensors.torch.save(state, {"format": "pt"}))
+        write_whole(folder / CONFIG, json.dumps(asdict(self.config), indent=2) + "\n")
+        if self.preprocess is not None:
+            write_whole(folder / PREPROCESS, json.dumps(self.preprocess, indent=2) + "\n")
         return folder
 
 
@@ -265,9 +312,10 @@ def _pull(nodes: tuple[Node, ...], outputs: list[list[Tensor | None]], backend: 
 
 
 def check_inputs(images: Tensor, gates: Tensor | None, config: NetworkConfig) -> Tensor | None:
-    """Checks images [N,3,H,W] and forced gates; returns the gates as float32 [N,L+1,4,3] with 0 where no path is."""
-    if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 1 or not images.is_floating_point():
-        raise ValueError(f"images: wanted float [N,3,H,W], got {images.dtype} {list(images.shape)}")
+    """Checks images [N,I,H,W] and forced gates; returns the gates as float32 [N,L+1,4,3] with 0 where no path is."""
+    of_image = images.dim() == 4 and images.shape[1] == config.in_channels and min(images.shape[2:]) >= 1
+    if not of_image or not images.is_floating_point():
+        raise ValueError(f"images: wanted float [N,{config.in_channels},H,W], got {images.dtype} {list(images.shape)}")
     if gates is None:
         return None
     wanted = (images.shape[0], config.layers + 1, SCALES, 3)
@@ -283,15 +331,13 @@ def _paths_on(layers: int, device: torch.device) -> Tensor:
     return path_exists(layers) if device.type == "cpu" else _paths_brought(layers, device)
 
 
-@lru_cache(maxsize=64)
+@kept
 def costs_on(config: NetworkConfig, height: int, width: int, device: torch.device) -> CostTables:
     """`NetworkConfig.costs` on a device, kept there as paths are."""
-    with torch.inference_mode(False):
-        return config.costs(height, width).to(device)
+    return config.costs(height, width).to(device)
 
 
-@lru_cache(maxsize=64)
+@kept
 def _paths_brought(layers: int, device: torch.device) -> Tensor:
     """Kept on a GPU: bringing it there would be a wait in every call."""
-    with torch.inference_mode(False):  # another call may need gradients
-        return path_exists(layers).to(device)
+    return path_exists(layers).to(device)

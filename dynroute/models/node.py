@@ -19,6 +19,8 @@ class RoutedNode(nn.Module):
 
     train_ops = "reference"  # `dynroute.models.fused.use` sets it
     bn = "all"  # which samples its BatchNorms see in training; `DynamicNetwork.bn` sets it
+    one_mode = True  # whether all its BatchNorms but the gate's train, or none; `dynroute.models.freezing` sets it
+    place: tuple[int, int] | None = None  # of its samples in their batch; `dynroute.models.fused.placed` sets it
 
     def __init__(self, node: Node, config: NetworkConfig) -> None:
         super().__init__()

@@ -1,17 +1,15 @@
-"""Checkpoints of the published implementation (SPEC, "Checkpoints")."""
+"""What the published implementation calls a network's parameters, and how it reads images (SPEC, "Checkpoints")."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import nn
 
-from dynroute.models.config import NetworkConfig
-from dynroute.models.network import DynamicNetwork
+PREPROCESS: dict[str, Any] = {"mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0], "order": "bgr"}
+"""Of its checkpoints, as `DynamicNetwork.preprocess` has it."""
 
 _PREFIXES = {
     "backbone.stem.stem_1.": "stem.conv.",
@@ -34,6 +32,16 @@ _NODE_PARTS = (
 _FIXED_GATE = "gate_weights_beta"
 
 
+def is_official(names: Iterable[str]) -> bool:
+    """Whether these are, for one, the published implementation's."""
+    return any(name.startswith(("backbone.", "sem_seg_head.")) for name in names)
+
+
+def has_fixed_gates(names: Iterable[str]) -> bool:
+    """Whether published names are of a network without gates."""
+    return any(name.endswith(_FIXED_GATE) for name in names)
+
+
 def our_name(official: str) -> str | None:
     """Published parameter name -> ours; None for buffers that stand in for a fixed gate, and for anything else."""
     for theirs, ours in _PREFIXES.items():
@@ -45,7 +53,7 @@ def our_name(official: str) -> str | None:
     return None
 
 
-def official_names(net: DynamicNetwork) -> dict[str, str]:
+def official_names(net: nn.Module) -> dict[str, str]:
     """Our state-dict names -> the published ones."""
     inverse = {ours: theirs for theirs, ours in _PREFIXES.items()}
     out = {}
@@ -57,59 +65,3 @@ def official_names(net: DynamicNetwork) -> dict[str, str]:
                 tail = re.sub(rf"(^|\.){re.escape(replacement)}", rf"\g<1>{part}", tail)
         out[name] = inverse[head] + tail
     return out
-
-
-def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
-    """State dict of a path or mapping: under "model" or bare, "module." stripped, tensors only."""
-    label = "state dict"
-    if isinstance(source, (str, Path)):
-        label = str(source)
-        if not Path(source).is_file():
-            raise ValueError(f"{label}: no such checkpoint file")
-        try:
-            source = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{label}: not a torch checkpoint: {str(error).splitlines()[0]}") from None
-    state = source.get("model", source) if isinstance(source, Mapping) else None
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{label}: wanted a state dict, bare or under 'model', got {type(state).__name__}")
-    tensors = {k.removeprefix("module."): torch.as_tensor(v) for k, v in state.items() if not isinstance(v, dict)}
-    if "backbone.stem.stem_1.weight" not in tensors:
-        raise ValueError(f"{label}: not a checkpoint of the published implementation (no backbone.stem.stem_1.weight)")
-    return tensors
-
-
-def load_official(source: str | Path | Mapping[str, Any], small_gate: bool = False) -> DynamicNetwork:
-    """Loads a published checkpoint; layers, channels, classes and stem width come from the shapes.
-
-    Args:
-        source: a torch file or a state dict.
-        small_gate: whether the gates read a quarter-size input; the checkpoint does not say.
-
-    Returns: the network, in evaluation mode; `gate_weights_beta` buffers mean gate="fixed".
-
-    Raises:
-        ValueError: not such a checkpoint, or parameters missing or left over.
-    """
-    state = _read(source)
-    layers = 1 + max(int(m[1]) for k in state if (m := re.match(r"backbone\.all_cell_list\.(\d+)\.", k)))
-    fixed = any(k.endswith(_FIXED_GATE) for k in state)
-    config = NetworkConfig(
-        layers=layers,
-        channels=state["backbone.stem.stem_3.1.weight"].shape[0],
-        num_classes=state["sem_seg_head.predictor.weight"].shape[0],
-        stem_width=state["backbone.stem.stem_1.weight"].shape[0],
-        gate="fixed" if fixed else "tanh",
-        small_gate=small_gate,
-    )
-    net = DynamicNetwork(config)
-    ours = {name: value for k, value in state.items() if (name := our_name(k)) is not None}
-    missing = sorted(set(net.state_dict()) - set(ours))
-    # whatever is not the network's (pixel mean, optimiser entries) has another prefix and was dropped above
-    extra = sorted(set(ours) - set(net.state_dict()))
-    if missing or extra:
-        raise ValueError(
-            f"checkpoint: {len(missing)} parameters missing {missing[:2]}, {len(extra)} unknown {extra[:2]}"
-        )
-    net.load_state_dict(ours)
-    return net.eval()

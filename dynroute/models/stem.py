@@ -11,27 +11,28 @@ from dynroute.space.wiring import padded_size
 
 
 class Stem(nn.Module):
-    """conv3x3 s2 without padding 3->W, dw3x3 + pw W->W, dw3x3 s2 + pw W->C, each with BN and ReLU.
+    """conv3x3 s2 without padding I->W, dw3x3 + pw W->W, dw3x3 s2 + pw W->C, each with BN and ReLU.
 
     The missing padding makes the half-scale maps (H/2 - 1) x (W/2 - 1); the last stage lands on H/4 x W/4 again.
 
     Args:
         channels: C, at 1/4 scale.
         width: W; 64 in the published code whatever C is.
+        in_channels: I, of the images; 3 in the published code.
     """
 
     train_ops = "reference"  # `dynroute.models.fused.use` sets it
 
-    def __init__(self, channels: int, width: int = 64) -> None:
+    def __init__(self, channels: int, width: int = 64, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv = ConvNorm(3, width, 3, 2, padding=0, relu=True)
+        self.conv = ConvNorm(in_channels, width, 3, 2, padding=0, relu=True)
         self.depthwise1 = depthwise(width)
         self.pointwise1 = ConvNorm(width, width, relu=True)
         self.depthwise2 = depthwise(width, stride=2)
         self.pointwise2 = ConvNorm(width, channels, relu=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [N,3,H,W] -> [N,C,H/4,W/4]."""
+        """images [N,I,H,W] -> [N,C,H/4,W/4]."""
         x = self.conv(images)
         for depthwise_, pointwise in ((self.depthwise1, self.pointwise1), (self.depthwise2, self.pointwise2)):
             if fused.is_on(self):

@@ -37,7 +37,7 @@ def create_model(name: str = "dynamic_raw_l16", *, ops: str = "reference", **ove
         name: one of `list_models()`.  A, B and C differ from each other only in the budget they are trained with.
         ops: the operators that train, see `DynamicNetwork.use_ops`.
         overrides: fields of `NetworkConfig`: num_classes=19, channels=64, layers=16, small_gate=False, gate="tanh",
-            stem_width=64, cell=("sepconv",), drop_prob=0.0.  None keeps the name's own value.
+            stem_width=64, cell=("sepconv",), drop_prob=0.0, in_channels=3.  None keeps the name's own value.
 
     Raises:
         ValueError: unknown name or field, or a value out of range.

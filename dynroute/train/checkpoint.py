@@ -9,18 +9,21 @@ import hashlib
 import io
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dynroute.files import write_whole
+from dynroute.models.weights import CONFIG, MODEL, PREPROCESS
 from dynroute.train.parse import ConfigError
 
 FOLDER = "checkpoints"
 OLD = "checkpoint.pt"  # the one of runs from before there were manifests
-WRITTEN = ("config.yaml", "log.jsonl", "eval.json", "lock.json")  # beside checkpoints, each as a whole
-NEEDED = {"step", "model", "optimiser", "random", "log", "config"}
+# beside checkpoints, each as a whole
+WRITTEN = ("config.yaml", "log.jsonl", "eval.json", "lock.json", "class_weights.json")
+NEEDED = {"step", "model", "optimiser", "log", "config"}
 
 
 class Checkpoints:
@@ -61,8 +64,16 @@ class Checkpoints:
             return state, path, lines
         raise ConfigError(f"{self.run}: none of {len(found)} checkpoints can be resumed from: {'; '.join(lines)}")
 
+    def job(self) -> str | None:
+        """The torchrun under which the newest one was written, as its manifest says; None: under none."""
+        for path in self._all():
+            with suppress(OSError, ValueError, AttributeError):
+                return json.loads(_manifest(path).read_text(encoding="utf-8")).get("job")
+        return None
+
     def write(self, state: dict[str, Any]) -> Path:
-        """Write `state` (tensors and plain values, among them "step"), then drop what is broken or too old.
+        """Write `state` (tensors and plain values, among them "step"; "job", as `dynroute.train.restart` has it), then
+        drop what is broken or too old.
 
         Raises:
             OSError: it cannot be written, with its name; those that were there still are.
@@ -76,6 +87,7 @@ class Checkpoints:
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
             "step": state["step"],
+            "job": state.get("job"),
         }
         _manifest(path).unlink(missing_ok=True)  # of a broken one of the same step
         try:
@@ -97,8 +109,9 @@ class Checkpoints:
         anew: a run begins; files without manifests, of which there may be some, are set aside, as the lines say.
         """
         partials = [*self.folder.glob(".step-*"), self.run / f"{OLD}.partial"]
-        for name in WRITTEN:
-            partials += self.run.glob(f".{name}.*")
+        for folder, names in ((self.run, WRITTEN), (self.run / "model", (CONFIG, MODEL, PREPROCESS))):
+            for name in names:
+                partials += folder.glob(f".{name}.*")
         for partial in partials:
             partial.unlink(missing_ok=True)
         for partial in self.run.glob(".model-*"):
@@ -160,26 +173,3 @@ def _verify(path: Path, content: bytes | None) -> None:
 
 def _manifest(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """States of torch's generators; the data stream has none (see `dynroute.data.Stream`).
-
-    A device with a number is one of several processes', which leave the others alone.
-    """
-    if device.index is not None and device.type == "cuda":
-        cuda = [torch.cuda.get_rng_state(device)]
-    else:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what `random_state` returned, as far as this device has such a generator."""
-    torch.set_rng_state(state["cpu"])
-    if not state["cuda"] or not torch.cuda.is_available():
-        return
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"][0], device)
-    else:
-        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])

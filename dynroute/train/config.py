@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from dynroute.cost.budget import Budget
-from dynroute.data import BGR_MEAN
+from dynroute.data import Normalise
 from dynroute.files import write_whole
 from dynroute.train.parse import ConfigError, build, set_override
 
@@ -33,19 +34,30 @@ class ModelConfig:
     gate: str | None = None
     stem_width: int | None = None
     drop_prob: float | None = None
+    in_channels: int | None = None
+    """None: as many as the images have (`data.channels`)."""
     init: str | None = None
-    """A folder of `save_pretrained` to start from; `name` and the fields above are then not looked at."""
+    """Weights to start from: a run's folder, one of `save_pretrained`, a checkpoint, or a file (see
+    `dynroute.models.weights.read_weights`). What fits is taken; fields above that are None are then as the weights
+    have them, or as the named network does where these do not say."""
+
+    def __post_init__(self) -> None:
+        self.init = None if self.init is None else os.path.expanduser(self.init)
 
 
 @dataclass
 class DataConfig:
     """Which images, and how training changes them."""
 
-    kind: Literal["folder", "scenes"] = "folder"
+    kind: Literal["folder", "shards", "scenes"] = "folder"
+    """A folder's layout is recognised, that of shards too; shards insists on it."""
     root: str | None = None
+    """The data set's folder; of shards also a pattern, such as /data/{train,val}-{000000..000127}.tar."""
     train_split: str = "train"
     val_split: str = "val"
-    labels: Literal["binary", "cityscapes", "reduce_zero_label"] | dict[int, int] | None = None
+    labels: (
+        Literal["binary", "cityscapes", "cityscapes_train_ids", "voc2012", "reduce_zero_label"] | dict[int, int] | None
+    ) = None
     """What the values of masks mean: a map such as {255: 1}, or a scheme (`dynroute.data.labels.Labels`); None: they
     are classes."""
     ignore: int = 255
@@ -58,13 +70,29 @@ class DataConfig:
     """Scale the shortest side to one of these instead of by `scale`."""
     flip: bool = True
     jitter: float = 0.0
-    mean: tuple[float, float, float] = BGR_MEAN
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channels: int = 3
+    """Of the images: 3 is RGB; others are the file's own (`dynroute.data.images.read_image`)."""
+    mean: tuple[float, ...] | None = None
+    """A number for each channel; None: the published recipe's for 3, 127.5 each for others."""
+    std: tuple[float, ...] | None = None
+    """As `mean`; None: 1 each for 3 channels, 57 each for others."""
     order: Literal["bgr", "rgb"] = "bgr"
+    """Of 3 channels; others stay as they come."""
+    range: tuple[float, float] | None = None
+    """The stored values that pictures have 0 and 255 for, such as [0, 4095]; None: by their type
+    (`dynroute.data.images.eight_bits`)."""
     workers: int = 1
+    shard_window: int = 8
+    """Shards whose samples are mixed with each other in an epoch (`ShardDataset`)."""
     scenes_size: int = 160
     scenes_train: int = 4096
     scenes_val: int = 128
+
+    def __post_init__(self) -> None:
+        self.root = None if self.root is None else os.path.expanduser(self.root)
+        if self.channels >= 1:
+            default = Normalise.of(self.channels)
+            self.mean, self.std = self.mean or default.mean, self.std or default.std
 
 
 @dataclass
@@ -102,8 +130,16 @@ class TrainConfig:
     bn: Literal["all", "open", "frozen"] = "all"
     """Which samples BatchNorm sees, see `DynamicNetwork.bn`: all; open ones only, so that closed ones cost nothing;
     frozen keeps the statistics that `model.init` brings, and leaves closed ones out too."""
+    freeze: tuple[str, ...] = ()
+    """Parts that stay as they are, BatchNorm's statistics too: stem, init, grid, gates, decoder, or what names of
+    parameters begin with, such as grid.3 or decoder.predictor."""
+    class_weights: Literal["balanced", "enet"] | tuple[float, ...] | None = None
+    """Factors of the classes in the segmentation loss: a list, or by how often the training split shows them, see
+    `dynroute.train.class_weights`."""
     sync_bn: bool = True
     """Of several processes: BatchNorm sees the samples of all, so that a step is that of one process."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is what is evaluated and saved then, such as 0.999; 0: none."""
 
 
 @dataclass
@@ -123,13 +159,19 @@ class RunConfig:
     """Where the run goes and how it is carried out."""
 
     folder: str = "runs/run"
+    resume: Literal["never", "auto", "always"] = "never"
+    """Go on from the folder's newest whole checkpoint: auto where there is one; never refuses a folder that holds a
+    run, but for torchrun's own that it starts again. `dynroute train --resume` is always."""
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
     """None: as many as torch takes."""
     ops: str = "auto"
     """What trains: auto (fused operators where there are kernels), reference (plain PyTorch), or a backend's name."""
-    bf16: bool = False
+    amp: Literal["off", "bfloat16", "float16"] = "off"
+    """Type that autocast lowers to; float16, on a GPU, with a scale of the loss that follows its gradients."""
+    deterministic: bool = False
+    """Deterministic algorithms alone: the same bits in each run on the same machine (`surroundings.deterministic`)."""
     compile: bool = False
     graph: bool | None = None
     """Record a step as a CUDA graph and replay it: the same numbers, without the host's part. None: on a GPU, unless
@@ -140,6 +182,9 @@ class RunConfig:
     """The last so many stay."""
     max_skipped: int = 25
     """Steps whose loss or gradient is not finite are skipped; so many in a row end the run."""
+
+    def __post_init__(self) -> None:
+        self.folder = os.path.expanduser(self.folder)
 
 
 @dataclass
@@ -179,6 +224,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     tree = {} if path is None else _read(path)
     for override in overrides:
         set_override(tree, override)
+    if isinstance(tree.get("run"), dict) and "bf16" in tree["run"]:
+        raise ConfigError("run.bf16: it is run.amp now: write amp: bfloat16 for true, and leave it out for false")
     config = build(Config, tree)
     check_config(config)
     return config
@@ -214,8 +261,9 @@ def check_config(config: Config) -> None:
     data, optimiser, schedule, evaluation, run = (
         config.data, config.optimiser, config.schedule, config.evaluation, config.run
     )  # fmt: skip
+    factors = config.train.class_weights
     checks = [
-        (data.kind != "folder" or data.root is not None, "data.root: wanted the folder of the data set"),
+        (data.kind == "scenes" or data.root is not None, "data.root: wanted the folder of the data set"),
         (
             not isinstance(data.labels, dict) or all(0 <= label <= 255 for label in data.labels.values()),
             f"data.labels: wanted classes 0..254, or 255 for what is ignored, got {data.labels}",
@@ -223,14 +271,36 @@ def check_config(config: Config) -> None:
         (-1 <= data.ignore <= 65535, f"data.ignore: wanted a value of masks, -1..65535, got {data.ignore}"),
         (min(data.crop) >= 1, f"data.crop: wanted positive sizes, got {list(data.crop)}"),
         (0 < data.scale[0] <= data.scale[1], f"data.scale: wanted 0 < low <= high, got {list(data.scale)}"),
-        (min(data.std) > 0, f"data.std: wanted positive numbers, got {list(data.std)}"),
+        _from(1, "data.channels", data.channels),
+        (
+            data.kind != "scenes" or data.channels == 3,
+            f"data.channels: wanted 3, which scenes have, got {data.channels}",
+        ),
+        *(
+            (len(of or ()) == data.channels, f"data.{name}: wanted {data.channels} numbers (data.channels), got {of}")
+            for name, of in (("mean", data.mean), ("std", data.std))
+        ),
+        (min(data.std or (1.0,)) > 0, f"data.std: wanted positive numbers, got {data.std}"),
+        (
+            config.model.in_channels in (None, data.channels),
+            f"model.in_channels: wanted {data.channels} (data.channels), got {config.model.in_channels}",
+        ),
         (0 <= data.jitter < 1, f"data.jitter: wanted 0 <= jitter < 1, got {data.jitter}"),
+        (
+            data.range is None or data.range[0] < data.range[1],
+            f"data.range: wanted low < high, got {data.range and list(data.range)}",
+        ),
         (data.workers >= 0, f"data.workers: wanted 0 or more, got {data.workers}"),
+        _from(1, "data.shard_window", data.shard_window),
         (data.scenes_size >= 32, f"data.scenes_size: wanted 32 or more, got {data.scenes_size}"),
         (min(data.scenes_train, data.scenes_val) >= 1, "data.scenes_train, data.scenes_val: wanted 1 or more"),
         (
             config.train.bn != "frozen" or config.model.init is not None,
             "train.bn: frozen keeps the statistics of a trained network, wanted its folder in model.init",
+        ),
+        (
+            isinstance(factors, str) or factors is None or (min(factors, default=0) >= 0 and any(factors)),
+            f"train.class_weights: wanted balanced, enet, or numbers from 0 on, not all 0, got {factors}",
         ),
         _from(1, "optimiser.batch", optimiser.batch),
         (
@@ -250,6 +320,7 @@ def check_config(config: Config) -> None:
         ),
         (0 <= schedule.warmup_factor <= 1, f"schedule.warmup_factor: wanted 0 to 1, got {schedule.warmup_factor}"),
         _from(0, "schedule.power", schedule.power),
+        (0 <= config.train.ema < 1, f"train.ema: wanted 0 <= decay < 1, got {config.train.ema}"),
         _from(0, "budget.target", config.budget.target),
         _from(0, "evaluation.every", evaluation.every),
         _from(0, "evaluation.precise_bn_batches", evaluation.precise_bn_batches),

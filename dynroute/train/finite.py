@@ -53,9 +53,10 @@ class SkipLimit:
         self.most = most
         self._row = torch.zeros((), dtype=torch.int64, device=device)
 
-    def count(self, skipped: Tensor) -> None:
-        """Take in a step: a bool scalar on the device."""
-        self._row = torch.where(skipped, self._row + 1, 0)
+    def count(self, skipped: Tensor, overflowed: Tensor) -> None:
+        """Take in a step: bool scalars on the device, whether it was skipped, and whether that was float16's scale's
+        fault, which makes it neither a bad step nor a good one."""
+        self._row = torch.where(skipped, self._row + overflowed.logical_not(), 0)
 
     @property
     def row(self) -> int:
@@ -69,8 +70,8 @@ class SkipLimit:
             raise ConfigError(
                 f"step {step}: the last {row} steps were skipped, as loss or gradient was not finite"
                 + (", with which a run cannot end" if ends else f" (run.max_skipped: {self.most})")
-                + "; nothing was saved since, the checkpoints before stay; a lower optimiser.lr may help, or other "
-                "images; should it come again on resuming, delete the last checkpoint to go on from the one before"
+                + "; nothing was saved since, the checkpoints before stay; resuming with a lower optimiser.lr may "
+                "help, or other images; should it come again, delete the last checkpoint to go on from the one before"
                 + (", or change schedule.steps" if ends else "")
             )
 

@@ -57,7 +57,7 @@ def _check(path: Path) -> list[str]:
     who = f"process {owner['pid']} on {owner['host']}"
     if owner["host"] != socket.gethostname():
         raise ConfigError(f"run.folder: {who} trains in {path.parent}; if it is gone, delete {path}")
-    if _started(owner["pid"]) in (None, owner["started"]) and _lives(owner["pid"]):
+    if started(owner["pid"]) in (None, owner["started"]) and _lives(owner["pid"]):
         raise ConfigError(f"run.folder: {who} trains in {path.parent}; wait for it, or choose another folder")
     return [f"took over {path}: {who} is dead"]
 
@@ -71,7 +71,7 @@ def _owner(path: Path) -> dict[str, Any] | None:
 
 
 def _me() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started(os.getpid())}
 
 
 def _lives(pid: int) -> bool:
@@ -84,7 +84,7 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _started(pid: int) -> str | None:
+def started(pid: int) -> str | None:
     """When a process began, as numbers are given to others later; None where the system does not tell."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

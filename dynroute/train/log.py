@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from tqdm import tqdm
 
 from dynroute.data import IGNORE
 from dynroute.files import finite, named, write_whole
+from dynroute.measure.alarms import Alarm
 from dynroute.measure.metrics import confusion_matrix, scores
 from dynroute.train.processes import Team
+from dynroute.train.watch import Watch
 
 # mIoU of training batches is smoothed over about this many steps.
 MIOU_WINDOW = 100
@@ -45,6 +48,7 @@ class TrainingLog:
         quiet: bool = False,
         team: Team | None = None,
         size: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Of records that are there, those up to step `start` stay, and of these what lies in the first `size` bytes
         (None: all): a resumed run writes the others again."""
@@ -53,10 +57,10 @@ class TrainingLog:
         if team is None or team.leads:
             _keep_records(self.path, start, size)
             with named(self.board):
-                self.writer = SummaryWriter(str(self.board), purge_step=start + 1 if start else None)
+                self.writer = SummaryWriter(str(self.board), purge_step=start + 1)  # of an attempt before
         quiet = quiet or self.writer is None
         self.bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", disable=quiet, dynamic_ncols=True)
-        self.every, self.num_classes = every, num_classes
+        self.every, self.num_classes, self.watch = every, num_classes, watch
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.float64)
@@ -71,11 +75,15 @@ class TrainingLog:
         low_logits: Tensor,
         labels: Tensor,
         skipped: Tensor | None = None,
+        gates: Tensor | None = None,
+        overflowed: Tensor | None = None,
     ) -> None:
         """Take in step number `step` (1 after the first): scalars `values`, labels [N, H, W], logits at 1/4 size.
 
         low_logits: [N, K, h, w], at the top left of them what belongs to the labels, behind it what belongs to padding.
         skipped: bool scalar, whether the step was; None: it was not.
+        gates: [N, L+1, 4, 3], for the watch.
+        overflowed: bool scalar, whether it was skipped as float16's scale was too large, which is counted apart.
 
         Raises OSError, with the file's name, when a record cannot be written.
         """
@@ -91,10 +99,14 @@ class TrainingLog:
                 for key, value in values.items()
             }
             values["skipped"] = skipped
+        if overflowed is not None:
+            values["overflowed"] = overflowed
         for key, value in values.items():
             value = value.detach().double()
             self._sums[key] = self._sums[key] + value if key in self._sums else value
         self._count += 1
+        if self.watch is not None and gates is not None:
+            self.watch.step(gates, skipped)
         before = self._confusion.to(counts.device)
         after = before * (1 - 1 / MIOU_WINDOW) + counts
         self._confusion = after if skipped is None else torch.where(skipped, before, after)
@@ -113,6 +125,22 @@ class TrainingLog:
                     self.writer.add_scalar(key, value, step)
             self.writer.flush()
 
+    def alarm(self, step: int, state: str, alarm: Alarm) -> None:
+        """Tell of an alarm: a record, a line on stderr, a text in TensorBoard.
+
+        state: whether it "began" in training, or is one of the "evaluation" at the end.
+        """
+        self._tell(step, {"state": state, **alarm.to_json()}, f"{alarm.severity} alarm: {alarm}")
+
+    def _tell(self, step: int, alarm: dict[str, Any], text: str) -> None:
+        if self.writer is None:
+            return
+        self.event(step, alarm=alarm)
+        tqdm.write(f"train: step {step}: {text}", file=sys.stderr)
+        with named(self.board):
+            self.writer.add_text(f"alarms/{alarm['kind']}", text, step)
+            self.writer.flush()
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold for the records after it to be those of an uninterrupted run."""
         seconds = self._elapsed + time.perf_counter() - self._since
@@ -123,6 +151,7 @@ class TrainingLog:
             "confusion": self._confusion,
             "seconds": seconds,
             "size": size,
+            "watch": self.watch.state() if self.watch is not None else None,
         }
 
     def load_state(self, state: dict[str, Any], device: torch.device) -> None:
@@ -130,6 +159,8 @@ class TrainingLog:
         self._sums = {key: value.to(device) for key, value in state["sums"].items()}
         self._count, self._confusion = state["count"], state["confusion"].to(device)
         self._elapsed, self._since = state["seconds"], time.perf_counter()
+        if self.watch is not None and state.get("watch") is not None:  # it may be older
+            self.watch.load_state(state["watch"], device)
 
     def close(self) -> None:
         self.bar.close()
@@ -140,15 +171,19 @@ class TrainingLog:
     def _write(self, step: int, rate: float) -> None:
         sums = {key: float(value) for key, value in self._sums.items()}
         skipped = int(sums.pop("skipped", 0))
+        overflowed = int(sums.pop("overflowed")) if "overflowed" in sums else None
         taken = self._count - skipped
         counts = {key: self._count if key.startswith(WORK) else taken for key in sums}
         means = {key: value / counts[key] for key, value in sums.items() if counts[key]}
         self._sums, self._count = {}, 0
+        of_routes, changes = self.watch.look(step, means) if self.watch is not None else ({}, [])
         if self.writer is None:
             return
         means["miou"] = scores(self._confusion).miou
         seconds = self._elapsed + time.perf_counter() - self._since
-        shown = {"lr": rate, **means, "skipped": skipped}
+        shown = {"lr": rate, **means, **of_routes, "skipped": skipped - (overflowed or 0)}
+        if overflowed is not None:
+            shown["overflowed"] = overflowed
         self._append({"step": step, **shown, "seconds": round(seconds, 3)})
         with named(self.board):
             for key, value in finite(shown).items():
@@ -156,7 +191,13 @@ class TrainingLog:
                     self.writer.add_scalar(f"train/{key}", value, step)
         words = {"loss": "loss", "miou": "mIoU", "expected_share": "expected", "real_share": "real"}
         told = [f"{word} {means[key]:.3f}" for key, word in words.items() if key in means]
-        self.bar.set_postfix_str(" ".join([*told, f"skipped {skipped}"] if skipped else told))
+        self.bar.set_postfix_str(" ".join([*told, f"skipped {shown['skipped']}"] if shown["skipped"] else told))
+        for change in changes:
+            if change.alarm is not None:
+                self.alarm(step, "began", change.alarm)
+            else:
+                ended = {"state": "ended", "kind": change.kind, "since": change.since}
+                self._tell(step, ended, f"the alarm {change.kind} of step {change.since} has ended")
 
     def _append(self, record: dict[str, Any]) -> None:
         """A whole record, or none."""

@@ -13,7 +13,7 @@ from dynroute.train.config import OptimiserConfig, ScheduleConfig
 
 
 def make_optimiser(net: DynamicNetwork, config: OptimiserConfig) -> torch.optim.SGD:
-    """SGD with momentum: no weight decay on normalisation parameters, a learning rate factor for gates.
+    """SGD with momentum, of what trains: no weight decay on normalisation parameters, a learning rate factor for gates.
 
     Each group holds its `factor`, by which the schedule's learning rate is multiplied. Momenta begin as zeros: torch
     would leave them as the memory was when the first step is skipped on the device.
@@ -21,7 +21,8 @@ def make_optimiser(net: DynamicNetwork, config: OptimiserConfig) -> torch.optim.
     norms = {id(p) for p in norm_parameters(net)}
     gates = {id(p) for p in net.gate_parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in net.parameters():
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    for parameter in trained:
         groups.setdefault((id(parameter) in gates, id(parameter) in norms), []).append(parameter)
     optimiser = torch.optim.SGD(
         [
@@ -34,10 +35,10 @@ def make_optimiser(net: DynamicNetwork, config: OptimiserConfig) -> torch.optim.
         ],
         lr=config.lr,
         momentum=config.momentum,
-        fused=all(p.device.type in ("cpu", "cuda") for p in net.parameters()) or None,  # one pass instead of four
+        fused=all(p.device.type in ("cpu", "cuda") for p in trained) or None,  # one pass instead of four
     )
     if config.momentum:
-        for parameter in net.parameters():
+        for parameter in trained:
             optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
     return optimiser
 
@@ -70,12 +71,15 @@ def precise_batchnorm(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace BatchNorm's running statistics by their plain mean over `batches` of images [N, 3, H, W].
 
     The running ones follow the last few hundred steps, while weights still moved. Drop path is off: the statistics are
-    for evaluation, which has none. Leaves the network in the mode it was in.
+    for evaluation, which has none. Those that are frozen stay. Leaves the network in the mode it was in.
     """
-    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
     training = net.training
     net.train()
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.training]
+    momenta = [norm.momentum for norm in norms]
+    if not norms:
+        net.train(training)
+        return
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative mean

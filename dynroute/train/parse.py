@@ -67,9 +67,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value is None:
             return None
         kinds = [item for item in arguments if item is not type(None)]
-        maps = [item for item in kinds if typing.get_origin(item) is dict]
-        return _convert(maps[0] if maps and isinstance(value, dict) else kinds[0], value, path)
+        shape = dict if isinstance(value, dict) else tuple if isinstance(value, (list, tuple)) else None
+        fitting = [item for item in kinds if shape and typing.get_origin(item) is shape]
+        return _convert((fitting or kinds)[0], value, path)
     if origin is Literal:
+        value = "off" if value is False and "off" in arguments else value  # what YAML makes of the bare word
         if value not in arguments:
             raise ConfigError(f"{path}: wanted one of {', '.join(map(str, arguments))}, got {value!r}")
         return value

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import inspect
 import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dynroute.models.network import DynamicNetwork
+from dynroute.train.meeting import agents_store
+from dynroute.train.parse import ConfigError
 
+T = TypeVar("T")
 # Others wait this long for the first process, which evaluates alone.
 PATIENCE = datetime.timedelta(hours=12)
+# Of what gloo and nccl say when another process is gone.
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,25 @@ class Team:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
+    def first(self, act: Callable[[], T]) -> T:
+        """What the first process alone does: every process gets what comes of it, or fails as it did."""
+        found: list[Any] = [None]
+        if self.leads:
+            try:
+                found = [act()]
+            except (ConfigError, OSError) as error:
+                found = [error]
+        if self.size > 1:
+            dist.broadcast_object_list(found, group=self.control)
+        if isinstance(found[0], (ConfigError, OSError)):
+            raise found[0]
+        return found[0]  # type: ignore[no-any-return]
+
+    def say(self, lines: Iterable[str]) -> None:
+        """To the user, a line each, once."""
+        for line in lines if self.leads else ():
+            print(f"train: {line}", file=sys.stderr)
+
     def wait(self) -> None:
         """Until all are here."""
         if self.size > 1:
@@ -87,6 +112,7 @@ def assembled(device: torch.device) -> Iterator[Team]:
 
     Raises:
         ValueError: an environment that names several processes, but not where they meet.
+        ConnectionError: one of them is gone.
     """
     made = not (dist.is_available() and dist.is_initialized())
     if made and (int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ):
@@ -96,12 +122,21 @@ def assembled(device: torch.device) -> Iterator[Team]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.index is None else device
         torch.cuda.set_device(device)
     if made:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        backend, store = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", agents_store()
+        if store is None:
+            dist.init_process_group(backend)
+        else:
+            rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         # of their own: gradients are on their way while a BatchNorm's backward gathers
         norms = dist.new_group()
         control = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield Team(device, dist.get_rank(), dist.get_world_size(), norms.group_name, control)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in GONE):
+            raise
+        raise ConnectionError("another process of this run is gone; what it said tells why") from error
     finally:
         if made:
             dist.destroy_process_group()

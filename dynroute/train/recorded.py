@@ -12,6 +12,7 @@ from torch import Tensor
 from dynroute.cost.budget import Budget
 from dynroute.models.network import DynamicNetwork
 from dynroute.objective import Losses, check_progress
+from dynroute.train.amp import LossScale
 from dynroute.train.finite import running_statistics
 from dynroute.train.step import train_step, without_graph
 
@@ -35,13 +36,13 @@ class RecordedStep:
     The first steps on images of a shape run as they are; then the step is recorded, and each further one is a copy of
     the batch and a replay. Recordings share their memory. What changes from step to step lies on the device: the
     learning rate (the optimiser's groups hold tensors from here on: set it by `set_learning_rate`), the position in
-    training, and whether the step is skipped. A budget's bridge is a number that kernels are told: steps with one,
-    `budget.bridge_at`, are never recorded.
+    training, the loss's scale, and whether the step is skipped. A budget's bridge is a number that kernels are told:
+    steps with one, `budget.bridge_at`, are never recorded.
 
     Args:
         net: on the GPU, in training; its weights must stay where they are.
         optimiser: of `make_optimiser`.
-        budget, clip_norm, bf16, accumulate: as `train_step`'s.
+        budget, clip_norm, amp, accumulate, scale, class_weights: as `train_step`'s; what is a tensor lies on the GPU.
 
     Raises:
         ValueError: a network that is not on a GPU.
@@ -53,14 +54,17 @@ class RecordedStep:
         optimiser: torch.optim.Optimizer,
         budget: Budget | None,
         clip_norm: float,
-        bf16: bool = False,
+        amp: torch.dtype | None = None,
         accumulate: int = 1,
+        scale: LossScale | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         device = next(net.parameters()).device
         if device.type != "cuda":
             raise ValueError(f"net: wanted on a GPU for a recorded step, got {device}")
         self.net, self.optimiser, self.budget = net, optimiser, budget
-        self.clip_norm, self.bf16, self.accumulate = clip_norm, bf16, accumulate
+        self.clip_norm, self.amp, self.accumulate, self.scale = clip_norm, amp, accumulate, scale
+        self.class_weights = class_weights
         self._statistics = running_statistics(net)
         self._progress = torch.zeros((), device=device)
         for group in optimiser.param_groups:
@@ -99,8 +103,8 @@ class RecordedStep:
 
     def _step(self, images: Tensor, labels: Tensor, bridge: float) -> Losses:
         return train_step(
-            self.net, self.optimiser, images, labels, self._progress, self.budget, self.clip_norm, self.bf16,
-            self.accumulate, bridge, self._statistics,
+            self.net, self.optimiser, images, labels, self._progress, self.budget, self.clip_norm, self.amp,
+            self.accumulate, bridge, self._statistics, self.scale, self.class_weights,
         )  # fmt: skip
 
     def _record(self, images: Tensor, labels: Tensor) -> Recording:

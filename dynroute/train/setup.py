@@ -1,42 +1,14 @@
-"""From a configuration to what a run works with: network, data, device."""
+"""From a configuration to what a run works with: data and device."""
 
 from __future__ import annotations
 
 import torch
 
 from dynroute.data import Augmentation, FolderDataset, Normalise, ScenesDataset, Source
-from dynroute.models.network import DynamicNetwork
-from dynroute.models.pretrained import from_pretrained
-from dynroute.models.zoo import create_model
-from dynroute.train.config import DataConfig, ModelConfig
+from dynroute.data.sets.folder import known_classes
+from dynroute.data.sets.shards import open_dataset
+from dynroute.train.config import DataConfig
 from dynroute.train.parse import ConfigError
-
-
-def make_network(config: ModelConfig, classes: int, bn: str = "all") -> DynamicNetwork:
-    """The network that `config` names, for a data set of `classes` classes, in training. Raises ConfigError."""
-    try:
-        if config.init is not None:
-            net = from_pretrained(config.init)
-        else:
-            net = create_model(
-                config.name,
-                num_classes=config.num_classes or classes,
-                channels=config.channels,
-                layers=config.layers,
-                small_gate=config.small_gate,
-                gate=config.gate,
-                stem_width=config.stem_width,
-                drop_prob=config.drop_prob,
-            )
-    except ValueError as error:
-        raise ConfigError(f"model.{error}") from error
-    if net.config.num_classes != classes:
-        raise ConfigError(f"model: {net.config.num_classes} classes, but the data set has {classes}")
-    try:
-        net.bn = bn
-    except ValueError as error:
-        raise ConfigError(f"train.{error}") from error
-    return net.train()
 
 
 def open_source(config: DataConfig, part: str) -> Source:
@@ -47,18 +19,30 @@ def open_source(config: DataConfig, part: str) -> Source:
         return ScenesDataset(config.scenes_val, config.scenes_size, seed=1)
     assert config.root is not None
     if part == "train":
-        return FolderDataset(
-            config.root, config.train_split, cache=config.cache, labels=config.labels, ignore=config.ignore
-        )
-    # The training split says how many classes there are; the validation split need not show them all.
-    train = FolderDataset(config.root, config.train_split, cache=False, labels=config.labels, ignore=config.ignore)
-    classes = len(train.class_names)
-    return FolderDataset(config.root, config.val_split, classes, config.cache, config.labels, config.ignore)
+        found = _labelled(config, config.train_split, None, config.cache)
+    else:
+        # Where nothing else does, the training split says how many classes there are; that of validation need not show
+        # them all.
+        classes = known_classes(config.root, config.val_split, config.labels, config.ignore)
+        if classes is None:
+            classes = len(_labelled(config, config.train_split, None, False).class_names)
+        found = _labelled(config, config.val_split, classes, config.cache)
+    if not found.labelled:
+        raise ConfigError(f"data.{part}_split: wanted a split with labels, got {found.split} of {found.root}")
+    return found
+
+
+def _labelled(config: DataConfig, split: str, classes: int | None, cache: bool | None) -> FolderDataset:
+    assert config.root is not None
+    window, kind = config.shard_window, config.kind
+    return open_dataset(
+        config.root, split, classes, cache, config.labels, config.ignore, window, kind, config.channels, config.range
+    )
 
 
 def normalisation(config: DataConfig) -> Normalise:
     """How images become the network's input."""
-    return Normalise(config.mean, config.std, config.order)
+    return Normalise.of(config.channels, config.mean, config.std, config.order, config.range)
 
 
 def augmentation(config: DataConfig) -> Augmentation:

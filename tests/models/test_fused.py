@@ -21,7 +21,8 @@ def step(net: DynamicNetwork, ops: str, bf16: bool = False) -> tuple[dict[str, T
     """One forward and backward of a copy: the losses, and gradients and buffers by name."""
     net = copy.deepcopy(net).use_ops(ops)
     weight = next(net.parameters())
-    images = random_images(3, 96, 64).to(weight.dtype).contiguous(memory_format=torch.channels_last)
+    images = random_images(3, 96, 64, channels=net.config.in_channels).to(weight.dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 5, (3, 96, 64), generator=torch.Generator().manual_seed(1))
     torch.manual_seed(2)  # the drop path's
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -34,9 +35,12 @@ def step(net: DynamicNetwork, ops: str, bf16: bool = False) -> tuple[dict[str, T
 @needs_library
 @pytest.mark.parametrize(
     "config",
-    [{}, {"layers": 5, "channels": 24}, {"small_gate": True}, {"drop_prob": 0.4}, {"cell": ("sepconv", "dilconv")}],
+    [
+        {}, {"layers": 5, "channels": 24}, {"small_gate": True}, {"drop_prob": 0.4}, {"cell": ("sepconv", "dilconv")},
+        {"in_channels": 1}, {"in_channels": 5},
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_step(config: dict[str, Any]) -> None:
     """In float64, where no ReLU's sign hangs on rounding: losses, every gradient, every running statistic."""
     net = random_network(**{"channels": 16, "layers": 4, **config}).train().double()

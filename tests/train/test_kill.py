@@ -22,7 +22,7 @@ from tests.support.runs import small
 
 OPTIONS = (
     "schedule.steps=6", "run.checkpoint_every=2", "evaluation.every=4", "run.keep_checkpoints=2", "data.scenes_val=1",
-    "evaluation.precise_bn_batches=1",
+    "evaluation.precise_bn_batches=1", "train.ema=0.9", "optimiser.accumulate=2",
 )  # fmt: skip
 RUNS, KILLS = 7, 4
 # One process imports; each attempt is a child of it, which kills itself before its nth change of the folder, if it gets

@@ -14,11 +14,14 @@ from dynroute.train import ConfigError, train
 from dynroute.train.checkpoint import Checkpoints
 from dynroute.train.config import ScheduleConfig
 from dynroute.train.optimiser import learning_rate
+from dynroute.train.resume import check_same
 from tests.support.runs import small
 
 
 def log_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    """Without alarms."""
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [record for record in records if "alarm" not in record]
 
 
 def test_a_longer_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,13 +77,13 @@ def test_what_may_change(tmp_path: Path) -> None:
 def test_a_run_that_ended_before_its_evaluation_goes_on_with_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dynroute.train import loop
+    from dynroute.train import finish
 
     def fails(*arguments: Any, **options: Any) -> Any:
         raise ValueError("an evaluation that fails")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", fails)
+        patch.setattr(finish, "evaluate", fails)
         with pytest.raises(ValueError, match="that fails"):
             train(small(tmp_path / "run"), quiet=True)
     train(small(tmp_path / "run", "evaluation.max_images=2"), resume=True, quiet=True)
@@ -91,10 +94,10 @@ def test_a_run_that_ended_before_its_evaluation_goes_on_with_another(
     ("override", "message"),
     [
         (
-            "optimiser.lr=0.1",
-            "another recipe than its beginning: keep 0.05, or begin another run in another run.folder",
+            "optimiser.batch=4",
+            "another recipe than its beginning: keep 2, or begin another run in another run.folder",
         ),
-        ("optimiser.batch=4", "another recipe"),
+        ("train.ema=0.9", "an average is of all steps, and one of another decay cannot be made of it: keep 0.0"),
         ("schedule.power=1", "another recipe"),
         ("schedule.warmup_steps=1", "another recipe"),
         ("budget.target=0.5", "another recipe"),
@@ -102,7 +105,6 @@ def test_a_run_that_ended_before_its_evaluation_goes_on_with_another(
         ("model.layers=5", "the checkpoint's weights are of another network: keep 4, or begin another run"),
         ("data.flip=false", "would see other images"),
         ("run.seed=1", "other numbers than its beginning: keep 0, or begin .*by model.init=.*run/model"),
-        ("run.bf16=true", "other numbers"),
     ],
 )
 def test_what_may_not_change(tmp_path_factory: pytest.TempPathFactory, override: str, message: str) -> None:
@@ -118,3 +120,22 @@ def test_what_may_not_change(tmp_path_factory: pytest.TempPathFactory, override:
         failed.value
     ).lower().replace("'", "")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_another_number_of_processes_or_parts(tmp_path: Path) -> None:
+    """What is said of it."""
+    saved = small(tmp_path, "optimiser.batch=4").to_dict()
+    state = {"step": 4, "config": saved, "processes": 2}
+
+    def said(processes: int, *overrides: str) -> list[str]:
+        return check_same(state, small(tmp_path, "optimiser.batch=4", *overrides), tmp_path / "a.pt", processes)
+
+    other = "BatchNorm and the budget see other samples together than before, so that the rest is another run"
+    assert said(2) == []
+    assert said(1) == ["1 process instead of 2: the same images and drop paths, added in another order"]
+    assert said(4)[0].startswith("4 processes instead of 2: ") and len(said(4)) == 1
+    assert said(2, "optimiser.accumulate=2") == ["optimiser.accumulate is 2 instead of 1 from step 4 on", other]
+    saved["train"]["sync_bn"] = False
+    assert said(1, "train.sync_bn=false")[1:] == [other] and said(2, "train.sync_bn=false") == []
+    saved["train"]["sync_bn"], saved["optimiser"]["accumulate"] = True, 2
+    assert said(1, "optimiser.accumulate=2")[1:] == [other]
