@@ -16,9 +16,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 TELL = "import os, torch; print(os.path.dirname(torch.__file__), torch.version.cuda or '', sep='\\n')"
 NO_TORCH = """
-dynroute: its kernels are built for the torch that is installed, and {python} has none. What to do:
-  pip install "torch>=2.10"
-  pip install --no-build-isolation .     # needs setuptools>=77, cmake>=3.24, ninja and pybind11 installed too
+dynroute: its kernels are built for the torch that is installed, and {python} has none.
+Install it first (pip install "torch>=2.10"), then run this command again.
 """
 
 

@@ -22,6 +22,8 @@ from dynroute.cost import space_macs
 from dynroute.measure import evaluate
 from dynroute.measure.bench import IMAGES, bench
 from dynroute.measure.opened import open_model
+from dynroute.measure.results import RouteTimes
+from dynroute.measure.verdict import pays
 from dynroute.train import load_config, train
 from dynroute.train.checkpoint import Checkpoints
 
@@ -97,10 +99,14 @@ def rows(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
         out.append(
             line(
                 f"realised share, batch {batch} (measured)",
-                lambda r, i=i: f"{r['timing']['results'][i]['realised_share']:.2f}",
+                lambda r, i=i: _realised(RouteTimes.from_json(r["timing"]["results"][i])),
             )
         )
     return out
+
+
+def _realised(row: RouteTimes) -> str:
+    return f"{row.realised_share:.2f}" if pays(row) else "-"
 
 
 def main() -> None:

@@ -222,15 +222,15 @@ def train(gpu: Gpu, quick: bool) -> Iterator[Document]:
         net = dynroute.create_model("dynamic_raw_l16", **settings)
         labels = torch.randint(0, net.config.num_classes, (n, h, w)).to(gpu.device)
         images = noise(gpu, n, h, w).contiguous(memory_format=torch.channels_last)
-        for bf16 in (False, True):
-            jobs = {ops: step_job(gpu, net, ops, images, labels, bf16, False) for ops in ("auto", "reference")}
+        for amp in (None, torch.bfloat16):
+            jobs = {ops: step_job(gpu, net, ops, images, labels, amp, False) for ops in ("auto", "reference")}
             peak = {name: gpu.memory(job) for name, job in jobs.items()}
             for ops in ("auto", "reference"):
-                jobs[f"{ops}_graph"] = step_job(gpu, net, ops, images, labels, bf16, True)
+                jobs[f"{ops}_graph"] = step_job(gpu, net, ops, images, labels, amp, True)
             # not in turns: a graph that another was replayed before has to be brought to the device again
             taken = {name: gpu.calls({name: job}, max(scale.rounds // 4, 3))[name] for name, job in jobs.items()}
             document["training"].append({
-                "shape": [n, 3, h, w], "autocast": "bfloat16" if bf16 else None,
+                "shape": [n, 3, h, w], "autocast": "bfloat16" if amp else None,
                 "ms": {name: summary(values, gpu.kind) for name, values in taken.items()},
                 "peak_bytes": {name: {"kind": gpu.kind, "value": value} for name, value in peak.items()},
             })  # fmt: skip
@@ -270,13 +270,13 @@ def triton(gpu: Gpu, quick: bool) -> Iterator[Document]:
     net = dynroute.create_model("dynamic_raw_l16", num_classes=CLASSES)
     labels = torch.randint(0, CLASSES, (n, h, w)).to(gpu.device)
     images = noise(gpu, n, h, w).contiguous(memory_format=torch.channels_last)
-    for bf16 in (False, True):
+    for amp in (None, torch.bfloat16):
         taken = {
-            ops: gpu.calls({ops: step_job(gpu, net, ops, images, labels, bf16, True)}, 5)[ops]
+            ops: gpu.calls({ops: step_job(gpu, net, ops, images, labels, amp, True)}, 5)[ops]
             for ops in ("triton", "auto", "reference")
         }
         document["training"].append({
-            "shape": [n, 3, h, w], "autocast": "bfloat16" if bf16 else None,
+            "shape": [n, 3, h, w], "autocast": "bfloat16" if amp else None,
             "ms": {name: summary(values, gpu.kind) for name, values in taken.items()},
         })  # fmt: skip
         yield document
@@ -288,15 +288,15 @@ def _by_triton(run: Any, x: Tensor, *_: Any) -> Callable[[Tensor], Tensor]:
 
 
 def step_job(
-    gpu: Gpu, net: DynamicNetwork, ops: str, images: Tensor, labels: Tensor, bf16: bool, recorded: bool
+    gpu: Gpu, net: DynamicNetwork, ops: str, images: Tensor, labels: Tensor, amp: torch.dtype | None, recorded: bool
 ) -> Callable[[], object]:
     """A training step of a copy of the network on these operators, that moves no weight."""
     own: Any = copy.deepcopy(net).to(gpu.device).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     own.use_ops(ops)
     optimiser = make_optimiser(own, OptimiserConfig(lr=0.0))
     if recorded and gpu.device == "cuda":
-        return partial(RecordedStep(own, optimiser, None, 10.0, bf16), images, labels, 0.5)
-    return partial(train_step, own, optimiser, images, labels, 0.5, None, 10.0, bf16)
+        return partial(RecordedStep(own, optimiser, None, 10.0, amp), images, labels, 0.5)
+    return partial(train_step, own, optimiser, images, labels, 0.5, None, 10.0, amp)
 
 
 def compiled(gpu: Gpu, quick: bool) -> Iterator[Document]:

@@ -144,8 +144,8 @@ NETWORK = [
     *_below(
         CUDA + "kernels/",
         "aggregate_route.cu cell.cu cell.h cell_stage.cuh init_call.cu init_call.h merge.cu merge.h path_item.cuh "
-        "predictor.cu predictor.h stage_paths.cu stage_paths.h stem_conv.cu stem_conv.h stem_stages.cu stem_stages.h "
-        "tile_scheduler.cuh upsample.cu upsample.h",
+        "predictor.cu predictor.h stage_paths.cu stage_paths.h stem_conv.cu stem_conv.h stem_planes.cu "
+        "stem_planes.h stem_stages.cu stem_stages.h tile_scheduler.cuh upsample.cu upsample.h",
     ),
     "csrc/bindings/network_checks.h",
 ]

@@ -59,7 +59,7 @@ def step_of(
     labels: torch.Tensor,
     name: str,
     compiles: bool = False,
-    bf16: bool = False,
+    amp: torch.dtype | None = None,
 ) -> tuple[DynamicNetwork, Callable[[], Losses]]:
     """A copy of the network that trains as `name` says, and its step."""
     layout = LAYOUTS.get(name, torch.channels_last)
@@ -71,15 +71,15 @@ def step_of(
 
     def job() -> Losses:
         with torch.inference_mode(False), torch.enable_grad():
-            return train_step(run, optimiser, given, labels, 0.5, budget, 10.0, bf16)
+            return train_step(run, optimiser, given, labels, 0.5, budget, 10.0, amp)
 
     return own, job
 
 
-def memory_of(shape: dict[str, Any], name: str, threads: int, bf16: bool = False) -> tuple[int, int]:
+def memory_of(shape: dict[str, Any], name: str, threads: int, amp: torch.dtype | None = None) -> tuple[int, int]:
     """Bytes kept for the backward, and at most."""
     torch.set_num_threads(threads)
-    own, job = step_of(*make(**shape), name, bf16=bf16)
+    own, job = step_of(*make(**shape), name, amp=amp)
     job()
     return saved_bytes(job, own), peak(allocations(job))
 
@@ -155,14 +155,14 @@ def under_autocast(settings: Settings, n: int, c: int, h: int, w: int, layers: i
     with torch.inference_mode(False), torch.enable_grad():
         jobs: dict[str, Callable[[], Losses]] = {}
         facts: dict[str, Any] = {}
-        parts, lowered = make(**shape), {OURS: True, FLOAT32: False}
-        for name, bf16 in lowered.items():
-            _, jobs[name] = step_of(*parts, OURS, bf16=bf16)
+        parts, lowered = make(**shape), {OURS: torch.bfloat16, FLOAT32: None}
+        for name, amp in lowered.items():
+            _, jobs[name] = step_of(*parts, OURS, amp=amp)
             jobs[name]()
         settle()
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            for name, bf16 in lowered.items():
-                run = pool.submit(memory_of, shape, OURS, torch.get_num_threads(), bf16)
+            for name, amp in lowered.items():
+                run = pool.submit(memory_of, shape, OURS, torch.get_num_threads(), amp)
                 facts[f"saved_bytes_{name}"], facts[f"peak_bytes_{name}"] = (
                     number("measured", v) for v in run.result()
                 )

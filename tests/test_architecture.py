@@ -15,7 +15,7 @@ from tests.support.sources import ROOT, Arrow, circle, imports_in, imports_of, i
 # From the ground up: a folder or root module imports only what stands before it.
 FLOORS = (
     "version", "provenance", "files", "space", "routes", "native", "cost", "ops", "models", "objective", "runtime",
-    "planner", "data", "measure", "train", "report", "cli", "quickstart",
+    "planner", "data", "measure", "train", "report", "cli", "quickstart", "__main__",
 )  # fmt: skip
 # The same for folders of native code; folders side by side know nothing of one another.
 NATIVE_FLOORS = {
@@ -86,7 +86,7 @@ def test_no_circle_of_folders_or_modules() -> None:
         ("ops", r"dynroute\.(models|runtime|cost)\b"),  # an operator knows tensors, no networks
         ("cost", r"dynroute\.(?!space\b|cost\b)"),  # a cell's cost comes in as a number
         ("report", r"dynroute\.measure(\.(timing|bench|tuning)\b|$)"),  # it draws what others measured
-        ("(?!cli$|quickstart$).*", r"dynroute\.cli\b"),  # the command line is nobody's library
+        ("(?!cli$|quickstart$|__main__$).*", r"dynroute\.cli\b"),  # the command line is nobody's library
     ],
 )
 def test_what_a_folder_must_not_know(source: str, forbidden: str) -> None:

@@ -276,3 +276,17 @@ def test_launches_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "elsewhere", lambda kernel: Recorder())
     call_all(call)
     assert found == said_of_launches(1)
+
+
+def test_tests_that_documents_name_are_there() -> None:
+    named = {
+        (file, name)
+        for page in (ROOT / "docs").rglob("*.md")
+        for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+    }
+    missing = [
+        f"{file}::{name}"
+        for file, name in sorted(named)
+        if not (ROOT / file).is_file() or f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")
+    ]
+    assert named and not missing, missing

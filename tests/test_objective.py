@@ -25,6 +25,20 @@ def test_objective_leaves_budget_out_and_survives_an_ignored_batch() -> None:
         dynroute.objective(net, images, labels, progress=1.5)
 
 
+@pytest.mark.parametrize("ops", ["reference", pytest.param("cpu", marks=needs_library)])
+def test_the_mean_is_of_labelled_pixels(ops: str) -> None:
+    """Three quarters ignored: by hand, the mean of -log p of the others, not of all."""
+    net = random_network(channels=16, layers=4).train().use_ops(ops)
+    images, labels = random_images(2, 64, 64), torch.full((2, 64, 64), 255)
+    labels[:, ::2, ::2] = torch.randint(0, 5, (2, 32, 32), generator=torch.Generator().manual_seed(0))
+    losses = dynroute.objective(net, images, labels, progress=0.0)
+    log_p = losses.output.logits.detach().double().log_softmax(1)
+    kept = labels != 255
+    by_hand = -log_p.gather(1, labels.clamp(max=4)[:, None])[:, 0][kept].sum() / kept.sum()
+    assert kept.sum() == 2 * 32 * 32
+    assert losses["segmentation"].item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
 @needs_library
 def test_class_weights() -> None:
     net = random_network(channels=16).train().double()

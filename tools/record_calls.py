@@ -45,6 +45,7 @@ _CUT, _TILING = f"i{_DIVISOR}", f"4i{_DIVISOR * 3}"
 PARAMETERS = {
     "init_call": f"{_IO}QQi4x{_ROW}ii",
     "stem_conv": f"Q{_MATRIX}Q5i{_DIVISOR * 2}",
+    "stem_planes": f"Q{_MATRIX}Q6i{_DIVISOR * 3}",
     "stem_stages": f"5Q{_MATRIX * 2}5i{_DIVISOR * 2}",
     "sepconv": _SEPCONV,
     "cell": f"Q{_ROW}{_LEVEL * 4}8Q{_MATRIX * 8}3i",

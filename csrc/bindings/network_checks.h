@@ -25,6 +25,7 @@ inline NetworkConfig parse_config(const std::vector<int64_t>& config, const char
   require(parsed.cell_stacks >= 1 && parsed.cell_stacks <= kMaxCellStacks,
           what + "wanted 1 to " + std::to_string(kMaxCellStacks) + " cell_stacks, got " +
               std::to_string(parsed.cell_stacks));
+  require(parsed.in_channels >= 1, what + "wanted at least 1 of in_channels, got " + std::to_string(parsed.in_channels));
   return parsed;
 }
 

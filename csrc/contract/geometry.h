@@ -31,7 +31,7 @@ constexpr MapShape scale_shape(const NetworkConfig& config, int h, int w, int sc
 
 // The stem: a 3x3 convolution of stride 2 without padding, a depthwise stage of stride 1, and one of stride 2 that
 // makes the map of scale 0. What lies between has this shape.
-constexpr int kStemInputs = 27;  // 3x3 of 3 channels
+constexpr int stem_inputs(const NetworkConfig& config) { return 9 * config.in_channels; }  // of that convolution
 constexpr int stem_side(int side) { return (side - 3) / 2 + 1; }
 constexpr MapShape stem_shape(const NetworkConfig& config, int h, int w) {
   return {stem_side(h), stem_side(w), config.stem_width};

@@ -7,13 +7,14 @@
 
 namespace dynroute {
 
-constexpr int kImageChannels = 3, kMinLayers = kScales, kMaxCellStacks = 3;
+constexpr int kMinLayers = kScales, kMaxCellStacks = 3;
 struct NetworkConfig {
   int layers, channels, stem_width, num_classes;
   int activation;    // Activation
   int small_gate;    // 0 or 1
   int cell_stacks;   // 1 to kMaxCellStacks
   int bf16_storage;  // 0 or 1; CPU: maps and pointwise weights are kept in bfloat16, computed with in float
+  int in_channels;   // of the images
 };
 // The order in which a configuration passes through Python, as int[] (dynroute/native/contract.py, ConfigNumbers).
 using ConfigMember = int NetworkConfig::*;
@@ -26,6 +27,7 @@ constexpr ConfigField kConfigFields[] = {
     {"stem_width", &NetworkConfig::stem_width},   {"num_classes", &NetworkConfig::num_classes},
     {"activation", &NetworkConfig::activation},   {"small_gate", &NetworkConfig::small_gate},
     {"cell_stacks", &NetworkConfig::cell_stacks}, {"bf16_storage", &NetworkConfig::bf16_storage},
+    {"in_channels", &NetworkConfig::in_channels},
 };
 constexpr int kConfigSize = sizeof(kConfigFields) / sizeof(kConfigFields[0]);
 

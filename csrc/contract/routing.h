@@ -1,5 +1,6 @@
 // The rules of routing, for every device (SPEC, "Node"): what closes a node and a path, what a node hands on, and what
-// the nodes of the next row are made of. dynroute/space/routing.py says the same in Python.
+// the nodes of the next row are made of. NaN closes nothing: it goes on to the logits, where it is seen.
+// dynroute/space/routing.py says the same in Python.
 #pragma once
 #include "contract/space.h"
 
@@ -11,7 +12,7 @@ DYNROUTE_DEVICE_TOO constexpr bool is_closed(const T* alphas /* [3], 0 where no 
 }
 template <class T>
 DYNROUTE_DEVICE_TOO constexpr bool path_is_open(T alpha) {
-  return alpha > T(kThreshold);
+  return !(alpha <= T(kThreshold));
 }
 
 // What its alphas make of a present node.

@@ -6,8 +6,10 @@ from the model, a runtime or a file, is priced the same way.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +27,8 @@ class CostTables:
         path: float64 [L+1,4,3] of the paths leaving each node; the last row's keep goes nowhere and is 0.
         gate: float64 [L+1,4]; row 0 is 0.  All 0 for fixed gates.
         stem, decoder: MFLOPs.
+        all_open: expected cost of the space with every alpha at 1: the default of the budget's C.
+        around: what no alpha changes: all gates, stem, decoder.
     """
 
     cell: Tensor
@@ -32,24 +36,14 @@ class CostTables:
     gate: Tensor
     stem: float
     decoder: float
+    all_open: float
+    around: float
 
     def to(self, device: torch.device) -> CostTables:
         """With the tables that price gates on `device`; the gates' own costs, which no alpha scales, stay."""
-        moved = replace(self, cell=self.cell.to(device), path=self.path.to(device))
-        vars(moved)["all_open"] = self.all_open  # found here, as a GPU would have to be waited for
-        return moved
+        return replace(self, cell=self.cell.to(device), path=self.path.to(device))
 
-    @cached_property
-    def all_open(self) -> float:
-        """Expected cost of the space with every alpha at 1: the default of the budget's C."""
-        return float(self.cell.sum() + self.path.sum())
-
-    @cached_property
-    def around(self) -> float:
-        """What no alpha changes: all gates, stem, decoder."""
-        return float(self.gate.sum()) + self.stem + self.decoder
-
-    @cached_property
+    @property
     def all_open_real(self) -> float:
         """Real cost with everything open."""
         return self.all_open + self.around
@@ -61,7 +55,8 @@ class CostTables:
 
     def open_cost(self, gates: Tensor) -> Tensor:
         """gates [N,L+1,4,3] -> [N]: the space's cost by indicators, [sum alpha > 1e-4] and [alpha > 1e-4]."""
-        cell_open = gates.sum(-1) > CLOSED_BELOW  # SPEC, "Real cost": open is above, not at, the threshold here
+        # SPEC, "Real cost": open is above, not at, the threshold here; NaN closes nothing
+        cell_open = ~(gates.sum(-1) <= CLOSED_BELOW)
         path_open = is_path_open(gates)
         cell, path = self.cell.to(gates.device), self.path.to(gates.device)
         return (cell_open * cell).sum((1, 2)) + (path_open * path).sum((1, 2, 3))
@@ -84,9 +79,9 @@ def relu_cost(channels: int, h: int, w: int) -> float:
     return float(channels * h * w)
 
 
-def _stem_cost(channels: int, width: int, h: int, w: int) -> float:
+def _stem_cost(in_channels: int, channels: int, width: int, h: int, w: int) -> float:
     h2, w2, h4, w4 = h // 2, w // 2, h // 4, w // 4
-    total = conv_cost(3, 3, width, 1, h, w, 2) + norm_cost(width, h2, w2) + relu_cost(width, h2, w2)
+    total = conv_cost(3, in_channels, width, 1, h, w, 2) + norm_cost(width, h2, w2) + relu_cost(width, h2, w2)
     for cout, stride, oh, ow in ((width, 1, h2, w2), (channels, 2, h4, w4)):
         total += conv_cost(3, width, width, width, h2, w2, stride) + conv_cost(1, width, cout, 1, oh, ow)
         total += norm_cost(cout, oh, ow) + relu_cost(cout, oh, ow)
@@ -105,7 +100,50 @@ def _decoder_cost(channels: int, num_classes: int, h: int, w: int, published: bo
     return total
 
 
+class _Macs(NamedTuple):
+    """Multiply-accumulates by [row][scale], of paths by [row][scale][path]: numbers, which are kept, as tensors made
+    under fake tensors or a tracer may not be."""
+
+    cell: list[list[float]]
+    path: list[list[list[float]]]
+    gate: list[list[float]]
+
+
 @lru_cache(maxsize=64)
+def _space_macs(
+    layers: int, channels: int, height: int, width: int, cell_macs: tuple[float, ...], small_gate: bool, fixed: bool
+) -> _Macs:
+    cells = [[0.0] * SCALES for _ in range(layers + 1)]
+    gates = [[0.0] * SCALES for _ in range(layers + 1)]
+    paths = [[[0.0] * 3 for _ in range(SCALES)] for _ in range(layers + 1)]
+    for nodes in build_space(layers):
+        for node in nodes:
+            r, s = node.row, node.scale
+            c, h, w = channels << s, height >> (s + 2), width >> (s + 2)
+            if r:
+                cells[r][s] = cell_macs[s]
+                if not fixed:
+                    gh, gw = (h // 4, w // 4) if small_gate else (h, w)
+                    mid = c // 2
+                    gates[r][s] = (
+                        conv_cost(1, c, mid, 1, gh, gw)
+                        + norm_cost(mid, gh, gw)
+                        + 2 * relu_cost(mid, gh, gw)  # ReLU and pool
+                        + mid * sum(node.paths)
+                    )
+            if node.paths[UP]:
+                paths[r][s][UP] = (
+                    relu_cost(c, h, w) + conv_cost(1, c, c // 2, 1, h, w) + norm_cost(c // 2, h, w)
+                ) + relu_cost(c // 2, h, w)
+            if node.paths[DOWN]:
+                paths[r][s][DOWN] = (
+                    relu_cost(c, h, w) + conv_cost(1, c, 2 * c, 1, h, w, 2) + norm_cost(2 * c, h // 2, w // 2)
+                ) + relu_cost(2 * c, h // 2, w // 2)
+            if r < layers:
+                paths[r][s][KEEP] = relu_cost(c, h, w)
+    return _Macs(cells, paths, gates)
+
+
 def cost_tables(
     layers: int,
     channels: int,
@@ -117,50 +155,35 @@ def cost_tables(
     small_gate: bool = False,
     fixed_gates: bool = False,
     stem_width: int = 64,
+    in_channels: int = 3,
     published_decoder: bool = False,
 ) -> CostTables:
     """Cost tables of a network at a padded input of height x width.
 
     Args:
         cell_macs: of a cell at each scale, 1/4 to 1/32, as the paper counts.
+        in_channels: of the images.
         published_decoder: count the decoder with its height for its width, as the published code does.
     """
-    cells = torch.zeros(layers + 1, SCALES, dtype=torch.float64)
-    gates = torch.zeros_like(cells)
-    paths = torch.zeros(layers + 1, SCALES, 3, dtype=torch.float64)
-    for nodes in build_space(layers):
-        for node in nodes:
-            r, s = node.row, node.scale
-            c, h, w = channels << s, height >> (s + 2), width >> (s + 2)
-            if r:
-                cells[r, s] = cell_macs[s]
-                if not fixed_gates:
-                    gh, gw = (h // 4, w // 4) if small_gate else (h, w)
-                    mid = c // 2
-                    gates[r, s] = (
-                        conv_cost(1, c, mid, 1, gh, gw)
-                        + norm_cost(mid, gh, gw)
-                        + 2 * relu_cost(mid, gh, gw)  # ReLU and pool
-                        + mid * sum(node.paths)
-                    )
-            if node.paths[UP]:
-                paths[r, s, UP] = (
-                    relu_cost(c, h, w) + conv_cost(1, c, c // 2, 1, h, w) + norm_cost(c // 2, h, w)
-                ) + relu_cost(c // 2, h, w)
-            if node.paths[DOWN]:
-                paths[r, s, DOWN] = (
-                    relu_cost(c, h, w) + conv_cost(1, c, 2 * c, 1, h, w, 2) + norm_cost(2 * c, h // 2, w // 2)
-                ) + relu_cost(2 * c, h // 2, w // 2)
-            if r < layers:
-                paths[r, s, KEEP] = relu_cost(c, h, w)
+    macs = _space_macs(layers, channels, height, width, cell_macs, small_gate, fixed_gates)
     million = 1e-6
+    stem = _stem_cost(in_channels, channels, stem_width, height, width) * million
+    decoder = _decoder_cost(channels, num_classes, height, width, published_decoder) * million
+    cell, path, gate = (torch.tensor(part, dtype=torch.float64, device="cpu") * million for part in macs)
+    space = [*_values(macs.cell), *(value for row in macs.path for value in _values(row))]
     return CostTables(
-        cells * million,
-        paths * million,
-        gates * million,
-        _stem_cost(channels, stem_width, height, width) * million,
-        _decoder_cost(channels, num_classes, height, width, published_decoder) * million,
+        cell,
+        path,
+        gate,
+        stem,
+        decoder,
+        all_open=math.fsum(space) * million,
+        around=math.fsum(_values(macs.gate)) * million + stem + decoder,
     )
+
+
+def _values(rows: list[list[float]]) -> list[float]:
+    return [value for row in rows for value in row]
 
 
 def space_macs(nodes: Tensor) -> Tensor:

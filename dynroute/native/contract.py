@@ -32,7 +32,8 @@ SAMPLE_PARTS = ("stem", "decoder", "halo")
 class ConfigNumbers(NamedTuple):
     """A network's configuration as it passes to native code, in this order.
 
-    `activation` is an index into ACTIVATIONS; `small_gate` and `bf16_storage` are 0 or 1; `cell_stacks` is 1 to 3.
+    `activation` is an index into ACTIVATIONS; `small_gate` and `bf16_storage` are 0 or 1; `cell_stacks` is 1 to 3;
+    `in_channels` are the images'.
     """
 
     layers: int
@@ -43,6 +44,7 @@ class ConfigNumbers(NamedTuple):
     small_gate: int
     cell_stacks: int
     bf16_storage: int
+    in_channels: int
 
 
 class SampleMacs(NamedTuple):

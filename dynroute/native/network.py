@@ -11,7 +11,7 @@ from dynroute.space.wiring import PATH_NAMES, SCALES
 
 
 def network_workspace(n: int, h: int, w: int, config: ConfigNumbers) -> int:
-    """Floats of workspace that `network_forward` needs for images [n, 3, h, w]."""
+    """Floats of workspace that `network_forward` needs for images [n, in_channels, h, w]."""
     return torch.ops.dynroute.network_workspace(n, h, w, list(config))
 
 
@@ -32,7 +32,7 @@ def network_forward(
     """Runs the network; closed cells and paths are not computed, for each sample by itself.
 
     Args:
-        images: float32 [N, 3, H, W], contiguous, H and W multiples of 32 (at least 128 with the small gate).
+        images: float32 [N, in_channels, H, W], contiguous, H and W multiples of 32 (at least 128 with the small gate).
         weights: float32, flat: packed weights (`dynroute.runtime.weights.layouts`) with BatchNorm folded in.
         table: int64 [table_rows(L), WeightField.TABLE_FIELDS]: offsets into weights, -1 where there is none.
         config: the network's, as numbers.

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.amp.autocast_mode import _cast
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from dynroute.ops import synchronise
 
@@ -101,13 +103,28 @@ def needs(ctx: Any) -> Sequence[Any]:
 
 
 def call(namespace: str, op: str, *args: Any) -> Any:
-    """`torch.ops.<namespace>.<op>(*args)`, with its derivative recorded."""
+    """`torch.ops.<namespace>.<op>(*args)`, with its derivative recorded.
+
+    Raises:
+        RuntimeError: an argument carries a tangent; what the operator refuses.
+    """
     if torch.compiler.is_compiling():
         return getattr(getattr(torch.ops, namespace), op)(*args)
+    if forward_ad._current_level >= 0:  # where tangents may be: torch would drop them in silence
+        _refuse_tangents(op, args)
     try:
         return _called(namespace, op, args)
     except RuntimeError as error:
         raise _cause(error) from None
+
+
+def _refuse_tangents(op: str, args: tuple) -> None:
+    for tensor in tree_leaves(args):
+        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                f"{op}: wanted tensors without tangents, got one with: only backend='reference' is differentiated "
+                "forward (torch.func.jvp, torch.autograd.forward_ad)"
+            )
 
 
 def _called(namespace: str, op: str, args: tuple) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, gradients, reference
-from dynroute.ops.registration import flop_formula, register
+from dynroute.ops.registration import flop_formula, register, taking_part
 
 
 def gate(
@@ -84,10 +84,10 @@ autograd.define("gate", _backward, _setup_context)
 
 
 @flop_formula("gate")
-def _(x, weight, scale, shift, fc_weight, fc_bias, activation, small, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    n, c, h, w = x
+def _(x, weight, scale, shift, fc_weight, fc_bias, activation, small, present) -> int:  # type: ignore[no-untyped-def]
+    n, c, h, w = x.shape
     pixels = (h // 4) * (w // 4) if small else h * w
-    return 2 * n * weight[0] * (pixels * c + fc_weight[0])
+    return 2 * taking_part(present, n) * weight.shape[0] * (pixels * c + fc_weight.shape[0])
 
 
 def _register() -> None:

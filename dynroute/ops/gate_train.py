@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flop_formula, flops_of, nhwc_empty, raw_type, register
+from dynroute.ops.registration import as_weights, flop_formula, nhwc_empty, raw_type, register
 from dynroute.space.wiring import KEEP
 
 
@@ -103,10 +103,10 @@ def _backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
 autograd.define("gate_train", _backward, _setup_context, maps=(0,))
 
 
-def _macs(x: Any, weight: Any, fc_weight: Any, small: bool) -> tuple[int, int]:
+def _macs(x: Tensor, weight: Tensor, fc_weight: Tensor, small: bool) -> tuple[int, int]:
     """Of the product over the map, and of the one behind the mean."""
-    (n, c, h, w), m = flops_of(x), flops_of(weight)[0]
-    return n * _side(h, small) * _side(w, small) * c * m, n * m * flops_of(fc_weight)[0]
+    (n, c, h, w), m = x.shape, weight.shape[0]
+    return n * _side(h, small) * _side(w, small) * c * m, n * m * fc_weight.shape[0]
 
 
 @flop_formula("gate_train")

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flop_formula, flops_of, nhwc_empty, raw_type, register
+from dynroute.ops.registration import as_weights, flop_formula, nhwc_empty, raw_type, register, taking_part
+from dynroute.space.routing import is_closed, is_path_open
+from dynroute.space.wiring import DOWN, UP
 
 
 class NodeOutput(NamedTuple):
@@ -135,24 +137,34 @@ def _backward(ctx: Any, grad_keep: Tensor | None, grad_up: Tensor | None, grad_d
 autograd.define("node_train", _backward, _setup_context, maps=(0,))
 
 
-def _macs(x: Any, depthwise: Any, up: Any, down: Any) -> tuple[int, int, int]:
+def _macs(
+    x: Tensor, alphas: Tensor, depthwise: Sequence[Tensor], up: Tensor | None, down: Tensor | None, skip: bool
+) -> tuple[int, int, int]:
     """Of all depthwise products, of the cell's pointwise ones, of the paths'."""
-    n, c, h, w = x
-    pixels, stages = n * h * w, len(depthwise)
-    paths = pixels * flops_of(up)[0] * c if up is not None else 0
-    paths += n * ((h + 1) // 2) * ((w + 1) // 2) * flops_of(down)[0] * c if down is not None else 0
+    n, c, h, w = x.shape
+    opened = ~is_closed(alphas) if skip else None
+
+    def on_path(path: int) -> int:
+        return taking_part(None if opened is None else opened & is_path_open(alphas[:, path]), n)
+
+    pixels, stages, paths = taking_part(opened, n) * h * w, len(depthwise), 0
+    if up is not None:
+        paths += on_path(UP) * h * w * up.shape[0] * c
+    if down is not None:
+        paths += on_path(DOWN) * ((h + 1) // 2) * ((w + 1) // 2) * down.shape[0] * c
     return pixels * 9 * c * stages, pixels * c * c * stages, paths
 
 
 @flop_formula("node_train")
-def _(x, alphas, depthwise, pointwise, up, down, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    return 2 * sum(_macs(x, depthwise, up, down))
+def _(x, alphas, depthwise, pointwise, up, down, *args) -> int:  # type: ignore[no-untyped-def]
+    return 2 * sum(_macs(x, alphas, depthwise, up, down, args[6]))
 
 
 @flop_formula("node_train_backward")
-def _(grad_keep, grad_up, grad_down, x, alphas, depthwise, pointwise, up, down, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
+def _(grad_keep, grad_up, grad_down, x, alphas, depthwise, pointwise, up, down, *args) -> int:  # type: ignore[no-untyped-def]
     _, wants_weights = args[-1]
-    taps, products, paths = _macs(x, depthwise, up if grad_up else None, down if grad_down else None)
+    up, down = up if grad_up is not None else None, down if grad_down is not None else None
+    taps, products, paths = _macs(x, alphas, depthwise, up, down, args[8])
     # a first stage's input gradient is made where x's or its depthwise weights' is wanted
     return 2 * ((1 + wants_weights) * (products + paths) + (1 + 2 * wants_weights) * taps)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch._utils import _unflatten_dense_tensors
 from torch.utils.flop_counter import register_flop_formula
 
@@ -16,7 +17,7 @@ _FORMULAS: dict[str, Callable[..., int]] = {}
 
 
 def flop_formula(op: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Says how many FLOPs an operator, or its backward, does; as `torch.utils.flop_counter.register_flop_formula`."""
+    """Says how many FLOPs an operator, or its backward, does, from its arguments."""
 
     def keep(formula: Callable[..., int]) -> Callable[..., int]:
         _FORMULAS[op] = formula
@@ -30,7 +31,28 @@ def register(namespace: str, op: str) -> None:
     autograd.register(namespace, op)
     for name in (op, f"{op}_backward"):
         if name in _FORMULAS:
-            register_flop_formula(getattr(getattr(torch.ops, namespace), name))(_FORMULAS[name])
+            packet = getattr(getattr(torch.ops, namespace), name)
+            register_flop_formula(packet, get_raw=True)(_counter(packet, _FORMULAS[name]))
+
+
+def _counter(packet: Any, formula: Callable[..., int]) -> Callable[..., int]:
+    arguments = packet.default._schema.arguments
+
+    def count(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        others = [kwargs.get(argument.name, argument.default_value) for argument in arguments[len(args) :]]
+        return formula(*args, *others)
+
+    return count
+
+
+def taking_part(mask: Tensor | None, n: int) -> int:
+    """How many of n samples a mask lets take part; all where there is none, and where nobody can know yet: of fake
+    tensors, and while a CUDA graph is recorded.  It waits for a GPU."""
+    if mask is None or isinstance(mask, FakeTensor) or mask.device.type == "meta":
+        return n
+    if mask.is_cuda and torch.cuda.is_current_stream_capturing():
+        return n
+    return int(mask.sum())
 
 
 def nhwc_empty(x: Tensor, shape: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:
@@ -41,11 +63,6 @@ def nhwc_empty(x: Tensor, shape: Sequence[Any], dtype: torch.dtype | None = None
 def raw_type(x: Tensor, narrow: bool) -> torch.dtype:
     """What the training operators keep raw outputs in."""
     return torch.bfloat16 if narrow else x.dtype
-
-
-def flops_of(shape: Any) -> Any:
-    """Shape of a tensor argument in a FLOP formula, which receives either shapes or tensors."""
-    return shape.shape if isinstance(shape, Tensor) else shape
 
 
 def as_weights(flat: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, gradients, reference
-from dynroute.ops.registration import flop_formula, flops_of, nhwc_empty, register
+from dynroute.ops.registration import flop_formula, nhwc_empty, register, taking_part
 
 
 def sepconv(
@@ -95,9 +95,9 @@ autograd.define("sepconv", _backward, _setup_context)
 
 @flop_formula("sepconv")
 def _(x, depthwise, pointwise, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    n, _, h, w = x
-    pixels = n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
-    return 2 * pixels * sum(p[1] * (9 + p[0]) for p in map(flops_of, pointwise))
+    n, _, h, w = x.shape
+    pixels = taking_part(open, n) * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
+    return 2 * pixels * sum(p.shape[1] * (9 + p.shape[0]) for p in pointwise)
 
 
 def _register() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flop_formula, flops_of, nhwc_empty, raw_type, register
+from dynroute.ops.registration import as_weights, flop_formula, nhwc_empty, raw_type, register, taking_part
 
 
 def sepconv_train(
@@ -105,23 +105,23 @@ def _backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
 autograd.define("sepconv_train", _backward, _setup_context, maps=(0,))
 
 
-def _macs(x: Any, pointwise: Any, stride: int) -> tuple[int, int]:
+def _macs(x: Tensor, pointwise: Sequence[Tensor], open: Tensor | None, stride: int) -> tuple[int, int]:
     """Of all depthwise and of all pointwise products."""
-    n, _, h, w = x
-    pixels = n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
-    shapes = [flops_of(weight) for weight in pointwise]
+    n, _, h, w = x.shape
+    pixels = taking_part(open, n) * ((h - 1) // stride + 1) * ((w - 1) // stride + 1)
+    shapes = [weight.shape for weight in pointwise]
     return pixels * sum(9 * shape[1] for shape in shapes), pixels * sum(shape[0] * shape[1] for shape in shapes)
 
 
 @flop_formula("sepconv_train")
 def _(x, depthwise, pointwise, gamma, beta, mean, var, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    return 2 * sum(_macs(x, pointwise, stride))
+    return 2 * sum(_macs(x, pointwise, open, stride))
 
 
 @flop_formula("sepconv_train_backward")
 def _(grad, x, depthwise, pointwise, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    stride, wanted = args[5], args[-1]
-    taps, products = _macs(x, pointwise, stride)
+    open, stride, wanted = args[4], args[5], args[-1]
+    taps, products = _macs(x, pointwise, open, stride)
     # depthwise outputs are made again for the products' weights
     return 2 * ((1 + wanted[2]) * products + (1 + wanted[1] + wanted[2]) * taps)
 

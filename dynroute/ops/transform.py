@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, gradients, reference
-from dynroute.ops.registration import flop_formula, nhwc_empty, register
+from dynroute.ops.registration import flop_formula, nhwc_empty, register, taking_part
 
 
 def transform(
@@ -62,9 +62,9 @@ autograd.define("transform", _backward, _setup_context)
 
 
 @flop_formula("transform")
-def _(x, weight, scale, shift, open, stride, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    n, c, h, w = x
-    return 2 * n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1) * c * weight[0]
+def _(x, weight, scale, shift, open, stride) -> int:  # type: ignore[no-untyped-def]
+    n, c, h, w = x.shape
+    return 2 * taking_part(open, n) * ((h - 1) // stride + 1) * ((w - 1) // stride + 1) * c * weight.shape[0]
 
 
 def _register() -> None:

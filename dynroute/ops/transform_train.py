@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynroute.native import library
 from dynroute.ops import autograd, backends, batchnorm, reference
-from dynroute.ops.registration import as_weights, flop_formula, flops_of, nhwc_empty, raw_type, register
+from dynroute.ops.registration import as_weights, flop_formula, nhwc_empty, raw_type, register, taking_part
 
 
 def transform_train(
@@ -90,19 +90,19 @@ def _backward(ctx: Any, grad: Tensor | None, *rest: Tensor | None) -> tuple:
 autograd.define("transform_train", _backward, _setup_context, maps=(0,))
 
 
-def _flops(x: Any, weight: Any, stride: int) -> int:
-    n, c, h, w = x
-    return 2 * n * ((h - 1) // stride + 1) * ((w - 1) // stride + 1) * c * flops_of(weight)[0]
+def _flops(x: Tensor, weight: Tensor, open: Tensor | None, stride: int) -> int:
+    n, c, h, w = x.shape
+    return 2 * taking_part(open, n) * ((h - 1) // stride + 1) * ((w - 1) // stride + 1) * c * weight.shape[0]
 
 
 @flop_formula("transform_train")
 def _(x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    return _flops(x, weight, args[5])
+    return _flops(x, weight, args[4], args[5])
 
 
 @flop_formula("transform_train_backward")
 def _(grad, x, weight, *args, **kwargs) -> int:  # type: ignore[no-untyped-def]
-    return sum(args[-1]) * _flops(x, weight, args[5])
+    return sum(args[-1]) * _flops(x, weight, args[4], args[5])
 
 
 def _register() -> None:

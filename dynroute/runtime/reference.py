@@ -54,9 +54,11 @@ def _fold(module: nn.Module, meter: list[int]) -> None:
 class ReferenceExecutor(Executor):
     """Runs each sample alone, as SPEC's per-sample meaning reads."""
 
+    _snapshot = ("net", "_meter")
+
     def __init__(self, net: DynamicNetwork) -> None:
         self._meter = [0]
-        self.net = copy.deepcopy(net).eval()
+        self.net = copy.deepcopy(net).to("cpu", torch.float32).eval()
         _fold(self.net, self._meter)
 
     def _count(self) -> int:
@@ -112,13 +114,13 @@ class ReferenceExecutor(Executor):
         counts[CELL] = self._count()
         out: list[Tensor | None] = [
             None,
-            h * alphas[KEEP] if alphas[KEEP] > CLOSED_BELOW else torch.zeros_like(h),
+            torch.zeros_like(h) if alphas[KEEP] <= CLOSED_BELOW else h * alphas[KEEP],
             None,
         ]
         for path, conv in ((UP, "up"), (DOWN, "down")):
             if not node.node.paths[path]:
                 continue
-            if alphas[path] > CLOSED_BELOW:
+            if not alphas[path] <= CLOSED_BELOW:  # NaN closes nothing
                 y = getattr(node, conv)(h)
                 out[path] = (upsample(y, 2) if path == UP else y) * alphas[path]
                 counts[PART_OF_PATH[path]] = self._count()

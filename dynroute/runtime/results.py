@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,13 +33,27 @@ class Executed:
 
 
 class Executor(ABC):
-    """Runs a network on images float32 [N,3,h,w], contiguous and padded; height and width are those of its output.
+    """Runs a network on images float32 [N,I,h,w], contiguous and padded; height and width are those of its output.
+
+    Copies and pickles have the same weights and settings, and memory, locks and graphs of their own: an executor's
+    `__getstate__` is what its `_begin` makes the rest from.
 
     Attributes:
         device: where images are wanted, and outputs will be.
     """
 
     device = torch.device("cpu")
+    _snapshot: tuple[str, ...] = ()  # names of the attributes that are the network's and its settings
+
+    def _begin(self) -> None:  # noqa: B027 (some have nothing of their own)
+        """Makes what belongs to this object alone."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._snapshot}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
     @abstractmethod
     def __call__(self, images: Tensor, gates: Tensor | None, height: int, width: int) -> Executed:

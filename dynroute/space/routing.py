@@ -13,13 +13,16 @@ from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, UP, path_exists
 
 
 def is_closed(alphas: Tensor) -> Tensor:
-    """alphas [...,3], 0 where no path is -> bool [...]: the sample's cell and paths are not computed."""
+    """alphas [...,3], 0 where no path is -> bool [...]: the sample's cell and paths are not computed.
+
+    NaN closes nothing, here and in `is_path_open`: it goes on to the logits, where it is seen.
+    """
     return alphas.sum(-1) < CLOSED_BELOW
 
 
 def is_path_open(alphas: Tensor) -> Tensor:
     """alphas, any shape -> bool of that shape; of an open node."""
-    return alphas > CLOSED_BELOW
+    return ~(alphas <= CLOSED_BELOW)
 
 
 def arrivals(is_open: Tensor, present: Tensor, exists: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from dynroute.space.kept import kept
+
 SCALES = 4
 UP, KEEP, DOWN = range(3)
 PATH_NAMES = ("up", "keep", "down")
@@ -86,11 +88,9 @@ def build_space(layers: int) -> tuple[tuple[Node, ...], ...]:
     return tuple(rows)
 
 
-@lru_cache(maxsize=64)
+@kept
 def path_exists(layers: int) -> Tensor:
     """bool [L+1,4,3]: does the path exist at all.  Callers must not write to it."""
-    exists = torch.zeros(layers + 1, SCALES, 3, dtype=torch.bool)
-    for row in build_space(layers):
-        for node in row:
-            exists[node.row, node.scale] = torch.tensor(node.paths)
-    return exists
+    none = (False, False, False)
+    rows = [[*(node.paths for node in row), *[none] * (SCALES - len(row))] for row in build_space(layers)]
+    return torch.tensor(rows, dtype=torch.bool, device="cpu")

@@ -30,6 +30,17 @@ def test_costs_are_at_the_padded_size() -> None:
     assert net.costs(100, 130).all_open == net.costs(128, 160).all_open
 
 
+@pytest.mark.parametrize("in_channels", [1, 3, 8])
+def test_stem_by_hand(in_channels: int) -> None:
+    """The paper's way: sizes halved, 2 for a normalised value, 1 for a ReLU; at 64x96, of width 16 to 8 channels."""
+    first = 32 * 48 * 16 * (9 * in_channels + 3)
+    second = 32 * 48 * (9 * 16 + 16 * 16 + 3 * 16)
+    third = 16 * 24 * (9 * 16 + 16 * 8 + 3 * 8)
+    costs = random_network(in_channels=in_channels).costs(64, 96)
+    assert costs.stem == pytest.approx((first + second + third) * 1e-6, rel=1e-12)
+    assert costs.all_open == random_network().costs(64, 96).all_open
+
+
 def test_last_keep_and_init_cell_are_not_in_the_space() -> None:
     costs = random_network().costs(64, 64)
     assert float(costs.path[-1, :, KEEP].sum()) == 0 and float(costs.cell[0].sum()) == 0

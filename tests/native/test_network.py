@@ -36,6 +36,7 @@ class Net:
     stacks: int = 2
     bias: float = 0.3
     seed: int = 0
+    in_channels: int = 3
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
@@ -59,7 +60,7 @@ class Net:
                 self.put(at, 16, (gates,), 1.0)
                 self.tensors[at, 16] += self.bias
         stem = (self.layers + 1) * 4
-        self.put_conv(stem, 0, (w, 3, 3, 3))
+        self.put_conv(stem, 0, (w, self.in_channels, 3, 3))
         self.put(stem, 2, (w, 1, 3, 3), 0.4)
         self.put_conv(stem, 3, (w, w, 1, 1))
         self.put(stem, 5, (w, 1, 3, 3), 0.4)
@@ -108,7 +109,7 @@ class Net:
         return result
 
     def plain(self, image: Tensor, forced: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """logits, alphas and executed (row, scale, [cell, up, keep, down]) of one image [1, 3, H, W]."""
+        """logits, alphas and executed (row, scale, [cell, up, keep, down]) of one image [1, in_channels, H, W]."""
         stem = (self.layers + 1) * 4
         x = self.conv(stem, 0, image, stride=2).relu()
         x = self.stage(stem, 2, x).relu()
@@ -163,7 +164,8 @@ class Net:
         parts, size = [], 0
         for (row, field), value in self.tensors.items():
             if value.dim() == 4:
-                value = packing.pack_depthwise(value) if value.shape[1] == 1 else packing.pack_weights(value)
+                depthwise = value.shape[1] == 1 and (row, field) != ((self.layers + 1) * 4, 0)
+                value = packing.pack_depthwise(value) if depthwise else packing.pack_weights(value)
             elif value.dim() == 1 and field != 16:
                 value = packing.pack_shift(value)
             value = value.flatten()
@@ -179,7 +181,7 @@ class Net:
     def config(self) -> ConfigNumbers:
         activation = ACTIVATIONS.index(self.activation)
         sizes = (self.layers, self.channels, self.stem_width, self.classes)
-        return ConfigNumbers(*sizes, activation, self.small_gate, self.stacks, 0)
+        return ConfigNumbers(*sizes, activation, self.small_gate, self.stacks, 0, self.in_channels)
 
     def native(self, images: Tensor, forced: Tensor | None = None, poison: set[int] | None = None, **crop: int):
         n, _, h, w = images.shape
@@ -188,8 +190,8 @@ class Net:
         return logits, *network.network_forward(images, *self.packed(poison), self.config, forced, workspace, logits)
 
 
-def images(n: int, h: int, w: int, seed: int = 1) -> Tensor:
-    return torch.randn(n, 3, h, w, generator=torch.Generator().manual_seed(seed))
+def images(n: int, h: int, w: int, seed: int = 1, channels: int = 3) -> Tensor:
+    return torch.randn(n, channels, h, w, generator=torch.Generator().manual_seed(seed))
 
 
 def random_gates(net: Net, n: int, closed: float, seed: int = 3) -> Tensor:
@@ -227,6 +229,12 @@ def test_stacks_and_sizes(stacks: int, h: int, w: int) -> None:
 
 def test_small_gate() -> None:
     compare(Net(small_gate=True, layers=4), images(2, 128, 160))
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 4, 7, 130])
+def test_images_of_any_number_of_channels(in_channels: int) -> None:
+    """Of more than 128 channels the stem's taps are gathered, of fewer read where they lie."""
+    compare(Net(layers=4, stem_width=24, in_channels=in_channels), images(2, 64, 96, channels=in_channels))
 
 
 def test_wide_stem_many_classes() -> None:
@@ -336,6 +344,10 @@ def test_errors() -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             network.network_forward(images(1, 32, 32), weights, table, net.config, None, workspace, wrong)
+    with pytest.raises(RuntimeError, match=r"images: wanted shape \[\*, 3, \*, \*\], got \[1, 4, 32, 32\]"):
+        network.network_forward(images(1, 32, 32, channels=4), weights, table, net.config, None, workspace, logits)
+    with pytest.raises(RuntimeError, match=r"config: wanted at least 1 of in_channels, got 0"):
+        network.network_workspace(1, 32, 32, net.config._replace(in_channels=0))
     with pytest.raises(RuntimeError, match=r"config: wanted 1 to 3 cell_stacks, got 4"):
         network.network_workspace(1, 32, 32, net.config._replace(cell_stacks=4))
 

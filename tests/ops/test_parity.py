@@ -114,6 +114,22 @@ def test_aggregate(c: int, h: int, w: int, sources: str) -> None:
     close(ops.aggregate(*args, backend="cpu"), ops.aggregate(*args, backend="reference"))
 
 
+@pytest.mark.parametrize("c, w", [(512, 40), (516, 36), (64, 260), (8, 2100)])
+def test_aggregate_in_blocks(c: int, w: int) -> None:
+    """Rows of several blocks of `up`, whose borders read a neighbour's column."""
+    args = cases.aggregate(1, c, 2, w, "u")
+    close(ops.aggregate(*args, backend="cpu"), ops.aggregate(*args, backend="reference"))
+
+
+@pytest.mark.parametrize("largest", [1e3, -1e3])
+def test_softmax_of_large_logits(largest: float) -> None:
+    *args, fc_bias = cases.gate(2, 8, 4, 4)
+    for bias in (fc_bias + largest, fc_bias + torch.tensor([largest, 0.0, -largest])):
+        alphas = ops.gate(*args, bias, "softmax", backend="cpu")
+        close(alphas, ops.gate(*args, bias, "softmax", backend="reference"))
+        torch.testing.assert_close(alphas.sum(1), torch.ones(2))
+
+
 @pytest.mark.parametrize("h, w", [(1, 1), (7, 5), (13, 9)])
 def test_aggregate_odd(h: int, w: int) -> None:
     args = cases.aggregate(3, 16, h, w, "dk")

@@ -9,8 +9,9 @@ import torch
 
 import dynroute
 from dynroute.native import library
+from dynroute.space.wiring import KEEP
 from tests.support.backends import BACKENDS
-from tests.support.networks import random_images, random_network
+from tests.support.networks import largest_error, random_images, random_network, same_bits
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -42,6 +43,22 @@ def test_empty_batch_and_any_layout(backend: str) -> None:
     assert torch.equal(run(wide[..., ::2]).logits, wanted)
 
 
+@pytest.mark.parametrize("backend, storage", [(b, torch.float32) for b in BACKENDS] + [("cpu", torch.bfloat16)])
+def test_absent_scales_leave_nothing_behind(backend: str, storage: torch.dtype) -> None:
+    """Maps of the call before lie where an absent node's would: the decoder must not read them."""
+    net = random_network(layers=4)
+    run, x = dynroute.optimize(net, backend, storage), random_images(2, 64, 64)
+    narrow = torch.zeros(5, 4, 3)
+    narrow[:, 0, KEEP] = 0.5
+    run(x)
+    run(x, run.all_open_gates())
+    after = run(x, narrow)
+    same_bits(after, dynroute.optimize(net, backend, storage)(x, narrow))
+    with torch.no_grad():
+        wanted = net(x, narrow).logits
+    assert largest_error(after.logits, wanted) <= (1e-5 if storage == torch.float32 else 2e-2)
+
+
 def test_choosing_a_backend() -> None:
     net = random_network()
     assert dynroute.optimize(net).backend == "cpu" and dynroute.optimize(net).reason
@@ -63,7 +80,7 @@ def test_input_errors(backend: str) -> None:
     run = dynroute.optimize(random_network(), backend)
     with pytest.raises(ValueError, match="images: wanted float32"):
         run(torch.zeros(1, 3, 32, 32, dtype=torch.float64))
-    with pytest.raises(ValueError, match="images: wanted"):
+    with pytest.raises(ValueError, match="images: wanted float32"):
         run(torch.zeros(1, 1, 32, 32))
     with pytest.raises(ValueError, match="gates: wanted"):
         run(torch.zeros(1, 3, 32, 32), gates=torch.zeros(1, 3, 4, 3))

@@ -16,7 +16,7 @@ from tests.support.networks import random_gates, random_images, random_network
 @pytest.mark.parametrize("config", SHAPES, ids=lambda c: "-".join(map(str, c.values())) or "default")
 def test_agrees_with_the_model(config: dict, backend: str) -> None:
     net = random_network(gate_shift=-0.3, **config)
-    x = random_images(3, 70, 97)
+    x = random_images(3, 70, 97, channels=net.config.in_channels)
     with torch.no_grad():
         wanted = net(x)
     got = dynroute.optimize(net, backend)(x)
@@ -74,13 +74,13 @@ def work_by_hand(net: DynamicNetwork, gates: torch.Tensor, h: int, w: int, force
 @pytest.mark.parametrize("config", SHAPES[:2] + SHAPES[5:], ids=lambda c: "-".join(map(str, c.values())) or "default")
 def test_executed_work_is_what_the_gates_say(config: dict, forced: bool, backend: str) -> None:
     net = random_network(gate_shift=-0.6, **config)
-    x = random_images(4, 128, 160)
+    x = random_images(4, 128, 160, channels=net.config.in_channels)
     gates = random_gates(net, 4, 0.5) if forced else None
     out = dynroute.optimize(net, backend)(x, gates)
     c = net.config
     for i in range(4):
         assert torch.equal(out.executed_nodes[i], work_by_hand(net, out.gates[i], 128, 160, forced))
-    stem = 63 * 79 * c.stem_width * (27 + 9 + c.stem_width) + 32 * 40 * c.stem_width * (9 + c.channels)
+    stem = 63 * 79 * c.stem_width * (9 * c.in_channels + 9 + c.stem_width) + 32 * 40 * c.stem_width * (9 + c.channels)
     decoder = 32 * 40 * c.channels * 9 * c.num_classes
     for s in range(4):
         decoder += (32 >> s) * (40 >> s) * (c.channels << s) * (c.channels << max(s - 1, 0))

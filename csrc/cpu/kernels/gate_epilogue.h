@@ -29,7 +29,7 @@ void finish_gate(const T* partials /* [bands][stride] */, int bands, int stride,
     largest = g == 0 ? alphas[g] : std::max(largest, alphas[g]);
   }
   for (int g = 0; g < gates; ++g) {
-    if (activation == Activation::kTanh) alphas[g] = std::max(T(0), std::tanh(alphas[g]));
+    if (activation == Activation::kTanh) alphas[g] = std::max(std::tanh(alphas[g]), T(0));  // NaN stays
     else if (activation == Activation::kSigmoid) alphas[g] = 1 / (1 + std::exp(-alphas[g]));
     else total += alphas[g] = std::exp(alphas[g] - largest);
   }

@@ -43,7 +43,9 @@ void gather(const SepconvJob<S>& job, const RowStage<S>& stage, int y, int x, in
     }
 }
 
-constexpr int kMaxTaps = 9 * 128;  // of a full convolution that is read in place
+// Of a full convolution that is read in place: taps, and how far apart they are, as products take 32-bit offsets.
+constexpr int kMaxTaps = 9 * 128;
+constexpr int64_t kMaxReach = int64_t(1) << 31;
 
 // The input rows of output row y.
 template <class S, class T>
@@ -104,13 +106,15 @@ void convolve(const SepconvJob<S>& job, const RowStage<S>& stage, const Pointwis
   const int end = x + count, y_in = y * stage.stride - stage.pad, taps = 9 * stage.c_in;
   const T* map = job.image;
   if constexpr (std::is_same_v<S, T>) map = map ? map : job.x;
-  if (!map || pixels.tiled() || taps > kMaxTaps || y_in < 0 || y_in + 3 > stage.h_in) return gathered(x, end);
+  const int64_t plane = int64_t(stage.h_in) * stage.w_in;
+  const bool far = job.image && stage.c_in * plane > kMaxReach;
+  if (!map || pixels.tiled() || taps > kMaxTaps || far || y_in < 0 || y_in + 3 > stage.h_in) return gathered(x, end);
   const int begin = min(end, max(x, int(ceil_div(stage.pad, stage.stride))));
   const int last = (stage.w_in - 3 + stage.pad) / stage.stride;  // the last column whose taps are all inside
   const int stop = max(begin, min(end, last + 1));
   if (begin > x) gathered(x, begin);
   if (stop > begin) {
-    const int64_t plane = int64_t(stage.h_in) * stage.w_in, pixel = job.image ? 1 : stage.c_in;
+    const int64_t pixel = job.image ? 1 : stage.c_in;
     int offsets[kMaxTaps];
     for (int tap = 0; tap < 9; ++tap)
       for (int c = 0; c < stage.c_in; ++c)

@@ -23,7 +23,6 @@ namespace dynroute {
 namespace {
 
 static_assert(kMaxStages >= kMaxCellStacks, "a cell is one job");
-static_assert(kStemInputs == 9 * kImageChannels, "3x3 of an image");
 
 // What a node leaves to the next layer, for one sample.
 template <class S>
@@ -96,7 +95,7 @@ class Network {
 
   void stem() {
     const int table_row = stem_row(config_.layers);
-    const MapShape image = {args_.h, args_.w, kImageChannels}, between = stem_shape(config_, args_.h, args_.w);
+    const MapShape image = {args_.h, args_.w, config_.in_channels}, between = stem_shape(config_, args_.h, args_.w);
     for (int i = 0; i < args_.n; ++i) {
       SepconvJob<S> job = {};
       job.stages = 3;
@@ -370,7 +369,7 @@ void network_forward(const NetworkConfig& config, const NetworkSizes& sizes, con
     const int64_t nodes = node_index(first, rows, 0, 0);
     NetworkArgs group = args;
     group.n = std::min(sizes.together, args.n - first);
-    group.images += int64_t(first) * kImageChannels * args.h * args.w;
+    group.images += int64_t(first) * config.in_channels * args.h * args.w;
     if (group.gates) group.gates += nodes * kPaths;
     group.logits += int64_t(first) * config.num_classes * args.out_h * args.out_w;
     group.alphas += nodes * kPaths;

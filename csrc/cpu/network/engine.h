@@ -11,7 +11,7 @@ namespace dynroute {
 struct NetworkArgs {
   int n, h, w, out_h, out_w;
   // inputs
-  const float* images;   // [n, 3, h, w]
+  const float* images;   // [n, in_channels, h, w]
   const float* weights;  // flat, packed; pointwise panels in the storage's type
   const int64_t* table;  // [table_rows(layers), kTableFields]
   const float* gates;    // [n, layers + 1, kScales, kPaths] to force the alphas, or null

@@ -41,7 +41,7 @@ struct SampleMaps {
   }
 };
 
-// Of a call with images [n, 3, h, w]: made once, compared with the given workspace, and run with.
+// Of a call with images [n, in_channels, h, w]: made once, compared with the given workspace, and run with.
 struct NetworkSizes {
   int together;     // samples that go through the network at the same time; one group after the other
   SampleMaps maps;  // of each of them

@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_op(const Tensor& images, const Tensor
                                               Tensor workspace, Tensor logits) {
   const std::string op = "network_forward: ";
   const NetworkConfig parsed = parse_config(config, "network_forward");
-  check(op + "images", images, ScalarType::Float, {-1, kImageChannels, -1, -1});
+  check(op + "images", images, ScalarType::Float, {-1, parsed.in_channels, -1, -1});
   const int64_t n = images.size(0), h = images.size(2), w = images.size(3), rows = parsed.layers + 1;
   check_size("network_forward", parsed, h, w);
   check(op + "logits", logits, ScalarType::Float, {n, parsed.num_classes, -1, -1});

@@ -48,7 +48,7 @@ struct Shares {
       up[at] = alphas[kUp], down[at] = alphas[kDown];
       hidden[at] = closed && bridge == 0 ? T(0) : alphas[kKeep];
       const T sum = alphas[kUp] + alphas[kKeep] + alphas[kDown];
-      x[at] = bridge > 0 ? std::max(T(0), 1 - sum / bridge) : T(closed);
+      x[at] = bridge > 0 ? std::max(1 - sum / bridge, T(0)) : T(closed);
       passes |= x[at] != 0;
       if (up_open[at]) up_samples.push_back(i);
       if (down_open[at]) down_samples.push_back(i);

@@ -44,7 +44,7 @@ DYNROUTE_MMA_FROM(__half, "f16")
 DYNROUTE_MMA_FROM(__nv_bfloat16, "bf16")
 #undef DYNROUTE_MMA_FROM
 
-// pack_relu in half the instructions: negative zeros and NaN may differ from fmaxf's.
+// pack_relu in half the instructions: negative zeros may differ.
 template <class T>
 __device__ inline uint4 convert_relu(float (&values)[kVector<T>]) {
   if constexpr (kIsFloat<T>) {

@@ -32,17 +32,16 @@ __device__ inline void add_columns(const typename Tile::Accumulators& sums, unsi
   if (rows == (1u << Tile::kRows) - 1) {  // as nearly always
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
-      column[i] = fmaxf(Tile::value(sums, 0, i), 0);
+      column[i] = relu(Tile::value(sums, 0, i));
 #pragma unroll
-      for (int row = 1; row < Tile::kRows; ++row) column[i] += fmaxf(Tile::value(sums, row, i), 0);
+      for (int row = 1; row < Tile::kRows; ++row) column[i] += relu(Tile::value(sums, row, i));
     }
   } else {
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
       column[i] = 0;
 #pragma unroll
-      for (int row = 0; row < Tile::kRows; ++row)
-        column[i] += rows >> row & 1 ? fmaxf(Tile::value(sums, row, i), 0) : 0;
+      for (int row = 0; row < Tile::kRows; ++row) column[i] += rows >> row & 1 ? relu(Tile::value(sums, row, i)) : 0;
     }
   }
   int first = 0;  // of the columns that this lane keeps
@@ -111,7 +110,7 @@ __device__ inline void finish_gate(const Of& of, int tasks, int gates, int which
   const auto of_gate = [&](int g) { return __shfl_sync(~0u, value, g); };
   const Activation activation = Activation(which);
   if (activation == Activation::kTanh) {
-    value = fmaxf(0, tanhf(value));
+    value = relu(tanhf(value));
   } else if (activation == Activation::kSigmoid) {
     value = 1 / (1 + expf(-value));
   } else {

@@ -106,7 +106,7 @@ DYNROUTE_DEVICE_TOO constexpr Row row_at(const Row& first, int row, int n) {
 
 // Where a call's inputs and outputs are; itself in device memory, so that a captured graph serves every call.
 struct Io {
-  const float* images;   // [n, 3, h, w]
+  const float* images;   // [n, planes, h, w]
   const float* gates;    // [n, rows, 4, 3] forced alphas, or null
   float* logits;         // [n, classes, out_h, out_w], or null
   uint8_t* labels;       // [n, out_h, out_w] the class of the largest logit (the first of equal ones), or null
@@ -128,13 +128,23 @@ struct InitCallParams {
   int n, rows;
 };
 
-// stem_conv: 3x3, stride 2, no padding, images -> [n][h_out * w_out * width], ReLU.
+// stem_conv: 3x3, stride 2, no padding, images of 3 planes -> [n][h_out * w_out * width], ReLU.
 struct StemConvParams {
   const Io* io;
   Matrix weight;  // k = kStemInputs, index (ky * 3 + kx) * 3 + channel
   void* out;
   int n, h_in, w_in, h_out, w_out;
   Divisor across, down;  // tiles in a row of a map, and rows of tiles; by stem_conv_shape
+};
+
+// stem_planes: the same for images of any number of planes.
+struct StemPlanesParams {
+  const Io* io;
+  Matrix weight;  // k = 9 * planes, index (ky * 3 + kx) * planes + channel
+  void* out;
+  int n, h_in, w_in, h_out, w_out, planes;
+  Divisor of_tap;        // planes
+  Divisor across, down;  // tiles in a row of a map, and rows of tiles; all three by stem_planes_shape
 };
 
 // stem_stages: both stages of the stem, dw 3x3 (padding 1, stride 1, then 2) -> pointwise -> shift -> ReLU, in one

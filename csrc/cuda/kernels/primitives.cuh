@@ -58,20 +58,26 @@ __device__ inline uint4 pack(const float (&values)[kVector<T>]) {
   }
   return {words[0], words[1], words[2], words[3]};
 }
+// NaN stays NaN, as in torch; fmaxf would make 0 of it.
+__device__ inline float relu(float value) {
+  float made;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(made) : "f"(value));
+  return made;
+}
 template <class T>
 __device__ inline uint4 pack_relu(float (&values)[kVector<T>]) {
 #pragma unroll
-  for (float& value : values) value = fmaxf(value, 0);
+  for (float& value : values) value = relu(value);
   return pack<T>(values);
 }
 // ReLU of stored values, without widening them.
 template <class T>
 __device__ inline unsigned relu_word(unsigned word) {
   if constexpr (kIsFloat<T>) {
-    return __float_as_uint(fmaxf(__uint_as_float(word), 0));
+    return __float_as_uint(relu(__uint_as_float(word)));
   } else {
     using Pair = decltype(pair_of(T()));
-    const Pair pair = __hmax2(*reinterpret_cast<const Pair*>(&word), Pair{T(0.f), T(0.f)});
+    const Pair pair = __hmax2_nan(*reinterpret_cast<const Pair*>(&word), Pair{T(0.f), T(0.f)});
     return *reinterpret_cast<const unsigned*>(&pair);
   }
 }

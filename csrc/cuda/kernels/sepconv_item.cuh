@@ -225,7 +225,7 @@ __device__ inline void store_results(const typename Tile::Accumulators& sums, co
         }
         if (relu)
 #pragma unroll
-          for (float& value : values) value = fmaxf(value, 0);
+          for (float& value : values) value = dynroute::cuda::relu(value);
         store_global(static_cast<T*>(item.to) + own.offset(i, j), pack<T>(values));
       },
       thread);

@@ -14,7 +14,7 @@ DYNROUTE_DEVICE_TOO constexpr int stem_wide(int bytes) { return bytes == 4 ? 16 
 
 // The images under a tile and the next one, as floats [2][planes][5 rows][even columns, then odd ones, then a gap: two
 // rows are 16 banks apart where a warp has pixels of both].
-constexpr int kStemPlanes = kStemInputs / 9, kStemRows = 2 * kStemHigh + 1;
+constexpr int kStemPlanes = 3, kStemInputs = 9 * kStemPlanes, kStemRows = 2 * kStemHigh + 1;
 DYNROUTE_DEVICE_TOO constexpr int stem_columns(int bytes) { return 2 * stem_wide(bytes) + 1; }
 DYNROUTE_DEVICE_TOO constexpr int stem_image_row(int bytes) { return bytes == 4 ? 40 : stem_columns(bytes); }
 DYNROUTE_DEVICE_TOO constexpr int stem_image_bytes(int bytes) {

@@ -29,7 +29,7 @@ __device__ inline void apply_run(const TrainApplyJob& job, int n, const Run& at)
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         values[i] = fmaf(scale[i], values[i], shift[i]) + read[i];
-        if (job.relu) values[i] = fmaxf(values[i], 0);
+        if (job.relu) values[i] = relu(values[i]);
         values[i] *= weight;
       }
     }

@@ -53,7 +53,7 @@ __device__ inline void input_values(const TrainSource& source, const T* map, int
   }
   if (source.kind == kAsIs) return;
 #pragma unroll
-  for (float& value : values) value = fmaxf(value, 0);
+  for (float& value : values) value = relu(value);
   round_four<T>(values);
 }
 

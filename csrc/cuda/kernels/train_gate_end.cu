@@ -50,7 +50,7 @@ __device__ inline void train_gate_end(const TrainGateEndParams& p) {
     if (i < p.gates) value[i] = float(logits[i]), largest = fmaxf(largest, value[i]);
 #pragma unroll
   for (int i = 0; i < kPaths; ++i) {
-    if (activation == Activation::kTanh) value[i] = fmaxf(0, tanhf(value[i]));
+    if (activation == Activation::kTanh) value[i] = relu(tanhf(value[i]));
     else if (activation == Activation::kSigmoid) value[i] = 1 / (1 + expf(-value[i]));
     else value[i] = expf(value[i] - largest), total += i < p.gates ? value[i] : 0;
   }

@@ -52,7 +52,7 @@ __device__ inline void list_samples(const TrainPrepareParams& p) {
     if (is) {
       shares.up[sample] = alphas[kUp], shares.down[sample] = alphas[kDown];
       shares.hidden[sample] = closed && shares.bridge == 0 ? 0 : alphas[kKeep];
-      shares.x[sample] = shares.bridge > 0 ? fmaxf(0, 1 - sum / shares.bridge) : float(closed);
+      shares.x[sample] = shares.bridge > 0 ? relu(1 - sum / shares.bridge) : float(closed);
     }
     const auto takes = [&](int path) { return open && (!shares.skip || path_is_open(alphas[path])); };
     list_sample(p.open, open_count, open, sample, p.n);

@@ -19,7 +19,7 @@ void check_offsets(const std::string& op, const CallSpec& call) {
   const MapShape finest = scale_shape(call.config, call.h, call.w, 0);
   const int64_t pixels = int64_t(finest.h) * finest.w;
   const std::pair<const char*, int64_t> maps[] = {
-      {"the image", 3 * int64_t(call.h) * call.w},
+      {"the image", call.config.in_channels * int64_t(call.h) * call.w},
       {"the stem's maps", stem_shape(call.config, call.h, call.w).size()},
       {"the finest maps", finest.size()},  // no coarser one is larger
       {"the logits before upsampling", pixels * call.config.num_classes},

@@ -16,6 +16,7 @@ namespace dynroute::cuda {
 #define DYNROUTE_KERNELS(X)                       \
   X(init_call, InitCallParams)                    \
   X(stem_conv, StemConvParams)                    \
+  X(stem_planes, StemPlanesParams)                \
   X(stem_stages, StemStagesParams)                \
   X(sepconv, SepconvParams)                       \
   X(cell, CellParams)                             \

@@ -12,6 +12,7 @@
 #include "cuda/kernels/sepconv.h"
 #include "cuda/kernels/stage_paths.h"
 #include "cuda/kernels/stem_conv.h"
+#include "cuda/kernels/stem_planes.h"
 #include "cuda/kernels/stem_stages.h"
 #include "cuda/kernels/upsample.h"
 
@@ -182,12 +183,17 @@ class LaunchListBuilder {
     const int row = stem_row(call_.config.layers);
     const MapShape half = stem_shape_of(call_), out = shape_of(call_, 0);
     void *a = buffer<void>(kStemA), *b = buffer<void>(kStemB);
-    StemConvParams p = {};
-    p.io = io();
-    p.weight = matrix(row, kStemConv, kStemInputs, half.c);
-    p.out = a;
-    p.n = call_.n, p.h_in = call_.h, p.w_in = call_.w, p.h_out = half.h, p.w_out = half.w;
-    launch("stem_conv", stem_conv_shape, p, half.c);
+    const auto convolution = [&](const char* kernel, const auto& shape_of_launch, auto p) {
+      p.io = io();
+      p.weight = matrix(row, kStemConv, stem_inputs(call_.config), half.c);
+      p.out = a;
+      p.n = call_.n, p.h_in = call_.h, p.w_in = call_.w, p.h_out = half.h, p.w_out = half.w;
+      launch(kernel, shape_of_launch, p, half.c);
+    };
+    StemPlanesParams planes = {};
+    planes.planes = call_.config.in_channels;
+    if (call_.config.in_channels == kStemPlanes) convolution("stem_conv", stem_conv_shape, StemConvParams{});
+    else convolution("stem_planes", stem_planes_shape, planes);
 
     if (stem_is_fused(call_)) {
       StemStagesParams s = {};

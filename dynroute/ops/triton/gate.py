@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import check, nhwc, wrapped
-from dynroute.ops.triton.pieces import affine, product, weights
+from dynroute.ops.triton.pieces import affine, product, relu, weights
 
 ACTIVATIONS = ("tanh", "sigmoid", "softmax")
 
@@ -41,14 +41,14 @@ def pooled_tile(
         b = weights(weight, column, step, out_channels, channels)
         total = product(a.to(b.dtype), b, total, WIDE)
     total = affine(total, scale, shift, column, column < out_channels)
-    return tl.sum(tl.where((pixel < pixels)[:, None], tl.maximum(total, 0.0), 0.0), 0)
+    return tl.sum(tl.where((pixel < pixels)[:, None], relu(total), 0.0), 0)
 
 
 @triton.jit
 def activated(logits, there, ACTIVATION: tl.constexpr):
     """Alphas out of logits, of those that are there."""
     if ACTIVATION == "tanh":
-        value = tl.maximum(2.0 * tl.sigmoid(2.0 * logits) - 1.0, 0.0)
+        value = relu(2.0 * tl.sigmoid(2.0 * logits) - 1.0)
     elif ACTIVATION == "sigmoid":
         value = tl.sigmoid(logits)
     else:

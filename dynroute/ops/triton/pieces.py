@@ -24,6 +24,18 @@ def product(a, b, total, WIDE: tl.constexpr):
 
 
 @triton.jit
+def relu(value):
+    """NaN stays NaN, as in torch."""
+    return tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def is_path_open(alpha, CLOSED: tl.constexpr):
+    """bool, as alpha: NaN closes nothing."""
+    return tl.where(alpha <= CLOSED, 0, 1) != 0
+
+
+@triton.jit
 def inside_if(inside, number):
     """`inside` where a number is not 0, else nothing. Of what compares one number the interpreter makes no mask."""
     return inside & (tl.zeros_like(inside.to(tl.int32)) + tl.where(number == 0, 0, 1) != 0)

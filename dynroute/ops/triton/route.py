@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dynroute.ops.triton.launch import check, wrapped
-from dynroute.ops.triton.pieces import inside_if
+from dynroute.ops.triton.pieces import inside_if, is_path_open
 from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, UP
 
 SCALES, PATHS = 4, 3
@@ -28,13 +28,13 @@ def path_alpha(alphas, present, exists, sample, there, scale, PATH: tl.constexpr
 
 @triton.jit
 def is_open_node(alphas, present, exists, sample, there, scale, CLOSED: tl.constexpr):
-    """Whether a node is present and its alphas sum to the threshold."""
+    """Whether a node is present and its alphas do not sum to less than the threshold."""
     total = path_alpha(alphas, present, exists, sample, there, scale, 0)
     total += path_alpha(alphas, present, exists, sample, there, scale, 1)
     total += path_alpha(alphas, present, exists, sample, there, scale, 2)
     at = tl.minimum(tl.maximum(scale, 0), 3)
     is_node = tl.load(present + sample * 4 + at, there, 0) != 0
-    return inside_if(is_node, tl.where(scale == at, 1, 0)) & (tl.where(total >= CLOSED, 1, 0) != 0)
+    return inside_if(is_node, tl.where(scale == at, 1, 0)) & (tl.where(total < CLOSED, 0, 1) != 0)
 
 
 @triton.jit
@@ -74,9 +74,9 @@ def route_kernel(
         tl.store(masked + node * 3 + PATH_KEEP, keep, there)
         tl.store(masked + node * 3 + PATH_DOWN, down, there)
         opened = append(open_list + scale * n, opened, is_open, sample)
-        ups = append(lists + PATH_UP * n, ups, is_open & (up > CLOSED), sample)
-        keeps = append(lists + PATH_KEEP * n, keeps, is_open & (keep > CLOSED), sample)
-        downs = append(lists + PATH_DOWN * n, downs, is_open & (down > CLOSED), sample)
+        ups = append(lists + PATH_UP * n, ups, is_open & is_path_open(up, CLOSED), sample)
+        keeps = append(lists + PATH_KEEP * n, keeps, is_open & is_path_open(keep, CLOSED), sample)
+        downs = append(lists + PATH_DOWN * n, downs, is_open & is_path_open(down, CLOSED), sample)
         tl.store(closed + node, is_node & (is_open == 0), there)
         slot = tl.load(slots + node, there, 0)
         tl.store(next_slots + node, tl.where(is_open, 1 - slot, slot), there)

@@ -10,7 +10,7 @@ from torch import Tensor
 from dynroute.ops.registration import nhwc_empty
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import by_taps, check, nhwc, strided, wrapped
-from dynroute.ops.triton.pieces import affine, both, product, weights
+from dynroute.ops.triton.pieces import affine, both, product, relu, weights
 
 
 @triton.jit
@@ -70,7 +70,7 @@ def sepconv_kernel(
     if HAS_RESIDUAL:
         total = total + tl.load(residual + first + place, inside, 0.0).to(tl.float32)
     if RELU:
-        total = tl.maximum(total, 0.0)
+        total = relu(total)
     tl.store(out + first + place, total.to(out.dtype.element_ty), inside)
 
 

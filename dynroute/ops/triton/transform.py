@@ -10,7 +10,7 @@ from torch import Tensor
 from dynroute.ops.registration import nhwc_empty
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import check, nhwc, strided, wrapped
-from dynroute.ops.triton.pieces import affine, product, weights
+from dynroute.ops.triton.pieces import affine, product, relu, weights
 
 
 @triton.jit
@@ -27,8 +27,8 @@ def transform_tile(
         if WIDE:  # the interpreter compares bfloat16 by its bits
             a = a.to(tl.float32)
         b = weights(weight, column, step, out_channels, channels)
-        total = product(tl.maximum(a, 0.0).to(b.dtype), b, total, WIDE)
-    return tl.maximum(affine(total, scale, shift, column, column < out_channels), 0.0)
+        total = product(relu(a).to(b.dtype), b, total, WIDE)
+    return relu(affine(total, scale, shift, column, column < out_channels))
 
 
 @triton.jit

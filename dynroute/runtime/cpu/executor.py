@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from dynroute.models.network import DynamicNetwork
+from dynroute.native import library
 from dynroute.native.contract import SampleMacs
 from dynroute.native.network import network_buffer, network_forward, network_workspace
 from dynroute.runtime.cpu.outputs import OutputMemory
 from dynroute.runtime.cpu.tuning_file import load_tuning
+from dynroute.runtime.flops import tell_counters
 from dynroute.runtime.results import Executed, Executor
 from dynroute.runtime.weights.pack import CpuLayout, pack
 
@@ -19,8 +21,20 @@ from dynroute.runtime.weights.pack import CpuLayout, pack
 class CpuExecutor(Executor):
     """The native engine: one call runs the whole network.  Calls may overlap, each with a workspace of its own."""
 
+    _snapshot = ("packed", "in_tiles")
+
     def __init__(self, net: DynamicNetwork, storage: torch.dtype) -> None:
         self.packed = pack(net, CpuLayout(storage))
+        self.in_tiles = _in_tiles()
+        self._begin()
+
+    def _begin(self) -> None:
+        reason = library.why_not_loaded()
+        if reason is None and self.in_tiles != _in_tiles():
+            kinds = ("panels", "AMX tiles")
+            reason = f"its weights lie in {kinds[self.in_tiles]}, kernels here read {kinds[not self.in_tiles]}"
+        if reason is not None:
+            raise RuntimeError(f"a runtime made elsewhere cannot run here: {reason}; make it here, with optimize")
         load_tuning()  # what was measured on this machine, the first time
         self._outputs = OutputMemory()
         self._idle: list[Tensor] = []
@@ -38,7 +52,9 @@ class CpuExecutor(Executor):
         finally:
             with self._lock:
                 self._idle.append(workspace)
-        return Executed(logits, alphas, node_macs, SampleMacs(*sample_macs.unbind(1)))
+        samples = SampleMacs(*sample_macs.unbind(1))
+        tell_counters(node_macs, samples)
+        return Executed(logits, alphas, node_macs, samples)
 
     @property
     def workspace_bytes(self) -> int:
@@ -62,3 +78,8 @@ class CpuExecutor(Executor):
         if workspace is None or workspace.numel() < floats:
             workspace = network_buffer(floats)
         return workspace
+
+
+def _in_tiles() -> bool:
+    """Whether the kernels in use read weights in tiles, as far as they can."""
+    return bool(library.build_info()["isa"] == "amx")

@@ -26,6 +26,8 @@ class EmulatedExecutor(ListedExecutor):
         statistics: of the last call, per launch: the kernel's name and what the emulator returned.
     """
 
+    _snapshot = (*ListedExecutor._snapshot, "one_workspace", "options")
+
     def __init__(
         self,
         net: DynamicNetwork,
@@ -37,6 +39,9 @@ class EmulatedExecutor(ListedExecutor):
     ) -> None:
         super().__init__(net, storage, torch.device("cpu"), limits, fusion)
         self.one_workspace, self.options = one_workspace, {"arch": f"sm_{limits.capability}", **options}
+        self._begin()
+
+    def _begin(self) -> None:
         self.statistics: list[tuple[str, dict[str, Any]]] = []
 
     def _launch(self, launch_list: LaunchList, io: Io) -> None:

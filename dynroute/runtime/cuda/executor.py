@@ -37,9 +37,12 @@ class CudaExecutor(ListedExecutor):
 
     def __init__(self, net: DynamicNetwork, storage: torch.dtype, device: torch.device, fusion: str = "auto") -> None:
         super().__init__(net, storage, device, DeviceLimits.of(device), fusion)
+        self._begin()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._prepared: OrderedDict[tuple[int, ...], _Prepared] = OrderedDict()
-        self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
+        self._workspace = torch.empty(0, dtype=torch.uint8, device=self.device)
         self._streams: set[torch.cuda.Stream] = set()  # that the workspace has been used on
         self._stream: torch.cuda.Stream | None = None  # of the last call, and the moment it will have ended
         self._ended = torch.cuda.Event()

@@ -11,6 +11,7 @@ from torch import Tensor
 from dynroute.models.network import DynamicNetwork
 from dynroute.native.contract import SampleMacs
 from dynroute.runtime.cuda.launch_list import DeviceLimits, LaunchList
+from dynroute.runtime.flops import tell_counters
 from dynroute.runtime.results import Executed, Executor
 from dynroute.runtime.weights.pack import CudaLayout, pack
 from dynroute.space.wiring import SCALES
@@ -41,6 +42,8 @@ class ListedExecutor(Executor):
         limits: what kernels may use.
         fusion: one of `dynroute.runtime.cuda.launch_list.FUSIONS`.
     """
+
+    _snapshot: tuple[str, ...] = ("storage", "device", "limits", "fusion", "config", "table", "weights")
 
     def __init__(
         self, net: DynamicNetwork, storage: torch.dtype, device: torch.device, limits: DeviceLimits, fusion: str
@@ -80,6 +83,7 @@ class ListedExecutor(Executor):
         assert out is not None
         if n > 0:
             self._launch(self.launch_list(*images.shape[:1], *images.shape[2:], *out.shape[-2:]), io)
+            tell_counters(io.node_macs, SampleMacs(*io.sample_macs.unbind(1)))
         return io
 
     @abstractmethod

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from dynroute.ops.triton.aggregate import add_bilinear, add_source
-from dynroute.ops.triton.pieces import affine, count, product, weights
+from dynroute.ops.triton.pieces import affine, count, product, relu, weights
 from dynroute.runtime.triton.routed import handed_on, image_of
 
 
@@ -48,7 +48,7 @@ def conv_kernel(
         total = product(a.to(b.dtype), b, total, WIDE)
     total = affine(total, scale, shift, column, column < out_channels)
     if RELU:
-        total = tl.maximum(total, 0.0)
+        total = relu(total)
     to = out + sample * pixels * out_channels + (pixel[:, None] * to_pixel + column[None, :] * to_channel)
     tl.store(to, total.to(out.dtype.element_ty), (pixel < pixels)[:, None] & (column < out_channels)[None, :])
     count(macs + sample * counters + counter, pixels, 9 * channels * out_channels)
@@ -80,7 +80,7 @@ def merge_kernel(
             a = add_bilinear(a, small, pixel, step, inside, width, pixels, channels, one)
         b = weights(weight, column, step, out_channels, channels)
         total = product(a.to(b.dtype), b, total, WIDE)
-    total = tl.maximum(affine(total, scale, shift, column, column < out_channels), 0.0)
+    total = relu(affine(total, scale, shift, column, column < out_channels))
     to = out + sample * pixels * out_channels + (pixel[:, None] * out_channels + column[None, :])
     tl.store(to, total.to(out.dtype.element_ty), (pixel < pixels)[:, None] & (column < out_channels)[None, :])
     count(macs + sample * counters + counter, pixels, channels * out_channels)

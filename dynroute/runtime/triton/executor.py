@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dynroute.models.network import DynamicNetwork
 from dynroute.native.contract import NODE_PARTS, SAMPLE_PARTS, SampleMacs
+from dynroute.runtime.flops import tell_counters
 from dynroute.runtime.results import Executed, Executor
 from dynroute.runtime.triton.plan import Launch, Plan, gate_sums
 from dynroute.runtime.triton.weights import Weights
@@ -47,12 +48,18 @@ class TritonExecutor(Executor):
         ValueError: when called with more than 65,535 samples, or where a sample has a map of 2^31 values or more.
     """
 
+    _snapshot = ("config", "storage", "device", "_weights")
+
     def __init__(self, net: DynamicNetwork, storage: torch.dtype, device: torch.device) -> None:
         self.config, self.storage, self.device = net.config, storage, device
         with torch.inference_mode(False):
             self._weights = Weights(net, storage, device)
-            self._paths = path_exists(net.config.layers).to(device)
-            self._memory = torch.empty(0, dtype=torch.uint8, device=device)
+        self._begin()
+
+    def _begin(self) -> None:
+        with torch.inference_mode(False):
+            self._paths = path_exists(self.config.layers).to(self.device)
+            self._memory = torch.empty(0, dtype=torch.uint8, device=self.device)
         self._lock = threading.Lock()
         self._prepared: OrderedDict[tuple[int, ...], Prepared] = OrderedDict()
 
@@ -88,14 +95,16 @@ class TritonExecutor(Executor):
             return Executed(out, alphas, nodes, SampleMacs(*samples.unbind(1)))
         self._check_size(n, h, w)
         with self._lock:
-            return self._take_turn(images, gates, out)
+            done = self._take_turn(images, gates, out)
+        tell_counters(done.node_macs, done.sample_macs)
+        return done
 
     def _check_size(self, n: int, h: int, w: int) -> None:
         if n > MOST_SAMPLES:
             raise ValueError(f"images: wanted at most {MOST_SAMPLES} samples, got {n}")
         c, quarter = self.config, (h // 4) * (w // 4)
         half = stem_side(h) * stem_side(w)
-        largest = max(3 * h * w, half * c.stem_width, quarter * c.channels, quarter * c.num_classes)
+        largest = max(c.in_channels * h * w, half * c.stem_width, quarter * c.channels, quarter * c.num_classes)
         if largest >= MOST_VALUES:
             raise ValueError(f"images: wanted maps of fewer than 2^31 values a sample, got {largest} at {h}x{w}")
 

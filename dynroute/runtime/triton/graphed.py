@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynroute.models.network import DynamicNetwork
 from dynroute.runtime.recording import RECORDING
 from dynroute.runtime.results import Executed
 from dynroute.runtime.triton.executor import Prepared, TritonExecutor
@@ -30,8 +29,8 @@ class GraphedExecutor(TritonExecutor):
             compiled and loaded then, which cannot be recorded.
     """
 
-    def __init__(self, net: DynamicNetwork, storage: torch.dtype, device: torch.device) -> None:
-        super().__init__(net, storage, device)
+    def _begin(self) -> None:
+        super()._begin()
         self._compiled: set[tuple[int, ...]] = set()  # kinds of calls whose kernels are
         self._streams: set[torch.cuda.Stream] = set()  # that the workspace has been used on
         self._stream: torch.cuda.Stream | None = None  # of the last call, and the moment it will have ended

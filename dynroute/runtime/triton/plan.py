@@ -62,7 +62,7 @@ class Plan:
         self.middle += self._decoder()
 
     def first(self, images: Tensor) -> list[Launch]:
-        """Nothing is counted yet; the stem's first convolution of images [n, 3, h, w]."""
+        """Nothing is counted yet; the stem's first convolution of images [n, in_channels, h, w]."""
         nodes, samples = self.buffers["node_macs"], self.buffers["sample_macs"]
         begin = Launch(
             dense.begin_kernel, (triton.cdiv(nodes.numel(), PIXELS),),
@@ -252,7 +252,7 @@ def gate_tiles(config: NetworkConfig, h: int, w: int, scale: int, storage: Any) 
 
 
 def gate_sums(config: NetworkConfig, n: int, h: int, w: int, storage: Any) -> int:
-    """Values that the sums of a scale's gates take, of images [n, 3, h, w]."""
+    """Values that the sums of a scale's gates take, of images [n, in_channels, h, w]."""
     sizes = (
         n * gate_tiles(config, h >> s + 2, w >> s + 2, s, storage)[2] * (config.channels << s) // 2
         for s in range(SCALES)

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from dynroute.ops.triton.aggregate import add_bilinear, add_source
 from dynroute.ops.triton.gate import alphas_of, pooled_tile
-from dynroute.ops.triton.pieces import count
+from dynroute.ops.triton.pieces import count, is_path_open, relu
 from dynroute.ops.triton.sepconv import sepconv_tile
 from dynroute.ops.triton.transform import transform_tile
 
@@ -40,7 +40,7 @@ def handed_on(alphas, closed, sample, at, PATH: tl.constexpr, PATH_KEEP: tl.cons
     """The weight of what a node hands on by a path: its alpha; 0 where path or node is closed or absent; 1 of the X
     that a closed node keeps."""
     alpha = tl.load(alphas + (sample * 4 + at) * 3 + PATH)
-    open_weight = tl.where(alpha > CLOSED, alpha, 0.0)
+    open_weight = tl.where(is_path_open(alpha, CLOSED), alpha, 0.0)
     return tl.where(tl.load(closed + sample * 4 + at) != 0, 1.0 if PATH == PATH_KEEP else 0.0, open_weight)
 
 
@@ -146,7 +146,7 @@ def stage_kernel(
         own = residual + image_of(sample, slots, n, at, 1) * pixels * out_channels
         total = total + tl.load(own + of_image, inside, 0.0).to(tl.float32)
     to = out + image_of(sample, slots, n, at, TO) * pixels * out_channels
-    tl.store(to + of_image, tl.maximum(total, 0.0).to(out.dtype.element_ty), inside)
+    tl.store(to + of_image, relu(total).to(out.dtype.element_ty), inside)
     count(macs + sample * counters + counter, pixels, channels * (9 + out_channels))
 
 

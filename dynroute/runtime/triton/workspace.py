@@ -15,7 +15,7 @@ _FLOAT, _INT, _LONG, _BOOL = torch.float32, torch.int32, torch.int64, torch.bool
 
 
 class Workspace:
-    """The buffers for images [n, 3, h, w], where each lies, and how much memory they take.
+    """The buffers for images [n, in_channels, h, w], where each lies, and how much memory they take.
 
     Buffers, with rows = L + 1 (maps are channels_last; one at a scale has `size` values):
 

@@ -187,5 +187,6 @@ def pack(net: DynamicNetwork, layout: Layout) -> PackedNetwork:
         small_gate=int(c.small_gate),
         cell_stacks=CELL_STACKS[c.cell[0]],
         bf16_storage=int(layout.storage == torch.bfloat16),
+        in_channels=c.in_channels,
     )
     return PackedNetwork(packer.weights(), packer.table, config)

@@ -10,15 +10,24 @@ import torch
 from dynroute.native.contract import ConfigNumbers, WeightField, table_rows
 from dynroute.runtime.cuda.launch_list import DTYPES, FUSIONS, DeviceLimits, Launch, LaunchList, read_launches
 from tests.support.cuda.devices import A100, ADA, H100
-from tests.support.cuda.structs import SCALES, AggregateRouteParams, CellParams, InitCallParams, StagePathsParams
+from tests.support.cuda.structs import (
+    SCALES,
+    AggregateRouteParams,
+    CellParams,
+    InitCallParams,
+    StagePathsParams,
+    StemPlanesParams,
+)
 
 BASE = 1 << 40  # of pretended addresses
 
 
 def config(
-    layers: int = 16, channels: int = 64, classes: int = 19, activation: int = 0, stacks: int = 2
+    layers: int = 16, channels: int = 64, classes: int = 19, activation: int = 0, stacks: int = 2, planes: int = 3
 ) -> ConfigNumbers:
-    return ConfigNumbers(layers, channels, 64, classes, activation, small_gate=0, cell_stacks=stacks, bf16_storage=0)
+    return ConfigNumbers(
+        layers, channels, 64, classes, activation, small_gate=0, cell_stacks=stacks, bf16_storage=0, in_channels=planes
+    )
 
 
 def list_of(fusion: str, dtype: torch.dtype = torch.float16, device: DeviceLimits = A100, image=(1, 1024, 2048), **c):
@@ -190,19 +199,30 @@ def test_fixed_gates_have_no_sums() -> None:
     assert all(buffer.bytes == 0 for buffer in buffers if buffer.name.startswith("partials"))
 
 
+@pytest.mark.parametrize("planes", [1, 2, 4])
+def test_images_of_other_than_three_planes_have_a_kernel_of_their_own(planes: int) -> None:
+    found, usual = launches(list_of("auto", planes=planes)), launches(list_of("auto"))
+    assert [launch.kernel for launch in found] == [
+        "stem_planes" if launch.kernel == "stem_conv" else launch.kernel for launch in usual
+    ]
+    params = StemPlanesParams.from_buffer_copy(found[1].params)
+    assert (params.planes, params.of_tap.by, params.weight.k, params.weight.n) == (planes, planes, 9 * planes, 64)
+
+
 @pytest.mark.parametrize("classes", [1, 19])
-@pytest.mark.parametrize("channels", [8, 64, 136])
-def test_sizes_stop_where_offsets_would_overflow(channels: int, classes: int) -> None:
+@pytest.mark.parametrize("channels, planes", [(8, 3), (64, 3), (136, 3), (8, 40)])
+def test_sizes_stop_where_offsets_would_overflow(channels: int, planes: int, classes: int) -> None:
     """The largest map of a sample that a list is made for has less than 2^31 values, and the next size more."""
 
     def values(side: int) -> int:
-        maps = 3 * side**2, (side // 2 - 1) ** 2 * 64, (side // 4) ** 2 * channels, classes * side**2
+        maps = planes * side**2, (side // 2 - 1) ** 2 * 64, (side // 4) ** 2 * channels, classes * side**2
         return max(maps)
 
     largest = max(side for side in range(32, 1 << 15, 32) if values(side) < 1 << 31)
-    list_of("auto", image=(1, largest, largest), channels=channels, classes=classes).buffers()
+    sizes = {"channels": channels, "classes": classes, "planes": planes}
+    list_of("auto", image=(1, largest, largest), **sizes).buffers()
     with pytest.raises(RuntimeError, match=r"image: wanted at most 2147483647 values in .* of a sample, got \d+ for"):
-        list_of("auto", image=(1, largest + 32, largest + 32), channels=channels, classes=classes).buffers()
+        list_of("auto", image=(1, largest + 32, largest + 32), **sizes).buffers()
     list_of("auto", image=(8191, 2048, 2048)).buffers()
     with pytest.raises(RuntimeError, match="image: wanted at most 8191 samples of this size, got 8192"):
         list_of("auto", image=(8192, 2048, 2048)).buffers()

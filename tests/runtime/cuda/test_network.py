@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import shutil
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import dynroute
 from dynroute.runtime.cuda import emulator
@@ -16,6 +18,7 @@ from dynroute.runtime.cuda.launch_list import DTYPES, DeviceLimits
 from dynroute.runtime.executor import Runtime
 from tests.support.cuda.devices import A100, H100
 from tests.support.goldens import EVAL, check_eval, load
+from tests.support.nans import check_nan_stays
 from tests.support.networks import (
     check_batch_never_changes_a_sample,
     largest_error,
@@ -121,6 +124,8 @@ CONFIGS = [
     {"gate": "softmax", "stem_width": 8, "channels": 40},
     {"gate": "fixed", "num_classes": 21},
     {"small_gate": True, "channels": 64, "stem_width": 64},
+    {"in_channels": 1},
+    {"in_channels": 4, "stem_width": 72},
 ]
 
 
@@ -129,7 +134,8 @@ CONFIGS = [
 def test_every_kind_of_network(config: dict) -> None:
     net = random_network(gate_shift=-0.3, layers=4, **config)
     small = config.get("small_gate", False)
-    x = random_images(2, 33, 50) if not small else random_images(1, 128, 128)  # 33x50 is padded, and cropped again
+    n, h, w = (1, 128, 128) if small else (2, 33, 50)  # 33x50 is padded, and cropped again
+    x = random_images(n, h, w, channels=net.config.in_channels)
     check_against_cpu(emulated(net)(x), net, x)
 
 
@@ -213,3 +219,20 @@ def test_the_reason_when_there_is_no_emulator(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(shutil, "which", lambda tool: None)
     with pytest.raises(ValueError, match="backend 'cuda-emulated': nvcc was not found"):
         dynroute.optimize(random_network(), "cuda-emulated")
+
+
+@needs_emulator
+@pytest.mark.parametrize("way, storage", zip(WAYS, DTYPES), ids=str)
+def test_nan_stays(way: str, storage: torch.dtype) -> None:
+    net = random_network(layers=4, gate_shift=-0.3)
+    check_nan_stays(emulated(net, storage, **WAYS[way]), net, 2)
+
+
+@needs_emulator
+def test_copies_and_flops() -> None:
+    run, x = emulated(random_network(layers=4)), random_images(1, 32, 32)
+    with FlopCounterMode(display=False) as counter:
+        wanted = run(x)
+    assert counter.get_total_flops() == 2 * int(wanted.executed_macs.sum())
+    for other in (copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
+        same_bits(other(x), wanted)

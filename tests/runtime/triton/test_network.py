@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import dynroute
 from dynroute.models.network import DynamicNetwork
@@ -18,6 +20,7 @@ from dynroute.ops.triton.cuts import Cut
 from dynroute.ops.triton.launch import DTYPES
 from dynroute.runtime.executor import Runtime
 from tests.support.goldens import EVAL, check_eval, load
+from tests.support.nans import check_nan_stays
 from tests.support.networks import (
     BITS,
     check_batch_never_changes_a_sample,
@@ -92,11 +95,14 @@ def test_goldens(path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"gate": "softmax", "stem_width": 24, "num_classes": 21}, 1, (32, 32)),
         ({"gate": "fixed"}, 1, (32, 64)),
         ({"small_gate": True}, 1, (20, 128)),
+        ({"in_channels": 1}, 1, (32, 32)),
+        ({"in_channels": 6}, 2, (32, 50)),
     ],
     ids=str,
 )
 def test_every_kind_of_network(config: dict, n: int, size: tuple[int, int]) -> None:
-    check_against_reference(random_network(gate_shift=-0.3, layers=4, **config), random_images(n, *size))
+    net = random_network(gate_shift=-0.3, layers=4, **config)
+    check_against_reference(net, random_images(n, *size, channels=net.config.in_channels))
 
 
 def test_random_patterns() -> None:
@@ -215,3 +221,23 @@ def test_where_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match="backend 'triton': triton needs a GPU; TRITON_INTERPRET=1 runs it on the CPU"):
         run_of(net)
+
+
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16], ids=str)
+def test_nan_stays(storage: torch.dtype) -> None:
+    net = random_network(layers=4, gate_shift=-0.3)
+    check_nan_stays(run_of(net, storage), net, 2)
+
+
+def test_copies() -> None:
+    run, x = run_of(random_network(layers=4)), random_images(1, 32, 32).to(DEVICE)
+    wanted = run(x)
+    for other in (copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
+        same_bits(other(x), wanted)
+
+
+def test_flops_are_the_executed_ones() -> None:
+    run, x = run_of(random_network(layers=4)), random_images(2, 32, 32).to(DEVICE)
+    with FlopCounterMode(display=False) as counter:
+        out = run(x)
+    assert counter.get_total_flops() == 2 * int(out.executed_macs.sum())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import some, wrapped
-from dynroute.ops.triton.pieces import product, tile_of
+from dynroute.ops.triton.pieces import product, relu, tile_of
 from dynroute.ops.triton.train.norm import Tiles, reduce
 from dynroute.ops.triton.train.samples import Samples, how_many, nth
 from dynroute.ops.triton.train.source import Gradient, Norm, Source, affine_of, filtered, raw_gradient
@@ -42,7 +42,7 @@ def sums_kernel(
         if HAS_X:
             made = made + tl.load(x + at, inside, 0.0).to(tl.float32)
         if HAS_WEIGHT:
-            part = tl.sum(tl.sum(tl.where(inside, of * tl.maximum(made, 0.0), 0.0), 1), 0)
+            part = tl.sum(tl.sum(tl.where(inside, of * relu(made), 0.0), 1), 0)
             tl.store(dots + (sample * tiles + tile) * tl.num_programs(1) + tl.program_id(1), part)
             of = of * tl.load(weight + sample)
         of = tl.where(made > 0.0, of, 0.0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import some, wrapped
-from dynroute.ops.triton.pieces import product, tile_of, weights
+from dynroute.ops.triton.pieces import product, relu, tile_of, weights
 from dynroute.ops.triton.train.norm import Tiles
 from dynroute.ops.triton.train.samples import Samples, how_many, nth
 from dynroute.ops.triton.train.source import Norm, Source, affine_of, filtered
@@ -92,7 +92,7 @@ def apply_kernel(
     if HAS_X:
         value = value + tl.load(x + at, inside, 0.0).to(tl.float32)
     if RELU:
-        value = tl.maximum(value, 0.0)
+        value = relu(value)
     if HAS_WEIGHT:
         value = value * tl.load(weight + sample)
     tl.store(out + at, value.to(out.dtype.element_ty), inside)

@@ -10,7 +10,7 @@ from torch import Tensor
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.gate import ACTIVATIONS, activated
 from dynroute.ops.triton.launch import check, nhwc, wrapped
-from dynroute.ops.triton.pieces import tile_of
+from dynroute.ops.triton.pieces import relu, tile_of
 from dynroute.ops.triton.train import norm
 from dynroute.ops.triton.train.backward import outer, product_backward
 from dynroute.ops.triton.train.chain import Flat
@@ -37,7 +37,7 @@ def pool_kernel(
     made = tl.where(inside, value * scale[None, :] + shift[None, :], 0.0)
     passes = tl.where(made > 0.0, 1.0, 0.0)
     to = sums + (sample * tiles + tile) * 3 * channels + column
-    tl.store(to, tl.sum(tl.maximum(made, 0.0), 0), there)
+    tl.store(to, tl.sum(relu(made), 0), there)
     tl.store(to + channels, tl.sum(passes, 0), there)
     tl.store(to + 2 * channels, tl.sum(passes * (value - mean[None, :]), 0), there)
 

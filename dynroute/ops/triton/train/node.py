@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynroute.ops.triton import configs
 from dynroute.ops.triton.launch import check, nhwc, some, strided, wrapped
-from dynroute.ops.triton.pieces import inside_if, tile_of
+from dynroute.ops.triton.pieces import inside_if, relu, tile_of
 from dynroute.ops.triton.train import norm
 from dynroute.ops.triton.train.backward import outer, product_backward, sums
 from dynroute.ops.triton.train.chain import Chain, Flat, Wanted, backward_stages, check_chain, forward_stages
@@ -39,7 +39,7 @@ def keep_kernel(
         by = tl.load(factor + sample)
     read = tl.load(x + at, inside, 0.0).to(tl.float32)
     value = tl.load(raw + at, inside_if(inside, of_hidden), 0.0).to(tl.float32) * scale[None, :] + shift[None, :]
-    hidden = of_hidden * tl.maximum(read + by * value, 0.0)
+    hidden = of_hidden * relu(read + by * value)
     of_x = tl.load(x_weight + sample)
     kept = tl.where(inside_if(inside, of_x), of_x * read, 0.0) + tl.where(inside_if(inside, of_hidden), hidden, 0.0)
     tl.store(out + at, kept.to(out.dtype.element_ty), inside)
@@ -71,7 +71,7 @@ def hidden_kernel(
         by = tl.load(factor + sample)
     read = tl.load(x + at, inside, 0.0).to(tl.float32)
     value = tl.load(raw + at, opened, 0.0).to(tl.float32)
-    hidden = tl.maximum(read + by * (value * scale[None, :] + shift[None, :]), 0.0)
+    hidden = relu(read + by * (value * scale[None, :] + shift[None, :]))
     hidden = tl.where(opened, hidden, 0.0)
     of = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     place = (sample * tiles + tile) * tl.num_programs(1) + tl.program_id(1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynroute.ops.registration import nhwc_empty
 from dynroute.ops.triton.launch import some, wrapped
+from dynroute.ops.triton.pieces import is_path_open, relu
 from dynroute.ops.triton.route import append
 from dynroute.space.wiring import CLOSED_BELOW, DOWN, KEEP, UP
 
@@ -93,7 +94,7 @@ def node_kernel(
         of_x = tl.where(is_closed, 1.0, 0.0)
         of_hidden = tl.where(is_closed, 0.0, keep)
         if HAS_BRIDGE:
-            of_x = tl.maximum(1.0 - total / bridge, 0.0)
+            of_x = relu(1.0 - total / bridge)
             of_hidden = keep
         if SKIP:
             is_open = there & (is_closed == 0)
@@ -101,8 +102,8 @@ def node_kernel(
             place = opened + tl.cumsum(is_open.to(tl.int32), 0) - 1
             tl.store(slots + sample, tl.where(is_open, place, -1), there)
             opened = append(open + 1, opened, is_open, sample)
-            upped = append(ups + 1, upped, is_open & (tl.where(up > CLOSED, 1, 0) != 0), sample)
-            downed = append(downs + 1, downed, is_open & (tl.where(down > CLOSED, 1, 0) != 0), sample)
+            upped = append(ups + 1, upped, is_open & is_path_open(up, CLOSED), sample)
+            downed = append(downs + 1, downed, is_open & is_path_open(down, CLOSED), sample)
         tl.store(hidden_weight + sample, of_hidden, there)
         tl.store(x_weight + sample, of_x, there)
     if SKIP:

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dynroute.ops.triton.launch import nhwc, some
-from dynroute.ops.triton.pieces import both
+from dynroute.ops.triton.pieces import both, relu
 
 
 @triton.jit
@@ -30,11 +30,11 @@ def read(x, raw, at, row, inside, channels, scale, shift, by, KIND: tl.constexpr
     """
     if KIND == "normed":
         value = tl.load(raw + at, inside, 0.0).to(tl.float32) * scale[None, :] + shift[None, :]
-        value = tl.where(inside, tl.maximum(value, 0.0), 0.0)
+        value = tl.where(inside, relu(value), 0.0)
     elif KIND == "hidden":
         value = tl.load(raw + at, inside, 0.0).to(tl.float32) * scale[None, :] + shift[None, :]
         value = tl.load(x + at, inside, 0.0).to(tl.float32) + by * value
-        value = tl.where(inside, tl.maximum(value, 0.0), 0.0)
+        value = tl.where(inside, relu(value), 0.0)
     elif KIND == "quarter":
         value = tl.load(x + at, inside, 0.0).to(tl.float32) + tl.load(x + at + channels, inside, 0.0).to(tl.float32)
         below = tl.load(x + at + row, inside, 0.0).to(tl.float32)
@@ -42,7 +42,7 @@ def read(x, raw, at, row, inside, channels, scale, shift, by, KIND: tl.constexpr
     else:
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
         if KIND == "relu":
-            value = tl.maximum(value, 0.0)
+            value = relu(value)
     return value
 
 
