@@ -27,7 +27,7 @@ EXAMPLES = (
     "dynroute train runs/camvid/config.yaml --resume                # go on after an interruption",
     "dynroute train runs/camvid/config.yaml --resume --set schedule.steps=40000    # longer, also a finished one",
     "dynroute train camvid --set data.root=/data/camvid train.ema=0.999 run.amp=bfloat16",
-    "dynroute train camvid --set data.root=/data/camvid model.init=runs/cityscapes \"train.freeze=[stem, init]\"",
+    'dynroute train camvid --set data.root=/data/camvid model.init=runs/cityscapes "train.freeze=[stem, init]"',
     "torchrun --standalone --max-restarts=3 --nproc-per-node=4 -m dynroute train camvid --set data.root=/data/camvid",
     "torchrun --nnodes=2 --nproc-per-node=4 --max-restarts=3 --rdzv-backend=c10d --rdzv-endpoint=HOST1:29500 \\\n"
     "      -m dynroute train cityscapes_raw_l16 --set data.root=/data/cityscapes     # the same on both machines",
