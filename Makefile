@@ -37,7 +37,7 @@ lint: $(VENV)/.built
 	$(BIN)/mypy
 
 sanitize: $(VENV)/.installed
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/csrc/sanitize.py
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/csrc/sanitize.py $(SANITIZE)
 
 $(VENV)/.bench-installed: $(VENV)/.installed requirements-bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt

@@ -94,13 +94,14 @@ def instruction_sets(env: dict[str, str]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "sanitize", help="folder to build in")
+    parser.add_argument("--isa", help="this instruction set alone (default: each that runs here)")
     options, rest = parser.parse_known_args()
     folder = options.build.resolve()
     try:
         env = environment(build(folder), folder)
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         sys.exit(f"sanitize: the library was not built: {error}")
-    for i, isa in enumerate(instruction_sets(env)):
+    for i, isa in enumerate(isa for isa in instruction_sets(env) if options.isa in (None, isa)):
         print(f"sanitize: {isa}", flush=True)
         # --capture=sys leaves file descriptor 2 alone: a sanitizer writes there and ends the process
         command = [sys.executable, "-m", "pytest", "-x", "--durations=3", "--capture=sys", "-p", "no:cacheprovider"]

@@ -72,8 +72,11 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("something else")
 
 
-def test_signals() -> None:
+def test_signals(request: pytest.FixtureRequest) -> None:
     """SIGTERM asks, however often; so does the first Ctrl-C, and a second acts."""
+    # what a shell starts in the background is told to ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with interruptible() as asked:
         assert not asked()
         for _ in range(3):
