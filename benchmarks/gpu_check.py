@@ -109,7 +109,9 @@ class Run:
         for line in process.stdout:
             print(line, end="", flush=True)
             if line.strip():
-                lines.append(line.rstrip().replace(sysconfig.get_path("purelib") + os.sep, ""))
+                for folder in (sysconfig.get_path("purelib"), str(ROOT)):  # that only this machine has
+                    line = line.replace(folder + os.sep, "")
+                lines.append(line.rstrip())
         process.wait()
         timer.cancel()
         # without folders that only this machine has

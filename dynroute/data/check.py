@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dynroute.data.findings import Findings, SplitFindings
 from dynroute.data.images import read_image
 from dynroute.data.labels import Labels, judge
 from dynroute.data.layout import list_split
@@ -22,58 +23,33 @@ from dynroute.data.source import IGNORE, DataError, File
 
 
 @dataclass
-class SplitCheck:
-    """What a split holds.
+class SplitCheck(SplitFindings):
+    """What a split of images and masks holds.
 
     Attributes:
-        split: its name.
-        images, pairs: how many images there are, and how many of them have a mask.
-        sizes: how many images have each size, `WIDTHxHEIGHT`, from the fewest pixels to the most.
+        pairs: how many images have a mask.
         pixels: labelled pixels of each class, by its name.
         ignored: pixels that are ignored.
         outside: pixels of each stored value that is no class.
-        masks_without_image, hidden, others: what is passed over; others lie among the images and are none.
-        unreadable: files that cannot be read, each with its line.
-        refused: why a training would refuse the split, or learn something else than is meant; a line each.
-        said: what may not be meant; a line each.
+        masks_without_image: passed over.
     """
 
-    split: str
-    images: int = 0
     pairs: int = 0
-    sizes: dict[str, int] = field(default_factory=dict)
     pixels: dict[str, int] = field(default_factory=dict)
     ignored: int = 0
     outside: dict[int, int] = field(default_factory=dict)
     masks_without_image: list[str] = field(default_factory=list)
-    hidden: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
 
 
 @dataclass
-class DataCheck:
-    """What a data set holds: its classes, each split, and images that lie in two splits with the same bytes."""
+class DataCheck(Findings):
+    """What images and masks hold, and how they were read, as `FolderDataset` does."""
 
-    root: str
+    splits: list[SplitCheck]
     labels: Any
     ignore: int
-    class_names: list[str]
-    splits: list[SplitCheck]
-    duplicates: list[tuple[str, str]]
     channels: int = 3
     range: tuple[float, float] | None = None
-
-    @property
-    def faults(self) -> list[str]:
-        """All lines for which a training would refuse the data set or learn something else than is meant."""
-        return [line for split in self.splits for line in (*split.refused, *split.unreadable.values())]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "faults": self.faults}
 
 
 def check(
@@ -133,7 +109,8 @@ def check(
         for other, images in shared.items():
             found.said.append(f"{images[0]}: in {other} too; {len(images)} of the {listing.images} images are")
         checked.append(found)
-    return DataCheck(str(root), meanings[0].scheme, ignore, names or [], checked, duplicates, channels, value_range)
+    scheme = meanings[0].scheme
+    return DataCheck(str(root), names or [], checked, duplicates, scheme, ignore, channels, value_range)
 
 
 def _listed(split: str, listing: Listing) -> SplitCheck:
@@ -184,8 +161,7 @@ def _images(
         except (DataError, OSError) as error:
             found.unreadable[str(path)] = str(error)
         step()
-    by_area = sorted(sizes.items(), key=lambda item: (item[0][0] * item[0][1], item[0]))
-    found.sizes = {f"{width}x{height}": count for (width, height), count in by_area}
+    found.keep_sizes(sizes)
 
 
 def _weigh(found: SplitCheck, values: Tally, labels: Labels, names: Sequence[str]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from dynroute.data.findings import Findings, SplitFindings
 from dynroute.data.images import read_image
 from dynroute.data.parallel import in_threads
 from dynroute.data.sets.classes import TRAIN, ClassListing, list_classes
@@ -19,49 +19,18 @@ from dynroute.data.source import DataError
 
 
 @dataclass
-class ClassSplitCheck:
-    """What a split holds.
+class ClassSplitCheck(SplitFindings):
+    """What a split of folders of classes holds; `counts`: how many images of each class, by its name."""
 
-    Attributes:
-        split: its name.
-        images: how many there are.
-        counts: how many of each class, by its name.
-        sizes: how many images have each size, `WIDTHxHEIGHT`, from the fewest pixels to the most.
-        hidden, others: what is passed over; others are no images.
-        unreadable: files that cannot be read, each with its line.
-        refused: why a training would refuse the split; a line each.
-        said: what may not be meant; a line each.
-    """
-
-    split: str
-    images: int = 0
     counts: dict[str, int] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    hidden: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
 
 
 @dataclass
-class ClassCheck:
-    """What folders of classes hold: classes, splits, and images of the same bytes in two splits or in two classes."""
+class ClassCheck(Findings):
+    """What folders of classes hold; `two_classes`: images of the same bytes in two of them."""
 
-    root: str
-    class_names: list[str]
     splits: list[ClassSplitCheck]
-    duplicates: list[tuple[str, str]]
     two_classes: list[tuple[str, str]]
-
-    @property
-    def faults(self) -> list[str]:
-        """All lines for which a training would refuse the data set or fail in it."""
-        return [line for split in self.splits for line in (*split.refused, *split.unreadable.values())]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "faults": self.faults}
 
 
 def check_classes(
@@ -106,8 +75,7 @@ def check_classes(
                 found.duplicates.append(pair)
             if listings[place].label(first) != listing.label(index):
                 found.two_classes.append(pair)
-        by_area = sorted(sizes.items(), key=lambda item: (item[0][0] * item[0][1], item[0]))
-        checked.sizes = {f"{width}x{height}": count for (width, height), count in by_area}
+        checked.keep_sizes(sizes)
     return found
 
 

@@ -12,17 +12,9 @@ from PIL import Image
 from dynroute.cli import main
 from dynroute.data.labels import SCHEMES
 from dynroute.train import load_config
+from tests.support.commands import fails
 from tests.support.pictures import BANDS, exif, folders, write_bomb, write_pair
 from tests.support.runs import train_tiny
-
-
-def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """The one line of a command that must fail."""
-    capsys.readouterr()
-    assert main(list(args)) == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dynroute: error: ")]
-    assert len(lines) == 1
-    return lines[0].removeprefix("dynroute: error: ")
 
 
 def test_check_of_a_whole_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,16 +13,7 @@ from PIL import Image
 
 from dynroute import planner
 from dynroute.cli import main
-
-
-def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """Runs a command that must fail; returns its one line."""
-    capsys.readouterr()
-    assert main(list(args)) == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dynroute: error: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in lines[0]
-    return lines[0].removeprefix("dynroute: error: ")
+from tests.support.commands import fails
 
 
 def test_missing_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from dynroute.cli import main
 from dynroute.data.labels import CITYSCAPES, VOC2012
 from dynroute.data.voc import COLOURS
+from tests.support.commands import fails
 from tests.support.official import FRAME, IDS, SIZE, put_cityscapes, put_sbd, put_voc
 from tests.support.runs import train_tiny
 
@@ -42,15 +43,6 @@ def voc_run(voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tiny(
         tmp_path_factory.getbasetemp() / "voc_run", *STEPS, f"data.root={voc}", "data.train_split=train_aug"
     )
-
-
-def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """The one line of a command that must fail."""
-    capsys.readouterr()
-    assert main(list(args)) == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dynroute: error: ")]
-    assert len(lines) == 1
-    return lines[0].removeprefix("dynroute: error: ")
 
 
 def classes_of(model: Path, pictures: list[Path], out: Path) -> dict[str, np.ndarray]:

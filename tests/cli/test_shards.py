@@ -13,6 +13,7 @@ from PIL import Image
 from dynroute.cli import main
 from dynroute.data.shards import shard_images
 from dynroute.train import load_config
+from tests.support.commands import fails
 from tests.support.pictures import BANDS, write_pair
 from tests.support.runs import train_tiny
 from tests.support.shards import picture, png, write_shards, write_tar
@@ -28,15 +29,6 @@ def folder(tmp_path: Path) -> Path:
             write_pair(tmp_path / "data", LARGE, stem=f"p{k}", split=split, shade=100 * place + k)
     (tmp_path / "data/classes.txt").write_text("sky\nroad\ncar\n")
     return tmp_path / "data"
-
-
-def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    """The one line of a command that must fail."""
-    capsys.readouterr()
-    assert main(list(args)) == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dynroute: error: ")]
-    assert len(lines) == 1
-    return lines[0].removeprefix("dynroute: error: ")
 
 
 def test_pack_check_train_and_eval(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

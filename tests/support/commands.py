@@ -13,4 +13,5 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     assert main(list(args)) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dynroute: error: ")]
     assert len(lines) == 1
+    assert "Traceback" not in lines[0]
     return lines[0].removeprefix("dynroute: error: ")
